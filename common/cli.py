@@ -1,0 +1,56 @@
+"""The edge between a script and its caller: one line for an error, the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from common.errors import InputError, ProjectError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises InputError instead of printing its usage, and names the flag nearest to an unknown one."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+    def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """Parse, or raise InputError."""
+        known, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            flags = [name for action in self._actions for name in action.option_strings]
+            raise InputError(f"unknown argument {flag}{nearest(flag, flags)}; see --help")
+        return known
+
+
+def one_line(text: object) -> str:
+    """`text` with line breaks and control characters made visible, so that no name can fake a second line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text).strip().replace("\n", "; "))
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit: its return value, an error's own code with one line on stderr, or 130 when interrupted."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except ProjectError as error:
+        code = error.exit_code
+        sys.stderr.write(f"error: {one_line(error)}\n")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output left (`| head`)
+            sys.stdout = None  # type: ignore[assignment]
+            sys.exit(128 + signal.SIGPIPE)
+        code = 2
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {one_line(where)}{one_line(error.strerror or error)}; nothing half-written counts as done, run it again when mended\n")
+    except KeyboardInterrupt:
+        code = 130
+        sys.stderr.write("interrupted\n")
+    sys.exit(code)
