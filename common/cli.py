@@ -45,11 +45,12 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         sys.stderr.write(f"error: {one_line(error)}\n")
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output left (`| head`)
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             sys.exit(128 + signal.SIGPIPE)
         code = 2
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {one_line(where)}{one_line(error.strerror or error)}; nothing half-written counts as done, run it again when mended\n")
+        what = one_line(f"{where}{error.strerror or error}")
+        sys.stderr.write(f"error: {what}; nothing half-written counts as done: mend this and run it again\n")
     except KeyboardInterrupt:
         code = 130
         sys.stderr.write("interrupted\n")

@@ -1,0 +1,113 @@
+"""Every file name that the project reads or writes, on the head and on a node. Nobody else joins these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CODE_ROOT = Path(__file__).resolve().parent.parent
+
+BASE_JOBS = "base_training_jobs.json"
+FINETUNE_JOBS = "finetune_jobs.json"
+CLUSTER_CONFIG = "cluster_config.json"
+
+BASE_MODELS = "base_models"
+EXPERIMENTS = "experiments"
+SUPERSEDED = "superseded"
+RUNS = "runs"
+SPLITS = ("train", "val", "test")
+
+# The files of an experiment that are byte-identical between two runs of it; metrics.json, apart from its provenance, is as well.
+EXPERIMENT_FILES = ("best_model.pt", "losses.json", "config.json", "predictions.csv")
+EXPERIMENT_METRICS = "metrics.json"
+EXPERIMENT_LOG = "train.log"
+
+
+def split_file(participant: str, split: str) -> str:
+    """File name of one participant's split in a prepared data set."""
+    return f"{participant}_{split}.pt"
+
+
+def windows_file(participant: str, split: str) -> str:
+    """File name of the session and start second of each window."""
+    return f"{participant}_{split}_windows.csv"
+
+
+def experiment_name(fold: int, target: str) -> str:
+    """Folder name of one experiment below its prefix."""
+    return f"fold{fold}_{target}"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The names inside one project folder."""
+
+    root: Path
+
+    @classmethod
+    def here(cls) -> Paths:
+        """The project folder is the current working directory."""
+        return cls(Path.cwd())
+
+    @property
+    def base_models(self) -> Path:
+        """Published base models."""
+        return self.root / BASE_MODELS
+
+    @property
+    def experiments(self) -> Path:
+        """Published experiments."""
+        return self.root / EXPERIMENTS
+
+    @property
+    def superseded(self) -> Path:
+        """What was published once and is no longer current."""
+        return self.root / SUPERSEDED
+
+    @property
+    def runs(self) -> Path:
+        """Event logs and job logs, one folder a run."""
+        return self.root / RUNS
+
+    @property
+    def incoming(self) -> Path:
+        """Where copies from nodes land before they are verified."""
+        return self.root / "incoming"
+
+    @property
+    def orchestrator_lock(self) -> Path:
+        """Held by the one orchestrator of this project folder."""
+        return self.root / "locks" / "orchestrator.lock"
+
+    @property
+    def sha256_cache(self) -> Path:
+        """SHA-256 of data files by identity, so that unchanged files are read once."""
+        return self.root / "cache" / "sha256.json"
+
+    def base_weights(self, base_hash: str) -> Path:
+        """State dict of a base model."""
+        return self.base_models / f"{base_hash}.pt"
+
+    def base_metadata(self, base_hash: str) -> Path:
+        """What a base model is; its presence makes the model published."""
+        return self.base_models / f"{base_hash}_metadata.json"
+
+    def experiment(self, prefix: str, name: str) -> Path:
+        """Folder of one experiment."""
+        return self.experiments / prefix / name
+
+    def training_lock(self, key: str) -> Path:
+        """Lock of one training, by training key or experiment key."""
+        return self.root / "locks" / f"{key}.lock"
+
+    def checkpoint(self, key: str) -> Path:
+        """Checkpoint of one training that was cut short."""
+        return self.root / "checkpoints" / f"{key}.ckpt"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of one orchestrator run."""
+        return self.runs / run_id
+
+    def data(self, data_path: str) -> Path:
+        """A prepared data set."""
+        return self.root / data_path
