@@ -1,0 +1,319 @@
+"""Publish and open base models and experiments: verified bytes, moved atomically. No torch.
+
+Everything is written to a temporary name in the same folder, fsynced and renamed; the JSON goes last and makes the artifact published. It records
+the SHA-256 of the other files and, in its provenance, of itself, so that opening notices every changed bit before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
+from common.paths import BASE_MODELS, EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS, Paths
+
+Json = dict[str, Any]
+_TEMPORARY = ".writing."
+MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A published base model, its bytes verified."""
+
+    hash: str
+    metadata: Json
+    weights: bytes
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A published experiment, its bytes verified."""
+
+    folder: Path
+    config: Json
+    metrics: Json
+
+
+# -- bytes --------------------------------------------------------------------------------------------------------------------------
+
+
+def sha256(content: bytes) -> str:
+    """Hex SHA-256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Put `content` under `path` so that at any moment the name holds the old bytes or the new ones, also after a crash.
+
+    Raises:
+        OSError: naming the path; whatever stood under the name still stands there.
+    """
+    temporary: str | None = None
+    try:
+        make_folder(path.parent)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:40]}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and what is missing above it, and make that last."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: Any) -> bytes:
+    """The one form in which JSON is written: equal values are equal bytes; NaN and infinity are refused."""
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def seal(record: Mapping[str, Any]) -> Json:
+    """`record` with the checksum of all the rest in its provenance."""
+    provenance = {key: value for key, value in record.get("provenance", {}).items() if key != "checksum"}
+    body: Json = {**record, "provenance": provenance}
+    return {**body, "provenance": {**provenance, "checksum": sha256(to_json(body))}}
+
+
+def read_sealed(path: Path) -> Json:
+    """A sealed JSON object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptArtifact: it is not whole, or not what was sealed.
+    """
+    raw = read_regular(path, MAX_JSON_BYTES)
+    try:
+        record = json.loads(raw)
+        if isinstance(record, dict) and isinstance(record.get("provenance"), dict) and to_json(seal(record)) == raw:
+            return record
+    except (ValueError, RecursionError):
+        pass
+    raise CorruptArtifact(f"{path}: damaged, its checksum does not match: it is not used; run the command again to make it anew")
+
+
+def read_regular(path: Path, limit: int | None = None) -> bytes:
+    """The bytes of a regular file; a symbolic link in its place is not followed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptArtifact: something else than a file of reasonable size stands there.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CorruptArtifact(f"{path}: cannot be read ({error.strerror}): it is not used") from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or (limit is not None and status.st_size > limit):
+            raise CorruptArtifact(f"{path}: not a file of reasonable size: it is not used")
+        return file.read()
+
+
+# -- base models ----------------------------------------------------------------------------------------------------------------------
+
+
+def publish_base_model(paths: Paths, base_hash: str, weights: bytes, metadata: Mapping[str, Any]) -> Json:
+    """Publish weights and metadata under `base_hash`; the metadata, written last, make it published. Returns the metadata as written."""
+    record = seal({**metadata, "base_model_hash": base_hash, "weights_sha256": sha256(weights)})
+    write_file(paths.base_weights(base_hash), weights)
+    write_file(paths.base_metadata(base_hash), to_json(record))
+    return record
+
+
+def read_base_metadata(paths: Paths, base_hash: str) -> Json:
+    """Metadata of a published base model, weights not looked at.
+
+    Raises:
+        BaseModelNotFound: nothing is published under that hash.
+        CorruptArtifact: the metadata are damaged or belong to another hash.
+    """
+    try:
+        metadata = read_sealed(paths.base_metadata(base_hash))
+    except FileNotFoundError:
+        raise BaseModelNotFound(f"Base model not found: {BASE_MODELS}/{base_hash}.pt") from None
+    if metadata.get("base_model_hash") != base_hash:
+        raise CorruptArtifact(f"{paths.base_metadata(base_hash)}: belongs to base model {metadata.get('base_model_hash')}: it is not used")
+    return metadata
+
+
+def open_base_model(paths: Paths, base_hash: str) -> BaseModel:
+    """A published base model, SHA-256 checked.
+
+    Raises:
+        BaseModelNotFound: nothing is published under that hash.
+        CorruptArtifact: metadata or weights are not what was published.
+    """
+    metadata = read_base_metadata(paths, base_hash)
+    path = paths.base_weights(base_hash)
+    try:
+        weights = read_regular(path)
+    except FileNotFoundError:
+        raise BaseModelNotFound(f"Base model not found: {BASE_MODELS}/{base_hash}.pt") from None
+    if sha256(weights) != metadata.get("weights_sha256"):
+        raise CorruptArtifact(f"{path}: its SHA-256 is not that of its metadata: it is not loaded; run base training again to make it anew")
+    return BaseModel(base_hash, metadata, weights)
+
+
+def published_base_hashes(paths: Paths) -> list[str]:
+    """Hashes under which something is published, damaged or not."""
+    suffix = "_metadata.json"
+    return sorted(path.name.removesuffix(suffix) for path in paths.base_models.glob(f"*{suffix}") if not path.name.startswith("."))
+
+
+# -- experiments ----------------------------------------------------------------------------------------------------------------------
+
+
+def publish_experiment(paths: Paths, prefix: str, name: str, files: Mapping[str, bytes], metrics: Mapping[str, Any], log: str = "") -> Path:
+    """Publish an experiment: `files` (those of EXPERIMENT_FILES), then metrics.json, which makes it published. Returns its folder."""
+    assert sorted(files) == sorted(EXPERIMENT_FILES), files.keys()
+    folder = paths.experiment(prefix, name)
+    for file_name, content in files.items():
+        write_file(folder / file_name, content)
+    write_file(folder / EXPERIMENT_LOG, log.encode())
+    record = seal({**metrics, "files": {file_name: sha256(content) for file_name, content in files.items()}})
+    write_file(folder / EXPERIMENT_METRICS, to_json(record))
+    return folder
+
+
+def open_experiment(folder: Path) -> Experiment:
+    """A published experiment, the SHA-256 of each file checked.
+
+    Raises:
+        FileNotFoundError: nothing is published there.
+        CorruptArtifact: a file is missing or is not what was published.
+    """
+    metrics = read_sealed(folder / EXPERIMENT_METRICS)
+    recorded = metrics.get("files")
+    if not isinstance(recorded, dict) or sorted(recorded) != sorted(EXPERIMENT_FILES):
+        raise CorruptArtifact(f"{folder / EXPERIMENT_METRICS}: does not name the experiment's files: it is not used")
+    contents: dict[str, bytes] = {}
+    for file_name in EXPERIMENT_FILES:
+        try:
+            contents[file_name] = read_regular(folder / file_name)
+        except FileNotFoundError:
+            raise CorruptArtifact(f"{folder / file_name}: missing from a published experiment: it is not used") from None
+        if sha256(contents[file_name]) != recorded[file_name]:
+            raise CorruptArtifact(f"{folder / file_name}: its SHA-256 is not that of metrics.json: it is not used")
+    return Experiment(folder, json.loads(contents["config.json"]), metrics)
+
+
+# -- moving aside, moving in, locks ---------------------------------------------------------------------------------------------------
+
+
+def supersede(paths: Paths, things: list[Path]) -> None:
+    """Move what is no longer current to superseded/, under a name of its own. The file that makes it published leaves first."""
+    for thing in sorted(things, key=lambda path: not path.name.endswith(".json")):
+        place = paths.superseded / thing.relative_to(paths.root)
+        make_folder(place.parent)
+        number = 0
+        while (free := place.with_name(f"{place.name}.{number}")).exists() or free.is_symlink():
+            number += 1
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(thing, free)
+
+
+def supersede_base_model(paths: Paths, base_hash: str) -> None:
+    """Move a base model to superseded/."""
+    supersede(paths, [paths.base_metadata(base_hash), paths.base_weights(base_hash)])
+
+
+def supersede_experiment(paths: Paths, folder: Path) -> None:
+    """Move an experiment's folder to superseded/, in one rename."""
+    supersede(paths, [folder])
+
+
+def adopt_base_model(paths: Paths, source: Paths, base_hash: str) -> Json:
+    """Verify the copy of a base model in another folder and publish it here, byte for byte.
+
+    Raises:
+        BaseModelNotFound, CorruptArtifact: the copy is not whole; nothing here has changed.
+    """
+    model = open_base_model(source, base_hash)
+    write_file(paths.base_weights(base_hash), model.weights)
+    write_file(paths.base_metadata(base_hash), to_json(model.metadata))
+    return model.metadata
+
+
+def adopt_experiment(paths: Paths, source: Paths, prefix: str, name: str) -> Json:
+    """Verify the copy of an experiment in another folder and publish it here, byte for byte.
+
+    Raises:
+        FileNotFoundError, CorruptArtifact: the copy is not whole; nothing here has changed.
+    """
+    origin = source.experiment(prefix, name)
+    metrics = open_experiment(origin).metrics
+    folder = paths.experiment(prefix, name)
+    for file_name in (*EXPERIMENT_FILES, EXPERIMENT_LOG):
+        with contextlib.suppress(FileNotFoundError):
+            write_file(folder / file_name, read_regular(origin / file_name))
+    write_file(folder / EXPERIMENT_METRICS, to_json(metrics))
+    return metrics
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed writers left. Only for the holder of the lock under which this folder is written."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
+    """Hold a lock that ends with the process, so that none is ever left to be removed by hand.
+
+    Raises:
+        Conflict: another process holds it (its own words say who), and `wait` is off.
+    """
+    make_folder(path.parent)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            raise Conflict(f"{path}: held by {file.read().strip() or 'another process'}: wait for it to end, or stop it") from None
+        file.truncate(0)
+        file.write(owner)
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk that holds `folder`."""
+    return shutil.disk_usage(folder).free
