@@ -1,0 +1,149 @@
+"""What is already there: whether a base model or an experiment is current, stale, damaged, another configuration's, or not there. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from common import artifacts, identity
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
+from common.manifest import Sha256Cache, read_manifest
+from common.options import FinetuneOptions, O, Options
+from common.paths import Paths
+
+# (data_path, file name) -> SHA-256; the head's own files, or what the nodes say of theirs.
+DataSha256 = Callable[[str, str], str]
+
+
+class State(Enum):
+    """How a result stands."""
+
+    NEW = "new"
+    DONE = "done"
+    STALE = "stale"
+    DAMAGED = "damaged"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A state and why; `sha256` of the weights and `other_code` where something current is there."""
+
+    state: State
+    reason: str = ""
+    weights_sha256: str | None = None
+    other_code: tuple[str, ...] = ()
+
+
+class Data:
+    """The head's (or a node's) own data: who is in a data set, and SHA-256 of its files."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._cache = Sha256Cache(paths.sha256_cache)
+        self._participants: dict[str, list[str] | None] = {}
+
+    def sha256(self, data_path: str, file_name: str) -> str:
+        """SHA-256 of one data file. Raises InputError where there is none."""
+        return self._cache.sha256(self._paths.data(data_path) / file_name)
+
+    def participants(self, data_path: str) -> list[str] | None:
+        """Those of dataset.json, or None without one."""
+        if data_path not in self._participants:
+            manifest = read_manifest(self._paths.data(data_path))
+            self._participants[data_path] = list(manifest.participants) if manifest else None
+        return self._participants[data_path]
+
+    def resolve(self, options: O) -> O:
+        """`options` with participants filled in."""
+        return options.resolved(self.participants(options.data_path) if options.participants is None else None)
+
+
+def base_fingerprints(options: Options, sha256: DataSha256) -> dict[str, str]:
+    """Fingerprints of what base training reads."""
+    return identity.fingerprints(identity.base_data_files(options), lambda name: sha256(options.data_path, name))
+
+
+def finetune_fingerprints(options: FinetuneOptions, base: Iterable[str], sha256: DataSha256) -> dict[str, str]:
+    """Fingerprints of what a fine-tune reads."""
+    return identity.fingerprints(identity.finetune_data_files(options, base), lambda name: sha256(options.data_path, name))
+
+
+def changed(before: object, now: dict[str, str]) -> list[str]:
+    """Names whose fingerprints differ or are new."""
+    old = before if isinstance(before, dict) else {}
+    return sorted(name for name in now if old.get(name) != now[name])
+
+
+def _other_code(recorded: object) -> tuple[str, ...]:
+    return tuple(changed(recorded, identity.code_fingerprints()))
+
+
+def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> Verdict:
+    """How the base model published under `base_hash` stands to the training `key` of today's data."""
+    try:
+        model = artifacts.open_base_model(paths, base_hash)
+    except BaseModelNotFound:
+        return Verdict(State.NEW)
+    except CorruptArtifact as error:
+        return Verdict(State.DAMAGED, str(error))
+    if model.metadata.get("training_key") != key:
+        files = changed(model.metadata.get("data_fingerprints"), data)
+        return Verdict(State.STALE, f"base model {base_hash} is stale: data changed ({_few(files)})")
+    return Verdict(State.DONE, weights_sha256=model.metadata["weights_sha256"], other_code=_other_code(model.metadata.get("code_fingerprints")))
+
+
+def published_trainings(paths: Paths) -> dict[str, str]:
+    """Training key -> the first hash that is published with it, whole."""
+    found: dict[str, str] = {}
+    for base_hash in artifacts.published_base_hashes(paths):
+        try:
+            metadata = artifacts.read_base_metadata(paths, base_hash)
+        except (CorruptArtifact, BaseModelNotFound):
+            continue
+        found.setdefault(str(metadata.get("training_key")), base_hash)
+    return found
+
+
+def judge_experiment(folder: Path, options: FinetuneOptions, base_weights_sha256: str | None, data: dict[str, str]) -> Verdict:
+    """How the experiment published in `folder` stands to these options, base weights and data."""
+    try:
+        experiment = artifacts.open_experiment(folder)
+    except FileNotFoundError:
+        return Verdict(State.NEW)
+    except CorruptArtifact as error:
+        return Verdict(State.DAMAGED, str(error))
+    config = experiment.config
+    if config.get("experiment_key") == identity.experiment_key(options, base_weights_sha256, data):
+        return Verdict(State.DONE, weights_sha256=experiment.metrics["files"]["best_model.pt"], other_code=_other_code(config.get("code_fingerprints")))
+    if config.get("experiment_fields") != identity.experiment_fields(options) or config.get("target_participant") != identity.target(options):
+        different = _different(config.get("experiment_fields"), identity.experiment_fields(options))
+        return Verdict(State.CONFLICT, f"{folder} holds results of another configuration ({different}): give another --prefix, or --overwrite")
+    if config.get("base_weights_sha256") != base_weights_sha256:
+        return Verdict(State.STALE, f"{folder} is stale: its base model changed")
+    return Verdict(State.STALE, f"{folder} is stale: data changed ({_few(changed(config.get('data_fingerprints'), data))})")
+
+
+def make_way(paths: Paths, folder: Path, verdict: Verdict, *, overwrite: bool) -> None:
+    """Move what stands in the way of a new experiment to superseded/.
+
+    Raises:
+        Conflict: it is another configuration's, and `overwrite` is off.
+    """
+    if verdict.state is State.CONFLICT and not overwrite:
+        raise Conflict(verdict.reason)
+    if verdict.state is not State.NEW and folder.exists():
+        artifacts.supersede_experiment(paths, folder)
+
+
+def _different(before: object, now: dict[str, Any]) -> str:
+    old = before if isinstance(before, dict) else {}
+    names = sorted(name for name in old.keys() | now.keys() if old.get(name) != now.get(name))
+    return _few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names]) or "another target"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
