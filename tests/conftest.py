@@ -1,0 +1,61 @@
+"""What every kind of test shares: the scripts as subprocesses, in a project folder of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def wait_until(true: Callable[[], object], seconds: float = 60, what: str = "the event") -> None:
+    """Wait for something that will happen, and fail by name when it does not."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.02)
+
+
+def script_environment(temporary: Path) -> dict[str, str]:
+    """The environment of a script under test: one thread, and slot locks of its own."""
+    keep = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "USER", "LOGNAME", "SLURM_CONF")}
+    return {**keep, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Run a script as a user would, in a project folder of its own: `run("train_base.py", "--fold", "0")`."""
+    project = tmp_path / "project"
+    project.mkdir(exist_ok=True)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+
+    def call(script: str, *argv: object, cwd: Path = project, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / script), *map(str, argv)]
+        return subprocess.run(command, cwd=cwd, env=script_environment(temporary), capture_output=True, text=True, timeout=timeout, check=False)
+
+    yield call
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The project folder that `run` works in."""
+    folder = tmp_path / "project"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def failed_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error of a script that refused its input; asserts that it was one, with exit 2."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
