@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ def script_environment(temporary: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a script as a user would, in a project folder of its own: `run("train_base.py", "--fold", "0")`."""
     project = tmp_path / "project"
     project.mkdir(exist_ok=True)
@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[st
         command = [sys.executable, str(ROOT / script), *map(str, argv)]
         return subprocess.run(command, cwd=cwd, env=script_environment(temporary), capture_output=True, text=True, timeout=timeout, check=False)
 
-    yield call
+    return call
 
 
 @pytest.fixture

@@ -1,0 +1,136 @@
+"""Published whole or not at all; every changed bit is noticed before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from common import artifacts
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
+from common.paths import EXPERIMENT_FILES, Paths
+
+HASH = "0123456789abcdef"
+FILES = {name: f"bytes of {name}".encode() if name != "config.json" else b'{"fold": 0}\n' for name in EXPERIMENT_FILES}
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return Paths(tmp_path)
+
+
+def test_a_base_model_comes_back_as_it_was_published(paths: Paths) -> None:
+    artifacts.publish_base_model(paths, HASH, b"weights", {"training_key": "k", "provenance": {"host": "h"}})
+    model = artifacts.open_base_model(paths, HASH)
+    assert model.weights == b"weights"
+    assert model.metadata["training_key"] == "k"
+    assert sorted(path.name for path in paths.base_models.iterdir()) == [f"{HASH}.pt", f"{HASH}_metadata.json"]
+
+
+def test_a_missing_base_model_is_named_as_documented(paths: Paths) -> None:
+    with pytest.raises(BaseModelNotFound, match=f"^Base model not found: base_models/{HASH}.pt$"):
+        artifacts.open_base_model(paths, HASH)
+
+
+def test_weights_without_metadata_are_not_published(paths: Paths) -> None:
+    artifacts.write_file(paths.base_weights(HASH), b"weights")
+    with pytest.raises(BaseModelNotFound):
+        artifacts.open_base_model(paths, HASH)
+
+
+@pytest.mark.parametrize("which", ["base_weights", "base_metadata"])
+def test_every_flipped_bit_of_a_base_model_is_refused(paths: Paths, which: str) -> None:
+    artifacts.publish_base_model(paths, HASH, b"some weights", {"provenance": {"host": "h"}})
+    path: Path = getattr(paths, which)(HASH)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << (position % 8)
+        path.write_bytes(flipped)
+        with pytest.raises(CorruptArtifact):
+            artifacts.open_base_model(paths, HASH)
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENT_FILES, "metrics.json"])
+def test_truncated_flipped_and_missing_files_of_an_experiment_are_refused(paths: Paths, name: str) -> None:
+    folder = artifacts.publish_experiment(paths, "p", "fold0_x", FILES, {"provenance": {}})
+    assert artifacts.open_experiment(folder).config == {"fold": 0}
+    whole = (folder / name).read_bytes()
+    for bad in (whole[:-1], b"", whole[:5] + bytes([whole[5] ^ 16]) + whole[6:]):
+        (folder / name).write_bytes(bad)
+        with pytest.raises(CorruptArtifact):
+            artifacts.open_experiment(folder)
+    (folder / name).unlink()
+    with pytest.raises((CorruptArtifact, FileNotFoundError)):
+        artifacts.open_experiment(folder)
+
+
+def test_links_and_pipes_in_the_place_of_an_artifact_are_not_followed(paths: Paths, tmp_path: Path) -> None:
+    artifacts.publish_base_model(paths, HASH, b"weights", {"provenance": {}})
+    elsewhere = tmp_path / "elsewhere"
+    os.rename(paths.base_weights(HASH), elsewhere)
+    paths.base_weights(HASH).symlink_to(elsewhere)
+    with pytest.raises(CorruptArtifact):
+        artifacts.open_base_model(paths, HASH)
+    paths.base_weights(HASH).unlink()
+    os.mkfifo(paths.base_weights(HASH))
+    with pytest.raises(CorruptArtifact):
+        artifacts.open_base_model(paths, HASH)
+
+
+def test_metadata_of_another_hash_are_refused(paths: Paths) -> None:
+    artifacts.publish_base_model(paths, HASH, b"weights", {"provenance": {}})
+    other = "f" * 16
+    os.rename(paths.base_weights(HASH), paths.base_weights(other))
+    os.rename(paths.base_metadata(HASH), paths.base_metadata(other))
+    with pytest.raises(CorruptArtifact, match="belongs to base model"):
+        artifacts.open_base_model(paths, other)
+
+
+def test_a_failing_write_names_the_path_and_leaves_the_old_bytes(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = paths.root / "file"
+    artifacts.write_file(target, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*file"):
+        artifacts.write_file(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(paths.root) == ["file"]
+
+
+def test_superseded_things_keep_a_name_of_their_own(paths: Paths) -> None:
+    for _ in range(2):
+        artifacts.publish_base_model(paths, HASH, b"weights", {"provenance": {}})
+        artifacts.supersede_base_model(paths, HASH)
+    assert sorted(path.name for path in (paths.superseded / "base_models").iterdir()) == [
+        f"{HASH}.pt.0",
+        f"{HASH}.pt.1",
+        f"{HASH}_metadata.json.0",
+        f"{HASH}_metadata.json.1",
+    ]
+
+
+def test_only_whole_copies_are_adopted(paths: Paths, tmp_path: Path) -> None:
+    node = Paths(tmp_path / "node")
+    artifacts.publish_base_model(node, HASH, b"weights", {"provenance": {}})
+    node.base_weights(HASH).write_bytes(b"weightz")
+    with pytest.raises(CorruptArtifact):
+        artifacts.adopt_base_model(paths, node, HASH)
+    assert not paths.base_metadata(HASH).exists()
+    node.base_weights(HASH).write_bytes(b"weights")
+    artifacts.adopt_base_model(paths, node, HASH)
+    assert artifacts.open_base_model(paths, HASH).weights == b"weights"
+
+
+def test_a_lock_that_is_held_says_by_whom(paths: Paths) -> None:
+    place = paths.training_lock("k")
+    with artifacts.lock(place, wait=False, owner="process 7"), pytest.raises(Conflict, match="held by process 7"), artifacts.lock(
+        place, wait=False, owner="other"
+    ):
+        raise AssertionError("two holders")
+    with artifacts.lock(place, wait=False, owner="next"):
+        assert place.read_text() == "next"

@@ -1,0 +1,108 @@
+"""Options are declared once; flags, job files and models say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.cli import Parser
+from common.errors import InputError
+from common.options import BaseOptions, FinetuneOptions, add_arguments, from_flags, hashed, to_flags
+
+NAMES = st.text(st.characters(blacklist_categories=("C", "Z"), blacklist_characters="/\\"), min_size=1, max_size=20).filter(
+    lambda name: name[0] not in "-." and ".." not in name and len(name.encode()) <= 100 and name.isprintable()
+)
+SOME: dict[str, st.SearchStrategy[Any]] = {
+    "use_augmentation": st.booleans(),
+    "participants": st.none() | st.lists(NAMES, min_size=2, max_size=4, unique=True),
+    "n_base_participants": st.just("all") | st.just(1),
+    "magnitude_range": st.tuples(st.floats(0.5, 1), st.floats(1, 2)).map(list),
+    "pos_weight": st.just("balanced") | st.floats(0.1, 10),
+    "seed_finetune": st.none() | st.integers(0, 2**62),
+    "base_channels": st.none() | st.integers(1, 64),
+    "lr": st.floats(1e-9, 1),
+    "overwrite": st.booleans(),
+    "mode": st.sampled_from(["full_fine_tuning", "target_only_fine_tuning", "head_only_fine_tuning", "target_only"]),
+    "prefix": st.none() | NAMES,
+    "device": st.sampled_from(["auto", "cpu", "0", "3"]),
+}
+
+
+def parsed(model: type[Any], argv: list[str]) -> Any:
+    parser = Parser("")
+    add_arguments(parser, model)
+    return from_flags(parser.parse(argv), model)
+
+
+@given(st.fixed_dictionaries({}, optional=SOME))
+def test_options_survive_the_way_through_flags(values: dict[str, Any]) -> None:
+    options = FinetuneOptions.parse(values, "test", strict=True)
+    assert parsed(FinetuneOptions, to_flags(options.model_dump())) == options
+
+
+@pytest.mark.parametrize("model", [BaseOptions, FinetuneOptions])
+def test_every_flag_has_help(model: type[Any]) -> None:
+    parser = Parser("")
+    add_arguments(parser, model)
+    for action in parser._actions:
+        assert action.help, action.option_strings
+
+
+@pytest.mark.parametrize("name", BaseOptions.model_fields)
+def test_every_option_is_declared_in_or_out_of_the_hash(name: str) -> None:
+    assert hashed(name) in ("always", "with_augmentation", "with_augmentation_unless_default", "unless_default", "never")
+
+
+def test_what_was_not_given_stays_unset() -> None:
+    assert parsed(FinetuneOptions, ["--fold", "2"]).model_fields_set == {"fold"}
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"--batchsize, did you mean --batch_size\?"):
+        parsed(BaseOptions, ["--batchsize", "3"])
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"batchsize": 3}, "unknown option 'batchsize', did you mean batch_size"),
+        ({"batch_size": "32"}, "batch_size: .*integer"),
+        ({"batch_size": True}, "batch_size: .*integer"),
+        ({"batch_size": 0}, "batch_size: .*greater"),
+        ({"lr": float("nan")}, "lr: .*finite"),
+        ({"fold": 9, "participants": ["a", "b"]}, "fold: 9 is out of range"),
+        ({"fold": -1}, "fold: "),
+        ({"participants": ["a", "a"]}, "a given twice"),
+        ({"participants": ["../x", "b"]}, "file name"),
+        ({"participants": ["a/b", "b"]}, "file name"),
+        ({"participants": ["-a", "b"]}, "file name"),
+        ({"participants": ["a\nb", "b"]}, "file name"),
+        ({"participants": ["a" * 101, "b"]}, "longer than 100"),
+        ({"prefix": ".."}, "prefix: .*file name"),
+        ({"target_data_pct": 0}, "target_data_pct: .*greater than 0"),
+        ({"target_data_pct": 1.01}, "target_data_pct: .*less than or equal to 1"),
+        ({"n_base_participants": 2, "participants": ["a", "b"]}, "n_base_participants: 2 asked for"),
+        ({"n_base_participants": 0}, "only for mode target_only"),
+        ({"mode": "target_only", "base_model_hash": "0" * 16}, "from scratch"),
+        ({"base_model_hash": "xyz"}, "base_model_hash"),
+        ({"magnitude_range": [1.1, 0.9]}, "lowest factor comes first"),
+        ({"data_path": "../elsewhere"}, "leaves the project folder"),
+        ({"device": -1}, "device"),
+        ({"pos_weight": "heavy"}, "pos_weight"),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        FinetuneOptions.parse(values, "job 3", strict=True)
+
+
+def test_keys_that_begin_with_an_underscore_are_ignored() -> None:
+    assert FinetuneOptions.parse({"_note": "x", "fold": 1}, "job", strict=True).fold == 1
+
+
+def test_equal_places_of_data_are_one_path() -> None:
+    spellings = ["data/x", "./data/x", "data/x/", "data//x"]
+    assert {FinetuneOptions.parse({"data_path": text}, "job").data_path for text in spellings} == {"data/x"}
