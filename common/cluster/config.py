@@ -1,0 +1,303 @@
+"""cluster_config.json: the nodes, how to reach them, and how many jobs each runs at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from common.errors import InputError, NodeError, nearest
+
+MAX_BYTES = 1 << 20  # a thousand nodes take a tenth of this
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_SECRETS = re.compile(r"pass(word|wd|phrase|code)?$|^pw$|secret", re.IGNORECASE)
+_SHELL_CHARACTERS = set("'`\"$\\;&<>|(){}*?#!~")  # OpenSSH itself refuses most of these in a user or host name
+
+GpuId = Annotated[int, Field(ge=0, le=1023)] | Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9/._-]+$")]
+HostKeyRule = Literal["strict", "accept-new"]
+
+
+class _Model(BaseModel):
+    """Unknown keys refused; no value converted into another type (true is not 1)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_remarks(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if not k.startswith("_")} if isinstance(value, dict) else value
+
+
+class Server(_Model):
+    """One node. Equal servers are reached and used in the same way, so a changed file is compared by `==`."""
+
+    host: str = Field(min_length=1, max_length=255)
+    user: str | None = Field(None, min_length=1, max_length=255)
+    port: int | None = Field(None, ge=1, le=65535)
+    ssh_key: str | None = Field(None, min_length=1)
+    gpus: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] | list[GpuId] | None = None
+    jobs_per_gpu: int = Field(1, ge=1, le=64)
+    cpu_slots: int | None = Field(None, ge=0, le=4096)
+    path: str | None = Field(None, min_length=1)
+    python: str | None = Field(None, min_length=1)
+    host_key: HostKeyRule | None = None
+    ssh_config: str | None = Field(None, min_length=1)
+
+    @property
+    def name(self) -> str:
+        """What the node is called in every message and slot; unique in a configuration."""
+        return f"{self.host}:{self.port}" if self.port else self.host
+
+    @property
+    def is_local(self) -> bool:
+        """For connection.py only, which hides the difference from everybody else."""
+        return self.host in LOCAL_NAMES and not (self.user or self.port or self.ssh_key)
+
+    @field_validator("host", "user")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        if value and (value.startswith("-") or not value.isprintable() or any(c.isspace() or c in _SHELL_CHARACTERS for c in value)):
+            raise ValueError("may not begin with - nor hold spaces or shell characters")
+        if value and "@" in value:
+            raise ValueError('write the user as its own key, "user"')
+        return value
+
+    @field_validator("path", "python", "ssh_key", "ssh_config")
+    @classmethod
+    def _usable_path(cls, value: str | None) -> str | None:
+        if value and ("\0" in value or "\n" in value):
+            raise ValueError("may not hold a line break or NUL")
+        if value and value.startswith("~") and value != "~" and not value.startswith("~/"):
+            raise ValueError("~ is understood only as ~/...")
+        return value
+
+    @field_validator("gpus")
+    @classmethod
+    def _each_gpu_once(cls, value: object) -> object:
+        if isinstance(value, list) and len({str(gpu) for gpu in value}) != len(value):
+            raise ValueError("names a GPU twice")
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_slot(self) -> Server:
+        if self.cpu_slots == 0 and self.gpus in (None, 0, []):
+            raise ValueError("has no slot: give gpus or cpu_slots")
+        return self
+
+
+class Slurm(_Model):
+    """How tasks are submitted when `engine` is slurm; sizes per task."""
+
+    partition: str | None = Field(None, min_length=1)
+    account: str | None = Field(None, min_length=1)
+    gpus: int = Field(0, ge=0)
+    cpus: int = Field(1, ge=1)
+    memory_gb: Annotated[int | float, Field(gt=0)] = 4
+    time: str = Field("04:00:00", pattern=r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d\d?(:\d\d){0,2})$")
+    max_parallel: int = Field(64, ge=1)
+    jobs_per_task: int = Field(1, ge=1)
+    setup: list[str] = Field(default_factory=list)
+
+
+class ClusterConfig(_Model):
+    """The whole file. `host_key` and `ssh_config` hold for every server that does not give its own."""
+
+    engine: Literal["ssh", "slurm"] = "ssh"
+    servers: list[Server] = Field(default_factory=list)
+    slurm: Slurm | None = None
+    host_key: HostKeyRule | None = None
+    ssh_config: str | None = Field(None, min_length=1)
+    heartbeat_seconds: Annotated[int | float, Field(gt=0, le=3600)] = 5
+    suspect_seconds: Annotated[int | float, Field(gt=0, le=86400)] = 30
+    close_seconds: Annotated[int | float, Field(gt=0, le=86400)] = 60
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClusterConfig:
+        if not self.heartbeat_seconds < self.suspect_seconds < self.close_seconds:
+            raise ValueError("heartbeat_seconds < suspect_seconds < close_seconds must hold")
+        if self.engine == "ssh" and not self.servers:
+            raise ValueError('lists no servers; the smallest file is {"servers": [{"host": "localhost"}]}')
+        if self.engine == "slurm" and self.slurm is None:
+            raise ValueError('"engine": "slurm" needs a "slurm" part, at least {"slurm": {"partition": "NAME"}}')
+        seen: dict[tuple[str, int], int] = {}
+        for number, server in enumerate(self.servers):
+            host = "localhost" if server.host.lower() in LOCAL_NAMES else server.host.lower()
+            # Slot locks lie on the node: a second entry for it would end the workers of the first.
+            if (first := seen.setdefault((host, server.port or 22), number)) != number:
+                raise ValueError(f"servers[{number}] is the same node as servers[{first}] ({server.name}); give its slots in one entry")
+        return self
+
+    @model_validator(mode="after")
+    def _pass_down(self) -> ClusterConfig:
+        common = {"host_key": self.host_key, "ssh_config": self.ssh_config}
+        self.servers[:] = [s.model_copy(update={k: v for k, v in common.items() if getattr(s, k) is None}) for s in self.servers]
+        return self
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as the node itself reports it."""
+
+    id: str  # its index or UUID, as CUDA_VISIBLE_DEVICES takes it
+    name: str = ""
+    used_by: str = ""  # who else computes on it ("user ann, process 4711"), empty when nobody does
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a node has: usable cores and all its GPUs."""
+
+    cores: int
+    gpus: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place on a node where one job runs at a time."""
+
+    node: str
+    index: int  # 0, 1, ... on this node
+    gpu: str | None  # what CUDA_VISIBLE_DEVICES is set to; None: a core
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """The slots of a node, and one line for each GPU that was left out."""
+
+    slots: tuple[Slot, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def slots(server: Server, probe: Probe) -> SlotPlan:
+    """The slots of `server` on a node that has what `probe` says.
+
+    GPUs first (each `jobs_per_gpu` times, one round over all GPUs before the second), then `cpu_slots`. With neither given, `auto`: every GPU
+    that nobody else uses; a node without GPUs has one slot a core. Raises NodeError when the node lacks a GPU that the file names or has none free.
+    """
+    wanted = ("auto" if server.cpu_slots is None else 0) if server.gpus is None else server.gpus
+    gpus, left_out = _choose_gpus(server, wanted, probe)
+    if server.cpu_slots is not None:
+        cores = server.cpu_slots
+    else:
+        cores = probe.cores if not gpus and (not probe.gpus or wanted in (0, [])) else 0
+    places: list[str | None] = [gpu for _ in range(server.jobs_per_gpu) for gpu in gpus] + [None] * cores
+    if not places:
+        raise NodeError(f"{server.name}: no slot is free: {'; '.join(left_out) or 'no GPU and no core'}")
+    return SlotPlan(tuple(Slot(server.name, index, gpu) for index, gpu in enumerate(places)), tuple(left_out))
+
+
+def _choose_gpus(server: Server, wanted: object, probe: Probe) -> tuple[list[str], list[str]]:
+    """The ids to use, and why the others are not."""
+    present = [gpu.id for gpu in probe.gpus]
+    if wanted == "auto":
+        free = [gpu.id for gpu in probe.gpus if not gpu.used_by]
+        return free, [f"{server.name}: GPU {gpu.id} is left out, used by {gpu.used_by}" for gpu in probe.gpus if gpu.used_by]
+    asked = [str(gpu) for gpu in wanted] if isinstance(wanted, list) else present[: int(str(wanted))]
+    if isinstance(wanted, int) and len(asked) < wanted:
+        raise NodeError(f"{server.name}: cluster_config.json asks for {wanted} GPUs, the node has {len(present)}; lower gpus or use cpu_slots")
+    # A UUID or MIG id is not among the indices that a probe reports; the worker's own check of its device decides.
+    if missing := [gpu for gpu in asked if gpu.isdigit() and gpu not in present]:
+        raise NodeError(f"{server.name}: no GPU {', '.join(missing)} on the node, which has {', '.join(present) or 'none'}")
+    return asked, []
+
+
+def load_config(path: str | Path) -> ClusterConfig:
+    """Read and check a cluster_config.json; InputError in one line naming the file and the key."""
+    data = _read_json(Path(path))
+    if not isinstance(data, dict):
+        raise InputError(f'{path}: must be a JSON object such as {{"servers": [{{"host": "localhost"}}]}}, it is a {type(data).__name__}')
+    _refuse_secrets(path, data)
+    try:
+        return ClusterConfig.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error)}") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            f'{path}: cannot read the cluster configuration: {error.strerror}; the smallest one is {{"servers": [{{"host": "localhost"}}]}}'
+        ) from None
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"{path}: larger than {MAX_BYTES} bytes, this is no cluster configuration")
+    try:
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start}: not UTF-8 text") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # a key given twice, NaN, a number of 5,000 digits
+        raise InputError(f"{path}: {str(error).partition(';')[0][:200]}") from None
+
+
+def _each_key_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:80]!r} is given twice in one object")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _refuse_secrets(path: object, data: dict[str, Any]) -> None:
+    """Passwords are refused by key, never shown, in the file's own part and in every server."""
+    servers = data.get("servers")
+    places = [("", data)] + [(f"servers[{i}].", s) for i, s in enumerate(servers if isinstance(servers, list) else []) if isinstance(s, dict)]
+    for where, place in places:
+        for key in place:
+            if _SECRETS.search(key):
+                host, user = place.get("host", "HOST"), place.get("user")
+                target = f"{user}@{host}" if user else host
+                raise InputError(
+                    f"{path}: {where}{key}: passwords are never used or stored; remove it and set up a key: "
+                    f"ssh-keygen -t ed25519, then ssh-copy-id {str(target)[:80]} (a key with a passphrase: ssh-add)"
+                )
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line for the first problem, an unknown key before others; never the value, which may be a secret."""
+    problems = error.errors(include_url=False, include_input=False)
+    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
+    where = _place(problem["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])[:80]
+        return f"{where}: unknown key{nearest(key, _known_keys(problem['loc']))}{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if "gpus" in problem["loc"][2:3] and problem["type"] != "value_error":  # pydantic would name one member of the union only
+        where, more, message = _place(problem["loc"][:3]), "", 'must be a number, a list of GPU ids, or "auto"'
+    return f"{where}: {message[0].lower()}{message[1:]}{more}" if where else f"{message}{more}"
+
+
+def _place(loc: Iterable[int | str]) -> str:
+    """('servers', 1, 'gpus', 'int') -> 'servers[1].gpus': names of keys, without pydantic's names of union members."""
+    text, known = "", {*ClusterConfig.model_fields, *Server.model_fields, *Slurm.model_fields}
+    parts = list(loc)
+    for number, part in enumerate(parts):
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part in known or (number == len(parts) - 1 and not (number and parts[number - 1] == "gpus")):
+            text += f".{part[:80]}" if text else part[:80]
+    return text
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    model: type[_Model] = Server if loc[0] == "servers" and len(loc) > 2 else Slurm if loc[0] == "slurm" and len(loc) > 1 else ClusterConfig
+    return list(model.model_fields)
+
+
+__all__ = ["ClusterConfig", "Gpu", "Probe", "Server", "Slot", "SlotPlan", "Slurm", "load_config", "slots"]
