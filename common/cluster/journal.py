@@ -1,0 +1,90 @@
+"""What a run leaves in runs/{id}/ for people and for the next run: the event log, each job's log, a status that any terminal can read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from common.paths import Paths
+
+STATUS_SECONDS = 1.0
+
+
+def new_run_id() -> str:
+    """Sorts by time; two in one second differ."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+class Journal:
+    """Event log (JSON lines), job logs and status of one run."""
+
+    def __init__(self, paths: Paths, run_id: str) -> None:
+        self.folder = paths.run(run_id)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.run_id = run_id
+        self._events: TextIO = (self.folder / "events.jsonl").open("a", encoding="utf-8")
+        self._status_at = 0.0
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line, with the time."""
+        self._events.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
+        self._events.flush()
+
+    def job_log(self, job: str, text: str) -> str:
+        """Keep what a job printed; returns the file's path, relative to the project folder."""
+        path = self.folder / "logs" / f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', job)[:150]}.log"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="replace")
+        return str(path.relative_to(self.folder.parent.parent))
+
+    def status(self, status: dict[str, Any], *, force: bool = False) -> None:
+        """What --status shows, at most once a second."""
+        if not force and time.monotonic() - self._status_at < STATUS_SECONDS:
+            return
+        self._status_at = time.monotonic()
+        temporary = self.folder / f".status.{os.getpid()}"
+        temporary.write_text(json.dumps({**status, "run": self.run_id, "pid": os.getpid(), "updated": time.time()}), encoding="utf-8")
+        os.replace(temporary, self.folder / "status.json")
+
+    def close(self) -> None:
+        """No more events."""
+        self._events.close()
+
+
+def latest_status(paths: Paths) -> dict[str, Any] | None:
+    """The status of the latest run, or None where there was none."""
+    for folder in sorted(paths.runs.glob("*/status.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            status = json.loads(folder.read_bytes())
+            if isinstance(status, dict):
+                return status
+    return None
+
+
+def past_events(paths: Paths) -> Iterator[dict[str, Any]]:
+    """All events of all runs, oldest run first; what a killed run left half-written is skipped."""
+    for path in sorted(paths.runs.glob("*/events.jsonl")):
+        with contextlib.suppress(OSError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        yield event
+
+
+def last_failures(paths: Paths) -> dict[str, dict[str, Any]]:
+    """The last failure of each job that has not succeeded since."""
+    failures: dict[str, dict[str, Any]] = {}
+    for event in past_events(paths):
+        job = event.get("job")
+        if event.get("event") == "failed" and isinstance(job, str):
+            failures[job] = event
+        elif event.get("event") == "done" and isinstance(job, str):
+            failures.pop(job, None)
+    return failures

@@ -1,0 +1,59 @@
+"""Where, when and with what a result was made. Recorded, never part of an identity. No torch."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from common.options import Options
+from common.paths import CODE_ROOT
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python and the packages that shape a result."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "numpy", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the code, or None outside a git checkout (on a node)."""
+    if not (CODE_ROOT / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(CODE_ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def provenance(options: Options, device: str, started: str, train_seconds: float) -> dict[str, Any]:
+    """The record that goes into metadata and metrics."""
+    return {
+        "versions": versions(),
+        "device": device,
+        "host": platform.node(),
+        "platform": f"{sys.platform} {platform.machine()}",
+        "git_commit": git_commit(),
+        "started": started,
+        "finished": now(),
+        "train_seconds": round(train_seconds, 3),
+        "threads": options.threads,
+        "compile": options.compile,
+    }
