@@ -99,7 +99,10 @@ def ssh_options(server: Server, strict: bool = True) -> list[str]:
 
 
 def read_settings(server: Server) -> Settings:
-    """Ask `ssh -G`; raises InputError when OpenSSH does not accept the configuration, or is not there."""
+    """Ask `ssh -G`; raises ConnectError without the key file, InputError when OpenSSH does not accept the configuration, or is not there."""
+    key = expand(server.ssh_key) if server.ssh_key else ""
+    if key and not os.path.exists(key) and not os.path.exists(key + ".pub"):
+        raise ConnectError("auth", f"{server.name}: no key file {key}; correct ssh_key in cluster_config.json, or make one: ssh-keygen -t ed25519")
     found = _ask_openssh(server)
     one = {key: values[-1] for key, values in found.items()}
     hostname, port = one["hostname"], int(one["port"])
