@@ -147,3 +147,12 @@ def _different(before: object, now: dict[str, Any]) -> str:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def copy_base_model(paths: Paths, source_hash: str, options: Options) -> str:
+    """Publish a whole base model for `options` from one with the same training key: equal weights, its own configuration. Returns its hash."""
+    source = artifacts.open_base_model(paths, source_hash)
+    base_hash = identity.base_hash(options)
+    metadata = {**source.metadata, "config": options.model_dump(), "target_participant": identity.target(options)}
+    artifacts.publish_base_model(paths, base_hash, source.weights, metadata)
+    return base_hash

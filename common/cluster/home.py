@@ -1,0 +1,67 @@
+"""Results come home: verified against what the head expects, then published. The only place where a job becomes done. No torch, no threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from common import artifacts, identity
+from common.errors import BaseModelNotFound, CorruptArtifact, InputError
+from common.jobs import Job
+from common.paths import Paths
+from common.reuse import DataSha256, State, Verdict, base_fingerprints, copy_base_model, finetune_fingerprints, judge_base, judge_experiment, make_way
+
+
+class Home:
+    """The head's side of publishing. `siblings`: by base hash, the jobs with the same training key, which are published with it."""
+
+    def __init__(self, paths: Paths, sha256: DataSha256, siblings: Mapping[str, Sequence[Job]]) -> None:
+        self._paths, self._sha256, self._siblings = paths, sha256, siblings
+
+    def accept(self, job: Job, root: Paths) -> str:
+        """Take the result of `job` that lies in `root`, a project folder of a node's or the head's own. Returns '' or why it is not accepted.
+
+        Raises:
+            OSError: the head's disk.
+        """
+        try:
+            verdict = self.judge(job, root)
+        except (BaseModelNotFound, CorruptArtifact, InputError) as error:
+            return str(error)
+        if verdict.state is not State.DONE:
+            return verdict.reason or f"{job.id}: nothing is published"
+        if root.root != self._paths.root:
+            self._adopt(job, root)
+        for sibling in self._siblings.get(job.id, ()):
+            self.copy(job.id, sibling)
+        return ""
+
+    def judge(self, job: Job, root: Paths) -> Verdict:
+        """How a result in `root` stands to what is expected. Raises BaseModelNotFound, CorruptArtifact or InputError when that cannot be said."""
+        if job.kind == "base":
+            data = base_fingerprints(job.base, self._sha256)
+            return judge_base(root, job.id, identity.training_key(job.base, data), data)
+        weights, base = None, [""]
+        if job.needs:
+            metadata = artifacts.read_base_metadata(self._paths, job.needs)
+            weights, base = metadata["weights_sha256"], metadata["base_participants"]
+        return judge_experiment(root.experiments / job.id, job.finetune, weights, finetune_fingerprints(job.finetune, base, self._sha256))
+
+    def copy(self, source_hash: str, sibling: Job) -> None:
+        """Publish a sibling of a base model that is published here."""
+        data = base_fingerprints(sibling.base, self._sha256)
+        if judge_base(self._paths, sibling.id, identity.training_key(sibling.base, data), data).state is not State.DONE:
+            artifacts.supersede_base_model(self._paths, sibling.id)
+            copy_base_model(self._paths, source_hash, sibling.base)
+
+    def _adopt(self, job: Job, root: Paths) -> None:
+        if job.kind == "base":
+            if self._paths.base_metadata(job.id).exists() and self.judge(job, self._paths).state is not State.DONE:
+                artifacts.supersede_base_model(self._paths, job.id)
+            artifacts.adopt_base_model(self._paths, root, job.id)
+            return
+        folder = self._paths.experiments / job.id
+        here = self.judge(job, self._paths)
+        if here.state is not State.DONE:
+            make_way(self._paths, folder, here, overwrite=job.finetune.overwrite)
+            prefix, _, name = job.id.partition("/")
+            artifacts.adopt_experiment(self._paths, root, prefix, name)

@@ -1,0 +1,104 @@
+"""What a node has, as JSON on standard output. Its text is sent to the node's Python on standard input, so it needs nothing but the standard library.
+
+    python - OWNER < probe.py
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+
+PACKAGES = ("torch", "numpy", "paramiko", "tqdm", "pydantic", "scikit-learn", "scipy")
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions; None for what is missing."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def query(what: str, fields: str) -> list[list[str]]:
+    """Rows of nvidia-smi; none where there is no working driver."""
+    try:
+        argv = ["nvidia-smi", f"--query-{what}={fields}", "--format=csv,noheader,nounits"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def ours(owner: str) -> set[int]:
+    """Processes of earlier workers of this very project: they will be ended, their GPUs are free."""
+    found = set()
+    for path in glob.glob(os.path.join(tempfile.gettempdir(), f"ml-customization-{os.getuid()}", "slot-*.lock")):
+        try:
+            with open(path) as file:
+                holder = json.load(file)
+        except (OSError, ValueError):
+            continue
+        if holder.get("owner") == owner:
+            found.add(holder.get("pid"))
+    return found
+
+
+def user_of(pid: int) -> str:
+    """Who runs a process."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.stat(f"/proc/{pid}").st_uid).pw_name
+    except (OSError, KeyError, ImportError):
+        return "somebody"
+
+
+def gpus(owner: str) -> list[dict[str, str]]:
+    """Every GPU, and who else computes on it."""
+    mine = ours(owner)
+    users: dict[str, str] = {}
+    for row in query("compute-apps", "gpu_uuid,pid"):
+        if len(row) == 2 and row[1].isdigit() and int(row[1]) not in mine:
+            users[row[0]] = f"user {user_of(int(row[1]))}, process {row[1]}"
+    return [{"id": row[0], "name": row[2], "used_by": users.get(row[1], "")} for row in query("gpu", "index,uuid,name") if len(row) == 3]
+
+
+def code() -> dict[str, str]:
+    """SHA-256 of the project's code here."""
+    found = {}
+    for path in sorted(glob.glob("*.py") + glob.glob("common/**/*.py", recursive=True)):
+        with open(path, "rb") as file:
+            found[path] = hashlib.sha256(file.read()).hexdigest()
+    return found
+
+
+def main() -> None:
+    """Look, and tell."""
+    driver = query("gpu", "driver_version")
+    answer = {
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpus": gpus(sys.argv[1] if len(sys.argv) > 1 else ""),
+        "driver": driver[0][0] if driver else None,
+        "free_bytes": shutil.disk_usage(".").free,
+        "clock": time.time(),
+        "code": code(),
+    }
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+main()
