@@ -173,13 +173,14 @@ def test_bouts_csv_labels_in_the_unit_of_the_time_column(call, project):
     assert [splits.positives for splits in manifest.participants["anna"].values()] == [9, 9, 9]
 
 
-def test_the_label_column_and_a_bouts_csv_say_the_same(call, rec, project):
-    call(*MINE)
+@pytest.mark.parametrize("overlap", ["any", "1"])  # 1 needs the whole last sample of a run to count
+def test_the_label_column_and_a_bouts_csv_say_the_same(call, rec, project, overlap):
+    call(*MINE, "--min_overlap", overlap)
     for path in rec.rglob("*.csv"):
         write_session(path, zero=100 * int(path.stem[1:]), label="")
     lines = [f"{person},s{k},{100 * k + 10},{100 * k + 20}" for person in ("anna", "bo") for k in range(5)]
     (rec / "bouts.csv").write_text("participant,session,start,end\n" + "\n".join(lines) + "\n")
-    call(*MINE, "--data_path", "data/bouts")
+    call(*MINE, "--data_path", "data/bouts", "--min_overlap", overlap)
     tuples = [path.name for path in (project / "data" / "mine").glob("*.pt")]
     assert len(tuples) == 6
     for name in tuples:
@@ -338,10 +339,13 @@ def test_a_full_disk_leaves_nothing_and_an_older_data_set_as_it_was(call, rec, p
 def test_what_a_killed_run_left_behind_is_used_up(call, rec, project):
     left = project / "data" / ".mine.partial"
     left.mkdir(parents=True)
-    (left / "anna_train.pt").write_bytes(b"half")
+    for name in ("anna_train.pt", "someone_else_train.pt"):
+        (left / name).write_bytes(b"half")
     assert call(*MINE)[0] == 0
     assert sorted(path.name for path in (project / "data").iterdir()) == ["mine"]
-    assert "anna_train.pt" in read_manifest(project / "data" / "mine").files
+    assert sorted(path.name for path in (project / "data" / "mine").iterdir()) == sorted(
+        ["dataset.json", *(f"{person}_{split}{end}" for person in ("anna", "bo") for split in ("train", "val", "test") for end in (".pt", "_windows.csv"))]
+    )
 
 
 def test_a_second_one_at_the_same_time_is_refused(call, rec, project):
@@ -359,6 +363,10 @@ def test_data_behind_a_link_stays_behind_it(call, rec, project, tmp_path):
     assert call(*MINE)[0] == 0
     assert (project / "data").is_symlink()
     assert (tmp_path / "big_disk" / "mine" / "dataset.json").is_file()
+    (project / "data" / "linked").symlink_to(tmp_path / "other_disk" / "mine")
+    assert call(*MINE, "--data_path", "data/linked")[0] == 0
+    assert (project / "data" / "linked").is_symlink()
+    assert (tmp_path / "other_disk" / "mine" / "dataset.json").is_file()
 
 
 def test_every_flag_has_help(run):
