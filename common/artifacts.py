@@ -284,9 +284,9 @@ def adopt_experiment(paths: Paths, source: Paths, prefix: str, name: str) -> Jso
     return metrics
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete what killed writers left. Only for the holder of the lock under which this folder is written."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
+def remove_temporaries(folder: Path, name: str = "") -> None:
+    """Delete what killed writers left of files whose name begins with `name`. Only for the holder of the lock under which they are written."""
+    for path in folder.glob(f"{_TEMPORARY}{name}*"):
         with contextlib.suppress(OSError):
             path.unlink()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from common.errors import InputError, ProjectError, nearest
 
@@ -55,3 +57,23 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         code = 130
         sys.stderr.write("interrupted\n")
     sys.exit(code)
+
+
+class Spinner:
+    """The bar of one training: epoch, losses. Plain silence when nobody watches a terminal."""
+
+    def __init__(self, title: str) -> None:
+        self._bar = tqdm(desc=title, unit=" epochs", disable=not sys.stderr.isatty(), leave=False)
+
+    def __enter__(self) -> Spinner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, state: Mapping[str, Any]) -> None:
+        """Progress as the loop tells it."""
+        self._bar.total = state["of"]
+        self._bar.n = state["epoch"]
+        shown = {name: f"{state[name]:.4f}" for name in ("train_loss", "val_loss") if isinstance(state.get(name), float)}
+        self._bar.set_postfix(shown)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts, identity
-from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
-from common.manifest import Sha256Cache, read_manifest
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError
+from common.manifest import Manifest, Sha256Cache, read_manifest
 from common.options import FinetuneOptions, O, Options
 from common.paths import Paths
 
@@ -44,18 +44,29 @@ class Data:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._cache = Sha256Cache(paths.sha256_cache)
-        self._participants: dict[str, list[str] | None] = {}
+        self._manifests: dict[str, Manifest | None] = {}
 
     def sha256(self, data_path: str, file_name: str) -> str:
-        """SHA-256 of one data file. Raises InputError where there is none."""
-        return self._cache.sha256(self._paths.data(data_path) / file_name)
+        """SHA-256 of one data file.
+
+        Raises:
+            InputError: there is none, or dataset.json says that it should be another.
+        """
+        path = self._paths.data(data_path) / file_name
+        found, manifest = self._cache.sha256(path), self._manifest(data_path)
+        if manifest and manifest.files.get(file_name, found) != found:
+            raise InputError(f"{path}: is not the file that dataset.json describes (damaged or edited): make the data set again with prepare_data.py")
+        return found
 
     def participants(self, data_path: str) -> list[str] | None:
         """Those of dataset.json, or None without one."""
-        if data_path not in self._participants:
-            manifest = read_manifest(self._paths.data(data_path))
-            self._participants[data_path] = list(manifest.participants) if manifest else None
-        return self._participants[data_path]
+        manifest = self._manifest(data_path)
+        return list(manifest.participants) if manifest else None
+
+    def _manifest(self, data_path: str) -> Manifest | None:
+        if data_path not in self._manifests:
+            self._manifests[data_path] = read_manifest(self._paths.data(data_path))
+        return self._manifests[data_path]
 
     def resolve(self, options: O) -> O:
         """`options` with participants filled in."""
@@ -153,6 +164,6 @@ def copy_base_model(paths: Paths, source_hash: str, options: Options) -> str:
     """Publish a whole base model for `options` from one with the same training key: equal weights, its own configuration. Returns its hash."""
     source = artifacts.open_base_model(paths, source_hash)
     base_hash = identity.base_hash(options)
-    metadata = {**source.metadata, "config": options.model_dump(), "target_participant": identity.target(options)}
+    metadata = {**source.metadata, "config": options.model_dump() | {"device": "auto", "prefix": None}, "target_participant": identity.target(options)}
     artifacts.publish_base_model(paths, base_hash, source.weights, metadata)
     return base_hash

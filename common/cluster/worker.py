@@ -34,7 +34,7 @@ from typing import IO, Any, NoReturn
 
 from common.cli import one_line
 from common.cluster import processes
-from common.errors import BaseModelNotFound, CorruptArtifact, ProjectError
+from common.errors import BaseModelNotFound, CorruptArtifact, NodeError, ProjectError
 from common.options import to_flags
 
 LOG_TAIL = 16_384
@@ -191,7 +191,7 @@ def cause_of(error: BaseException) -> str:
         return "out_of_memory"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM):
         return "disk" if error.errno != errno.ENOMEM else "out_of_memory"
-    if name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
+    if isinstance(error, NodeError) or name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
         return "gpu_gone"
     return "error"
 

@@ -1,0 +1,310 @@
+"""One fine-tune, from its options to its publication. `run` is what train_finetune.py and the workers call."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import artifacts, identity, metrics, training
+from common.dataset import Rows, Split, Windows, select_subset
+from common.errors import InputError, TrainingError
+from common.manifest import read_manifest
+from common.options import FinetuneOptions
+from common.paths import Paths, experiment_name, windows_file
+from common.provenance import now, provenance
+from common.reuse import Data, State, finetune_fingerprints, judge_experiment, make_way
+from common.training_run import CheckpointFile, Log, Progress, Recent, device_name, network, open_splits, place, prepare, score, settings
+
+# Taken from the base model; an option that is given and says something else is refused.
+_OF_THE_BASE = (
+    "n_base_participants", "model", "base_channels", "num_blocks", "normalization", "window_size", "base_order_seed", "early_stopping_patience", "seed",
+)  # fmt: skip
+# Taken from the base model unless given.
+_BESIDES = ("fold", "participants", "data_path")
+
+Scored = tuple[np.ndarray[Any, Any], float]
+_bases: Recent[dict[str, torch.Tensor]] = Recent(4)
+_untouched: Recent[tuple[Scored | None, Scored]] = Recent(32)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The verified base model that a fine-tune starts from."""
+
+    hash: str
+    weights: bytes
+    sha256: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A fine-tune with all that its result depends on."""
+
+    options: FinetuneOptions
+    base: _Base | None
+    people: tuple[str, ...]  # base participants
+    fingerprints: dict[str, str]
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Folder below the prefix."""
+        return experiment_name(self.options.fold, identity.target(self.options))
+
+    @property
+    def prefix(self) -> str:
+        """Folder below experiments/."""
+        return self.options.prefix or identity.experiment_prefix(self.options)
+
+
+def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Publish the fine-tune that `values` (options) describe, unless it is published and current.
+
+    Returns "folder" (relative to the project), and "reused" with the reason when nothing was trained.
+
+    Raises:
+        InputError: options, data, base model. TrainingError: the training. NodeError: the GPU. OSError: the disk.
+    """
+    paths = Paths.here()
+    data = Data(paths)
+    task = _task(paths, data, FinetuneOptions.parse(values, "options"))
+    folder = paths.experiment(task.prefix, task.name)
+    done = {"folder": str(folder.relative_to(paths.root))}
+    with artifacts.lock(paths.training_lock(f"{task.key}-{identity.digest(task.prefix, 8)}"), wait=True, owner=f"process {os.getpid()}"):
+        artifacts.remove_temporaries(folder)
+        verdict = judge_experiment(folder, task.options, task.base.sha256 if task.base else None, task.fingerprints)
+        if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
+            return {**done, "reused": "already published"}
+        make_way(paths, folder, verdict, overwrite=task.options.overwrite)
+        resumed = _train(paths, task, progress)
+        if finetune_fingerprints(task.options, task.people, data.sha256) != task.fingerprints:
+            artifacts.supersede_experiment(paths, folder)
+            raise TrainingError(f"{folder}: the data changed while it was trained: it is not used, run it again")
+    return {**done, "resumed": resumed}
+
+
+# -- what is asked for ----------------------------------------------------------------------------------------------------------------
+
+
+def _task(paths: Paths, data: Data, options: FinetuneOptions) -> _Task:
+    base: _Base | None = None
+    people: tuple[str, ...] = ()
+    if options.mode == "target_only":
+        options = data.resolve(options.model_copy(update={"n_base_participants": 0}))
+    elif options.base_model_hash is None:
+        raise InputError(f"base_model_hash: mode {options.mode} starts from a base model: give --base_model_hash (see base_models/, or generate_jobs.py)")
+    else:
+        base = _open_base(paths, options.base_model_hash)
+        options, people = _as_the_base(options, base, data), tuple(base.metadata["base_participants"])
+        if identity.target(options) in people:
+            raise InputError(f"target {identity.target(options)} is among the base participants of {base.hash}: its data trained that model; another --fold")
+    fingerprints = finetune_fingerprints(options, people, data.sha256)
+    return _Task(options, base, people, fingerprints, identity.experiment_key(options, base.sha256 if base else None, fingerprints))
+
+
+def _open_base(paths: Paths, base_hash: str) -> _Base:
+    model = artifacts.open_base_model(paths, base_hash)
+    return _Base(base_hash, model.weights, model.metadata["weights_sha256"], model.metadata)
+
+
+def _as_the_base(options: FinetuneOptions, base: _Base, data: Data) -> FinetuneOptions:
+    """What was not given comes from the base model. Raises InputError where what was given contradicts it."""
+    config, given = base.metadata["config"], options.model_dump(exclude_unset=True)
+    for name in _OF_THE_BASE:
+        if name in given and given[name] != config[name] and not (given[name] == "all" and name == "n_base_participants"):
+            hint = "; a fine-tune's own seed is --seed_finetune" if name == "seed" else ""
+            raise InputError(f"{name}: {given[name]} was given, but base model {base.hash} has {config[name]}: leave it out, or take another base{hint}")
+    for name in (*_OF_THE_BASE, *(name for name in _BESIDES if name not in given)):
+        given[name] = config[name]
+    # A longer list of people does not change who the base model learnt from.
+    return data.resolve(FinetuneOptions.parse(given, "options"))
+
+
+# -- training -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The windows of a fine-tune. `selection` is None when nothing is selected (target_val none)."""
+
+    train: Windows
+    own: Windows  # the target's part of `train`
+    selection: Windows | None
+    test: Windows
+    rows: dict[str, tuple[Split, Rows | None]]  # val and test: what predictions.csv lists
+
+
+def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
+    options, target = task.options, identity.target(task.options)
+    seed = identity.effective_seed(options)
+    train, val, test = open_splits(paths, options, [target], ("train", "val", "test"), channels)
+    chosen = select_subset(train.y, options.target_data_pct, order=options.target_order, seed=seed)
+    parts: list[Split | tuple[Split, Rows | None]] = [(train, chosen)]
+    if options.mode == "full_fine_tuning":
+        parts += open_splits(paths, options, task.people, ("train", "val"), train.x.shape[1])
+    rows: dict[str, tuple[Split, Rows | None]] = {"test": (test, None)}
+    if options.target_val != "none":
+        matched = options.target_val == "matched"
+        kept = select_subset(val.y, options.target_data_pct, order=options.target_order, seed=seed) if matched else None
+        rows = {"val": (val, kept), **rows}
+    return _Sets(Windows(parts), Windows([(train, chosen)]), Windows([rows["val"]]) if "val" in rows else None, Windows([rows["test"]]), rows)
+
+
+def _train(paths: Paths, task: _Task, progress: Progress) -> bool:
+    options = task.options
+    device, started, began = prepare(options), now(), time.monotonic()
+    sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
+    for windows in (sets.train, sets.selection, sets.test):
+        if windows is not None:
+            place(windows, device)
+    seed_key = f"{identity.effective_seed(options)}/{task.key}"
+    model = network(options, sets.train.channels, training.epoch_seed(seed_key, 0, "init"))
+    if task.base:
+        model.load_state_dict(_bases.get(task.base.sha256, lambda: training.deserialize(task.base.weights if task.base else b"")))
+    elif options.normalization == "train":
+        model.set_normalization(*sets.own.normalization())
+    model.to(device)
+    before = _score_untouched(model, task, sets) if task.base else None
+    checkpoint, log = CheckpointFile(paths, task.key), Log(f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress)
+    fitted = training.fit(model, sets.train, sets.selection, _settings(task, seed_key), progress=log.epoch, checkpoint=checkpoint)
+    after = (score(model, sets.selection) if sets.selection is not None else None, score(model, sets.test))
+    record = _metrics(paths, task, sets, fitted, before, after)
+    record["provenance"] = provenance(options, device_name(device), started, time.monotonic() - began)
+    files = {
+        "best_model.pt": training.serialize(fitted.state),
+        "losses.json": artifacts.to_json(fitted.losses),
+        "config.json": artifacts.to_json(_config(task)),
+        "predictions.csv": _predictions(paths, task, sets, before, after),
+    }
+    artifacts.publish_experiment(paths, task.prefix, task.name, files, record, log.text)
+    checkpoint.remove()
+    return checkpoint.resumed
+
+
+def _settings(task: _Task, seed_key: str) -> training.Settings:
+    head_only = task.options.mode == "head_only_fine_tuning"
+    patience = task.options.early_stopping_patience_target
+    return settings(task.options, seed_key, patience=patience, from_untouched=task.base is not None, head_only=head_only)
+
+
+def _score_untouched(model: Any, task: _Task, sets: _Sets) -> tuple[Scored | None, Scored]:
+    """The base model's own scores: once per base and target in a warm worker, not once per sibling fine-tune."""
+    assert task.base is not None
+    target = [task.fingerprints[name] for name in identity.finetune_data_files(task.options, ())[1:3]]
+    rows = None if sets.selection is None else (task.options.target_val, task.options.target_data_pct, task.options.target_order)
+    seed = identity.effective_seed(task.options) if task.options.target_val == "matched" else None
+    key = (task.base.sha256, *target, rows if task.options.target_val != "full" else "full", seed, task.options.threads, task.options.device)
+    return _untouched.get(key, lambda: (score(model, sets.selection) if sets.selection is not None else None, score(model, sets.test)))
+
+
+# -- what is recorded -----------------------------------------------------------------------------------------------------------------
+
+
+def _config(task: _Task) -> dict[str, Any]:
+    options = task.options
+    values = options.model_dump() | {"prefix": task.prefix, "seed_finetune": identity.effective_seed(options), "overwrite": False, "device": "auto"}
+    return {
+        "options": values,
+        "experiment_fields": identity.experiment_fields(options),
+        "experiment_key": task.key,
+        "fold": options.fold,
+        "target_participant": identity.target(options),
+        "base_participants": list(task.people),
+        "base_model_hash": task.base.hash if task.base else None,
+        "base_weights_sha256": task.base.sha256 if task.base else None,
+        "training_key": task.base.metadata["training_key"] if task.base else None,
+        "data_fingerprints": task.fingerprints,
+        "code_fingerprints": identity.code_fingerprints(),
+    }
+
+
+def _metrics(
+    paths: Paths, task: _Task, sets: _Sets, fitted: training.FitResult, before: tuple[Scored | None, Scored] | None, after: tuple[Scored | None, Scored]
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"undefined": {}}
+    _add_scores(record, "", "threshold_tuned", sets, after)
+    _add_scores(record, "base_", "base_threshold_tuned", sets, before)
+    manifest = read_manifest(paths.data(task.options.data_path))
+    hours = manifest.window_seconds / 3600 if manifest else None
+    counts = {"train": sets.own, "selection": sets.selection, "test": sets.test}
+    if task.options.mode == "full_fine_tuning":
+        record["counts"] = {"base_train": {"windows": len(sets.train) - len(sets.own), "positives": sets.train.positives - sets.own.positives}}
+    record.setdefault("counts", {}).update({name: _counts(windows, hours) for name, windows in counts.items()})
+    return record | {
+        "best_epoch": fitted.best_epoch,
+        "epochs": fitted.epochs,
+        "updates": fitted.updates,
+        "stopped_by": fitted.stopped_by,
+        "mode": task.options.mode,
+        "target_data_pct": task.options.target_data_pct,
+        "fold": task.options.fold,
+        "target_participant": identity.target(task.options),
+        "base_model_hash": task.base.hash if task.base else None,
+        "base_weights_sha256": task.base.sha256 if task.base else None,
+    }
+
+
+def _counts(windows: Windows | None, hours: float | None) -> dict[str, Any]:
+    number = len(windows) if windows is not None else 0
+    return {"windows": number, "positives": windows.positives if windows is not None else 0, "hours": None if hours is None else round(number * hours, 6)}
+
+
+def _add_scores(record: dict[str, Any], who: str, threshold_name: str, sets: _Sets, scored: tuple[Scored | None, Scored] | None) -> None:
+    """Scores at 0.5, and at the threshold that maximises macro F1 on the model's own selection windows."""
+    val, test = scored or (None, None)
+    threshold = metrics.tuned_threshold(sets.selection.y.numpy(), val[0]) if sets.selection is not None and val else None
+    record[threshold_name] = threshold
+    if threshold is None:
+        record["undefined"][threshold_name] = "no selection windows of both classes" if scored else "no base model"
+    for split, windows, result in (("val", sets.selection, val), ("test", sets.test, test)):
+        name = f"{who}{split}"
+        if result is None or windows is None:
+            why = "no base model" if scored is None else "no selection windows"
+            keys = [f"{name}_{score}" for score in metrics.SCORES] + [f"{name}_{score}_tuned" for score in metrics.THRESHOLDED]
+            record.update(dict.fromkeys(keys))
+            record["undefined"].update(dict.fromkeys(keys, why))
+            continue
+        labels = windows.y.numpy()
+        scores, undefined = metrics.final_scores(labels, result[0], loss=result[1])
+        record.update({f"{name}_{key}": value for key, value in scores.items()})
+        record["undefined"].update({f"{name}_{key}": reason for key, reason in undefined.items()})
+        tuned, undefined = ({}, {}) if threshold is None else metrics.final_scores(labels, result[0], loss=result[1], threshold=threshold)
+        for key in metrics.THRESHOLDED:
+            record[f"{name}_{key}_tuned"] = tuned.get(key)
+            if key in undefined or threshold is None:
+                record["undefined"][f"{name}_{key}_tuned"] = undefined.get(key, "no tuned threshold")
+
+
+def _predictions(paths: Paths, task: _Task, sets: _Sets, before: tuple[Scored | None, Scored] | None, after: tuple[Scored | None, Scored]) -> bytes:
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["split", "index", "session", "start_s", "label", "p_base", "p_finetuned"])
+    scored = {"val": (before[0] if before else None, after[0]), "test": (before[1] if before else None, after[1])}
+    for split, (opened, kept) in sets.rows.items():
+        base, tuned = scored[split]
+        assert tuned is not None
+        places = _places(paths, task, split, len(opened))
+        numbers = range(len(opened)) if kept is None else kept.tolist()
+        for position, number in enumerate(numbers):
+            p_base = f"{base[0][position]:.9g}" if base else ""
+            rows.writerow([split, number, *places[number], int(opened.y[number]), p_base, f"{tuned[0][position]:.9g}"])
+    return out.getvalue().encode()
+
+
+def _places(paths: Paths, task: _Task, split: str, number: int) -> list[tuple[str, str]]:
+    """Session and start second of each window; empty where the data set does not say."""
+    try:
+        with (paths.data(task.options.data_path) / windows_file(identity.target(task.options), split)).open(newline="", encoding="utf-8") as file:
+            places = [(row["session"], row["start_s"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
+        places = []
+    return places if len(places) == number else [("", "")] * number

@@ -1,0 +1,42 @@
+"""Train one base model on the base participants of a fold, and publish it under its hash in base_models/.
+
+    python3 train_base.py --fold 0 --n_base_participants 5 --participants ann bob cyd dan eve fay --data_path data/001_60s_window
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from common.cli import Parser, Spinner, run_script
+from common.options import BaseOptions, add_arguments, from_flags
+
+
+def run(options: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+    """What a worker calls."""
+    from common.base_training import run
+
+    return run(options, progress)
+
+
+def main() -> int:
+    """What a person calls."""
+    flags = Parser(__doc__ or "")
+    add_arguments(flags, BaseOptions)
+    options = from_flags(flags.parse(), BaseOptions)
+
+    from common.training_run import device_for_hand
+
+    device, remark = device_for_hand(options.device)
+    if remark:
+        sys.stderr.write(remark + "\n")
+    with Spinner("base model") as spinner:
+        result = run(options.model_dump(exclude_unset=True) | {"device": device}, spinner)
+    base_hash = result["base_model_hash"]
+    sys.stdout.write(f"base_models/{base_hash}.pt" + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "") + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,43 @@
+"""Personalise a base model to one more person, with little of that person's data, and publish the result below experiments/.
+
+    python3 train_finetune.py --base_model_hash dd8687760fb0bcb2 --fold 0 --mode target_only_fine_tuning --target_data_pct 0.1
+
+Base participants, network, normalisation and window size come from the base model; an option that contradicts them is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from common.cli import Parser, Spinner, run_script
+from common.options import FinetuneOptions, add_arguments, from_flags
+
+
+def run(options: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+    """What a worker calls."""
+    from common.finetuning import run
+
+    return run(options, progress)
+
+
+def main() -> int:
+    """What a person calls."""
+    flags = Parser(__doc__ or "")
+    add_arguments(flags, FinetuneOptions)
+    options = from_flags(flags.parse(), FinetuneOptions)
+
+    from common.training_run import device_for_hand
+
+    device, remark = device_for_hand(options.device)
+    if remark:
+        sys.stderr.write(remark + "\n")
+    with Spinner("fine-tune") as spinner:
+        result = run(options.model_dump(exclude_unset=True) | {"device": device}, spinner)
+    sys.stdout.write(result["folder"] + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "") + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)
