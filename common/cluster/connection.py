@@ -31,7 +31,17 @@ import paramiko
 
 from common.cluster.config import Server
 from common.cluster.process import LocalProcess, Process, RemoteProcess, Result
-from common.cluster.rsync import Place, Transfer, copy, manual_rsync_command, relative_names, rsync_argv, verify_arrived
+from common.cluster.rsync import (
+    Place,
+    Transfer,
+    by_linked_folder,
+    copy,
+    folders_above,
+    manual_rsync_command,
+    relative_names,
+    rsync_argv,
+    verify_arrived,
+)
 from common.cluster.sshconfig import CONNECT_SECONDS, ConnectError, Link, Settings, expand, open_link, read_settings
 from common.errors import InputError, NodeError
 
@@ -47,6 +57,7 @@ _RESOLVE = (
     'case "$1" in "~") p=$HOME;; "~/"*) p=$HOME/${1#"~/"};; /*) p=$1;; *) p=$HOME/$1;; esac; '
     'mkdir -p "$p" && cd "$p" && printf "%s\\0" "$p" && if test -x env/bin/python; then printf "env/bin/python\\0"; else printf "python3\\0"; fi'
 )
+_LINKS = 'for f; do if test -L "$f"; then printf "%s\\0" "$f"; fi; done'
 _KILL = 'kill -KILL "-$1" 2>/dev/null || kill -KILL "$1"'
 
 
@@ -89,30 +100,51 @@ class Connection(ABC):
             raise InputError(f"cannot copy {absent[0]} to {self.name}: no such file in {base}")
         if not names or (self.shared and base == self.project):
             return Transfer(self.project, tuple(names), (), 0)
-        moved = self._copy(rsync_argv(Place(str(base)), self._place(), pull=False), names)
+        moved = 0
+        for folder, below in by_linked_folder(names, self._linked_folders(names)).items():
+            moved += self._copy(rsync_argv(Place(str(base)).below(folder), self._place().below(folder), pull=False), below)
         return Transfer(Path(self.path), tuple(names), (), moved)
 
-    def pull(self, files: Iterable[str], to: Path) -> Transfer:
+    def pull(self, files: Iterable[str], to: Path, linked_folders: bool = False) -> Transfer:
         """Copy `file` of the node's project folder to `to/file`; `to` is absent or empty and is made.
 
-        Only plain files that were asked for arrive, never a link; those that the node lacks (or that are links there) are `missing`.
-        Content is the node's: verify it. Where the folder is shared nothing is copied and `root` is the project folder. Raises NodeError, leaving
-        `to` absent.
+        Only plain files that were asked for arrive, never a link; those that the node lacks (or that are links there, or lie behind one) are `missing`.
+        With `linked_folders` (for data, which may lie on another disk) folders on the way may be links of the node. Content is the node's: verify it.
+        Where the folder is shared nothing is copied and `root` is the project folder. Raises NodeError, leaving `to` absent.
         """
         names = relative_names(files)
         if self.shared:
-            there = tuple(name for name in names if _is_plain(self.project, name))
+            there = tuple(name for name in names if _is_plain(self.project, name, linked_folders))
             return Transfer(self.project, there, tuple(sorted(set(names) - set(there))), 0)
         to.mkdir(parents=True, exist_ok=True)
         if any(to.iterdir()):
             raise InputError(f"{to} is not empty; files from a node are taken only into a fresh folder")
         try:
-            moved = self._copy(rsync_argv(self._place(), Place(str(to.resolve())), pull=True), names) if names else 0
+            moved = self._pull_groups(names, Place(str(to.resolve())), linked_folders)
             arrived = verify_arrived(self.name, to, names)
         except BaseException:
-            _remove_tree(to)
+            shutil.rmtree(to, ignore_errors=True)
             raise
         return Transfer(to, arrived, tuple(sorted(set(names) - set(arrived))), moved)
+
+    def _pull_groups(self, names: list[str], to: Place, linked_folders: bool) -> int:
+        moved = 0
+        for folder, below in by_linked_folder(names, self._linked_folders(names)).items():
+            if folder and not linked_folders:
+                continue  # what lies behind a link is not the project's
+            Path(to.folder, folder).mkdir(parents=True, exist_ok=True)
+            moved += self._copy(rsync_argv(self._place().below(folder), to.below(folder), pull=True), below)
+        return moved
+
+    def _linked_folders(self, names: Iterable[str]) -> list[str]:
+        """Which folders above `names` are symbolic links on the node."""
+        folders = dict.fromkeys(folder for name in names for folder in folders_above(name))
+        if not folders:
+            return []
+        result = self.run(["xargs", "-0", "sh", "-c", _LINKS, "sh"], input=b"".join(b"./" + os.fsencode(folder) + b"\0" for folder in folders))
+        if not result.ok:
+            raise NodeError(f"{self.name}: cannot look at the project folder: {result.last_words or 'link lost'}")
+        return [os.fsdecode(folder)[2:] for folder in result.stdout.split(b"\0")[:-1]]
 
     def _copy(self, argv: list[str], names: list[str]) -> int:
         with self._copying:
@@ -330,19 +362,15 @@ def _checked(argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
-def _is_plain(folder: Path, name: str) -> bool:
-    """A file whose path below `folder` holds no symbolic link."""
-    path = folder / name
-    return path.is_file() and not any(part.is_symlink() for part in (path, *path.parents) if part != folder and folder in part.parents)
+def _is_plain(folder: Path, name: str, linked_folders: bool) -> bool:
+    """A file that is no symbolic link, nor lies behind one below `folder` (unless that is allowed)."""
+    links = [folder / name] if linked_folders else [folder / part for part in (name, *folders_above(name))]
+    return (folder / name).is_file() and not any(part.is_symlink() for part in links)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
-
-
-def _remove_tree(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = ["ConnectError", "Connection", "Process", "Result", "Transfer", "connect", "manual_rsync_command"]

@@ -104,7 +104,7 @@ class Process(ABC):
             # The exit status may come before the last output.
             if self._has_exited():
                 grace = grace or _deadline(GRACE)
-                if self._ended_output or time.monotonic() >= grace:
+                if self._all_read() or time.monotonic() >= grace:
                     return self._exit_code()
             elif time.monotonic() >= deadline:
                 raise TimeoutError
@@ -158,6 +158,10 @@ class Process(ABC):
     @abstractmethod
     def _send(self, data: bytes, timeout: float) -> int:
         """Bytes taken; 0 when none can be in `timeout` seconds. NodeError when the other end is gone."""
+
+    @abstractmethod
+    def _all_read(self) -> bool:
+        """Whether both outputs were read to their ends."""
 
     @abstractmethod
     def _has_exited(self) -> bool:
@@ -234,6 +238,9 @@ class LocalProcess(Process):
             return 0
         except (OSError, ValueError) as error:
             raise NodeError(f"{self.name}: process {self.pid} ended and takes no input ({error})") from None
+
+    def _all_read(self) -> bool:
+        return not self._selector.get_map()
 
     def _has_exited(self) -> bool:
         return self._popen.poll() is not None
@@ -324,6 +331,10 @@ class RemoteProcess(Process):
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise NodeError(f"{self.name}: process {self.pid} cannot be written to: {error or 'the link is lost'}") from None
         raise NodeError(f"{self.name}: process {self.pid} cannot be written to, its channel is closed")
+
+    def _all_read(self) -> bool:
+        # sshd ends the output after standard error too has ended, so all of that is here by then.
+        return self._ended_output and not self._channel.recv_stderr_ready()
 
     def _has_exited(self) -> bool:
         return self._channel.exit_status_ready()

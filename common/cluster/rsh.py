@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
 
 def _copy_after(marker: bytes, source: int) -> None:
     """Copy `source` to standard output from behind the marker on; the window kept before it is no larger than a chunk and a marker."""
+    os.set_blocking(1, True)  # rsync hands it over non-blocking, as ssh itself would like it
     seen, started = b"", False
     while data := os.read(source, CHUNK):
         if not started:
@@ -35,8 +36,9 @@ def _copy_after(marker: bytes, source: int) -> None:
             if not started_with:
                 continue
             started = True
-        while data:
-            data = data[os.write(1, data) :]
+        view = memoryview(data)
+        while view:
+            view = view[os.write(1, view) :]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from common.cluster.config import Server
@@ -38,10 +38,30 @@ class Place:
     host: str = ""
     ssh: tuple[str, ...] = ()
 
+    def below(self, folder: str) -> Place:
+        return replace(self, folder=f"{self.folder}/{folder}") if folder else self
+
     @property
     def spec(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.folder}/" if self.host else f"{self.folder}/"
+
+
+def by_linked_folder(files: Iterable[str], links: Iterable[str]) -> dict[str, list[str]]:
+    """`files` grouped by the deepest of `links` (folders that are symbolic links) above them, "" for none; names relative to that folder.
+
+    rsync follows a link that is the folder it is given, never one on the way to a file below it (3.5 refuses that even with --keep-dirlinks).
+    """
+    linked, groups = set(links), dict[str, list[str]]()
+    for name in files:
+        folder = next((parent for parent in folders_above(name) if parent in linked), "")
+        groups.setdefault(folder, []).append(name[len(folder) + 1 :] if folder else name)
+    return groups
+
+
+def folders_above(name: str) -> list[str]:
+    """'a/b/c' -> ['a/b', 'a']."""
+    return [str(parent) for parent in PurePosixPath(name).parents][:-1]
 
 
 def relative_names(files: Iterable[str]) -> list[str]:
@@ -62,15 +82,15 @@ def quote_for_rsync(argv: Sequence[str]) -> str:
 def rsync_argv(source: Place, target: Place, pull: bool) -> list[str]:
     """The command; the names follow on its standard input, each ended by NUL.
 
-    A target file is written beside its final name and renamed, because neither --partial nor --inplace is given. From a node no link is copied and none is
-    followed on our side. To a node the content behind our links is sent, and a folder there may itself be a link (data on another disk).
+    A target file is written beside its final name and renamed, because neither --partial nor --inplace is given. From a node no link is copied and
+    none is followed on our side. To a node the content behind our links is sent.
     """
     argv = ["rsync", "--times", "--relative", "--secluded-args", "--from0", "--files-from=-", "--out-format=%b", f"--timeout={IO_SECONDS}"]
     if pull:
         argv += ["--no-links", "--no-devices", "--no-specials", "--ignore-missing-args", "--chmod=D700,F600"]
     else:
         # Equal size and time say nothing about a flipped bit: compare content.
-        argv += ["--checksum", "--copy-links", "--keep-dirlinks"]
+        argv += ["--checksum", "--copy-links"]
     if remote := source.ssh or target.ssh:
         rsh = Path(__file__).with_name("rsh.py")
         argv += ["-e", quote_for_rsync([sys.executable, "-I", str(rsh), str(len(remote)), *remote])]
@@ -108,7 +128,7 @@ def copy(name: str, argv: Sequence[str], files: Sequence[str], alive: Callable[[
 
 def _once(argv: Sequence[str], files: Sequence[str], alive: Callable[[subprocess.Popen[bytes]], object]) -> tuple[int, bytes, bytes]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RSYNC_")} | {"LC_ALL": "C.UTF-8"}
-    names = b"".join(os.fsencode(name) + b"\0" for name in files)
+    names = b"".join(b"./" + os.fsencode(name) + b"\0" for name in files)  # without ./ a name beginning with # or ; is taken for a remark
     try:
         # A session of its own: Ctrl-C in the terminal is for the head to decide about.
         with subprocess.Popen(

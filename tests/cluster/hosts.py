@@ -180,13 +180,13 @@ class Hosts:
         _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", host.name, "-f", host.folder / "host_key")
         shutil.copy(self.key.with_suffix(".pub"), host.folder / "authorized_keys")
 
-    def write_ssh_config(self, *more: str) -> None:
-        """Each host under its name, with `more` lines before them (the first value for an option wins)."""
+    def write_ssh_config(self, *more: str, key: bool = True) -> None:
+        """Each host under its name, with `more` lines before them (the first value for an option wins), with or without the user's key."""
         lines = [*more]
         for host in self.hosts.values():
             lines += [f"Host {host.name}", f"  HostName {host.address}"]
-        lines += ["Host *", "  User root", f'  IdentityFile "{self.key}"', "  IdentitiesOnly yes", f'  UserKnownHostsFile "{self.known_hosts}"']
-        lines += ["  GlobalKnownHostsFile /dev/null"]
+        lines += ["Host *", "  User root", "  IdentitiesOnly yes", f'  UserKnownHostsFile "{self.known_hosts}"']
+        lines += ["  GlobalKnownHostsFile /dev/null"] + ([f'  IdentityFile "{self.key}"'] if key else [])
         self.ssh_config.write_text("\n".join(lines) + "\n")
 
     def start_sshd(self, name: str) -> None:

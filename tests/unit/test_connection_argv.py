@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.cluster.config import Server
 from common.cluster.connection import connect
-from common.cluster.rsync import Place, manual_rsync_command, quote_for_rsync, relative_names, rsync_argv
+from common.cluster.rsync import Place, by_linked_folder, manual_rsync_command, quote_for_rsync, relative_names, rsync_argv
 from common.cluster.sshconfig import own_options, read_settings, ssh_options
 from common.errors import InputError, NodeError
 
@@ -74,6 +74,12 @@ def test_a_name_is_asked_for_once() -> None:
     assert relative_names(["b", "a", "b"]) == ["b", "a"]
 
 
+def test_files_behind_a_linked_folder_are_copied_from_that_folder() -> None:
+    files = ["data/set/a", "data/b", "c", "other/data/d", "x/y/z"]
+    assert by_linked_folder(files, ["data", "x/y", "x"]) == {"data": ["set/a", "b"], "": ["c", "other/data/d"], "x/y": ["z"]}
+    assert by_linked_folder(files, []) == {"": files}
+
+
 SSH = ("ssh", "-p", "22")
 
 
@@ -86,7 +92,7 @@ def test_a_push_compares_content_and_sends_what_our_links_point_to() -> None:
     argv = rsync_argv(Place("/head"), Place("/node/p q", "gpu1", SSH), pull=False)
     assert without_rsh(argv) == [
         "rsync", "--times", "--relative", "--secluded-args", "--from0", "--files-from=-", "--out-format=%b", "--timeout=120",
-        "--checksum", "--copy-links", "--keep-dirlinks", "/head/", "gpu1:/node/p q/",
+        "--checksum", "--copy-links", "/head/", "gpu1:/node/p q/",
     ]  # fmt: skip
     shell = rsync_splits(argv[argv.index("-e") + 1])
     assert shell[-4:] == ["3", *SSH]
