@@ -352,6 +352,8 @@ class Runner:
         job, node, cause, text = self._jobs[message["failed"]], worker.node.name, message.get("cause"), str(message.get("error"))
         self._progress.pop(job.id, None)
         self._keep_log(job.id, message)
+        if cause != "cancelled":
+            self._per_node[node]["failed"] += 1
         if cause == "error":
             self._scheduler.job_error(now, job.id, node, text)
         elif cause == "base_missing":
@@ -404,6 +406,7 @@ class Runner:
         if job:
             self._progress.pop(job, None)
             self._keep_log(job, {"log": event.words})
+            self._per_node[node.name]["failed"] += 1
             self._scheduler.job_killed(now, job, node.name, how)
         self._restart(now, worker, slot, how)
 

@@ -1,0 +1,111 @@
+"""The flags and the course that both orchestrator scripts share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from common.cli import Parser
+from common.cluster import orchestrate, upkeep
+from common.cluster.closing import closing_table
+from common.cluster.config import ClusterConfig, load_config
+from common.cluster.display import Display, status_lines
+from common.cluster.journal import latest_status
+from common.cluster.orchestrate import Prepared, Request
+from common.errors import InputError
+from common.jobs import Job
+from common.paths import CLUSTER_CONFIG, Paths
+from common.reuse import Data
+
+# Base jobs, the others, and somebody else's script.
+Read = Callable[[Data], tuple[list[Job], list[Job], Path | None]]
+
+
+def parser(description: str) -> Parser:
+    """The shared flags."""
+    flags = Parser(description)
+    flags.add_argument("--cluster-config", type=Path, default=Path(CLUSTER_CONFIG), help=f"the nodes (default: {CLUSTER_CONFIG})")
+    flags.add_argument("--skip-sync", action="store_true", help="send nothing before it is missed: trust what the nodes have (SHA-256 is still checked)")
+    flags.add_argument("--dry-run", action="store_true", help="print what would run, what is reused and why")
+    flags.add_argument("--only", metavar="failed|PREFIX", help="only jobs that failed last time, or fine-tunes whose prefix begins so")
+    flags.add_argument("--retrain", action="store_true", help="make results of other code versions anew")
+    flags.add_argument("--max-retries", type=int, default=2, metavar="N", help="how often a job is tried again after a node's fault (default: 2)")
+    flags.add_argument("--notify-command", metavar="CMD", help="run at the end and at the first failure, with a line of text as its last argument")
+    flags.add_argument("--status", action="store_true", help="show the latest run of this project folder, from any terminal")
+    flags.add_argument("--check", action="store_true", help="only test the nodes: one line each")
+    flags.add_argument("--setup-nodes", action="store_true", help="build each node's environment from requirements.txt")
+    flags.add_argument("--clean-nodes", action="store_true", help="remove from the nodes results that are verified here")
+    return flags
+
+
+def execute(args: argparse.Namespace, read: Read, *, train_bases: bool = True, wait_for_all_bases: bool = False) -> int:
+    """Do what the flags say. Returns the exit code."""
+    paths, display = Paths.here(), Display()
+    if args.max_retries < 0:
+        raise InputError("--max-retries: a number from 0 up is needed")
+    if args.status:
+        return _status(paths, display)
+    config = load_config(args.cluster_config)
+    if args.setup_nodes:
+        return int(not upkeep.setup_nodes(config, paths, display.say))
+    if args.clean_nodes:
+        return int(not upkeep.clean_nodes(config, paths, display.say))
+    data = Data(paths)
+    if args.check:
+        return _check(args, config, paths, data, read, display)
+    bases, others, script = read(data)
+    request = Request(
+        paths, args.cluster_config, config, bases, others, script, train_bases=train_bases, sync=not args.skip_sync, wait_for_all_bases=wait_for_all_bases,
+        retrain=args.retrain, only=args.only, max_retries=args.max_retries, notify=args.notify_command,
+    )  # fmt: skip
+    if args.dry_run:
+        for line in orchestrate.describe(orchestrate.prepare(request, data), verbose=True):
+            display.say(line)
+        return 0
+    with orchestrate.only_orchestrator(paths):
+        return _run(request, orchestrate.prepare(request, data), display)
+
+
+def _run(request: Request, prepared: Prepared, display: Display) -> int:
+    for line in orchestrate.describe(prepared):
+        display.say(line)
+    failures: list[str] = []
+
+    def say(line: str) -> None:
+        display.say(line)
+        if line.startswith("failed: ") and not failures:
+            failures.append(line)
+            orchestrate.notify(request.notify, line)
+
+    try:
+        outcome = orchestrate.run(request, prepared, say, display.show)
+    finally:
+        display.close()
+    lines = [*closing_table(request.paths, request.others), *orchestrate.conclude(outcome, prepared.made)]
+    for line in lines:
+        display.say(line)
+    orchestrate.notify(request.notify, lines[-1])
+    return outcome.exit_code
+
+
+def _status(paths: Paths, display: Display) -> int:
+    status = latest_status(paths)
+    if status is None:
+        raise InputError(f"{paths.runs}: no run has been started in this project folder")
+    for line in status_lines(status):
+        display.say(line)
+    return 0
+
+
+def _check(args: argparse.Namespace, config: ClusterConfig, paths: Paths, data: Data, read: Read, display: Display) -> int:
+    try:
+        bases, others, _ = read(data)
+        files = orchestrate.data_files(bases, others)
+    except InputError as error:  # nodes can be checked before there are jobs
+        display.say(f"data are not compared: {error}")
+        files = []
+    lines, good = upkeep.check_nodes(config, paths, files, data.sha256)
+    for line in lines:
+        display.say(line)
+    return int(not good)

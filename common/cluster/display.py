@@ -1,0 +1,82 @@
+"""The status of a run, for people: one bar while it goes, plain lines where there is no terminal, and what --status shows."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+PLAIN_SECONDS = 30.0
+
+
+def duration(seconds: float | None) -> str:
+    """'1 h 05 min', '3 min 10 s', '12 s', or '?'."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def totals(status: Mapping[str, Any]) -> dict[str, int]:
+    """Jobs by state over all phases."""
+    summed: dict[str, int] = {}
+    for counts in status["phases"].values():
+        for state, number in counts.items():
+            summed[state] = summed.get(state, 0) + number
+    return summed
+
+
+def _numbers(counts: Mapping[str, int]) -> str:
+    waiting = counts.get("waiting", 0) + counts.get("ready", 0)
+    return ", ".join(f"{counts.get(name, 0):,} {name}" for name in ("done", "running", "failed", "blocked")) + f", {waiting:,} waiting"
+
+
+def status_lines(status: Mapping[str, Any]) -> list[str]:
+    """What --status prints: a line a node, a line a phase, the time left."""
+    age = time.time() - status["updated"]
+    state = "ended" if status.get("ended") else "running" if age < 15 else f"no news for {duration(age)}: its orchestrator was killed or hangs"
+    lines = [f"run {status['run']}, process {status['pid']}: {state}"]
+    for node in status["nodes"]:
+        rate = f"{node['bytes_per_second'] / 1e6:.1f} MB/s"
+        running = "; ".join(f"{job['job']}" + (f" epoch {job['epoch']}/{job['of']}" if job.get("epoch") else "") for job in node["running"])
+        lines.append(f"  {node['name']}: {node['state']}, {node['slots']} slots, {node['done']} done, {node['failed']} failed, {rate}; {running or 'idle'}")
+    lines += [f"  {phase}: {_numbers(counts)}" for phase, counts in status["phases"].items()]
+    return [*lines, f"  time left: {duration(status['time_left'])}"]
+
+
+class Display:
+    """One bar for the whole run."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+        self._watched = sys.stderr.isatty()
+        self._plain_at = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """A line, above the bar."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def show(self, status: Mapping[str, Any]) -> None:
+        """The bar, or now and then a plain line."""
+        counts = totals(status)
+        ended = counts.get("done", 0) + counts.get("failed", 0) + counts.get("blocked", 0)
+        if self._watched:
+            if self._bar is None:
+                self._bar = tqdm(total=sum(counts.values()), unit=" jobs", leave=False, bar_format="{l_bar}{bar}| {n}/{total} {postfix}")
+            self._bar.n = ended
+            working = f"{counts.get('running', 0)} running, {counts.get('failed', 0)} failed"
+            self._bar.set_postfix_str(f"{working}, {duration(status['time_left'])} left", refresh=False)
+            self._bar.refresh()
+        elif time.monotonic() - self._plain_at >= PLAIN_SECONDS:
+            self._plain_at = time.monotonic()
+            self.say(f"{_numbers(counts)}, {duration(status['time_left'])} left")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()

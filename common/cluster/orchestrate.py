@@ -1,0 +1,297 @@
+"""What both orchestrator scripts do around a run: read, plan, refuse or reuse, run, tell how it ended. It says lines through `say` and never prints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from common import artifacts, identity
+from common.cluster import scheduler
+from common.cluster.config import ClusterConfig, Server
+from common.cluster.connection import connect
+from common.cluster.estimates import Estimates
+from common.cluster.home import Home
+from common.cluster.journal import Journal, last_failures, new_run_id, past_events
+from common.cluster.node import Needs, code_files, inventory
+from common.cluster.runner import Outcome, Runner, Work
+from common.errors import BaseModelNotFound, Conflict, InputError, NodeError
+from common.jobs import KINDS, Job
+from common.paths import CODE_ROOT, Paths
+from common.plan import Plan, code_notice, counted, plan
+from common.reuse import Data, DataSha256, State, make_way
+
+Say = Callable[[str], None]
+Show = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for."""
+
+    paths: Paths
+    config_path: Path
+    config: ClusterConfig
+    bases: Sequence[Job] = ()
+    others: Sequence[Job] = ()  # fine-tunes, or jobs of somebody else's script
+    script: Path | None = None  # somebody else's
+    train_bases: bool = True
+    sync: bool = True
+    wait_for_all_bases: bool = False
+    retrain: bool = False
+    only: str | None = None
+    max_retries: int = 2
+    notify: str | None = None
+
+
+@dataclass
+class Prepared:
+    """A request, planned: what is there, and what has to run."""
+
+    made: Plan
+    work: Work
+    sha256: DataSha256
+    data: dict[tuple[str, str], str | None] = field(default_factory=dict)
+
+
+def owner(paths: Paths) -> str:
+    """Names this head and project in the nodes' slot locks."""
+    return f"{platform.node()}:{paths.root}"
+
+
+# -- planning -------------------------------------------------------------------------------------------------------------------------
+
+
+def prepare(request: Request, data: Data) -> Prepared:
+    """Plan a request. Changes nothing. Raises InputError, BaseModelNotFound and Conflict for what cannot be run."""
+    bases, others = _chosen(request)
+    files = data_files(bases, others)
+    sha256, known = _data_sha256(request, data, files)
+    made = plan(request.paths, bases, others, sha256, retrain=request.retrain) if request.script is None else Plan()
+    if request.script is None:
+        _refuse(made, others)
+    return Prepared(made, _work(request, made, bases, others), sha256, known)
+
+
+def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
+    """--only: failed jobs, or the fine-tunes of a prefix, with the bases that they need."""
+    bases, others = list(request.bases) if request.train_bases else [], list(request.others)
+    if request.only is None:
+        return bases, others
+    if request.only == "failed":
+        failed = last_failures(request.paths)
+        return [job for job in bases if job.id in failed], [job for job in others if job.id in failed]
+    chosen = [job for job in others if job.id.startswith(request.only)]
+    if not chosen:
+        raise InputError(f"--only {request.only}: no job has that prefix, and 'failed' is the other choice")
+    needed = {job.needs for job in chosen}
+    return [job for job in bases if job.id in needed], chosen
+
+
+def data_files(bases: Sequence[Job], others: Sequence[Job]) -> list[tuple[str, str]]:
+    """(data_path, file) that the jobs read."""
+    files: dict[tuple[str, str], None] = {}
+    for job in bases:
+        files.update(dict.fromkeys((job.base.data_path, name) for name in identity.base_data_files(job.base)))
+    for job in others:
+        if job.kind == "finetune":
+            people = identity.base_participants(job.finetune) if job.needs else []
+            files.update(dict.fromkeys((job.finetune.data_path, name) for name in identity.finetune_data_files(job.finetune, people)))
+    return list(files)
+
+
+def _data_sha256(request: Request, data: Data, files: Sequence[tuple[str, str]]) -> tuple[DataSha256, dict[tuple[str, str], str | None]]:
+    """The head's own fingerprints; where it has no data at all, those of the nodes, which must agree."""
+    folders = {request.paths.data(data_path) for data_path, _ in files}
+    if any(folder.is_dir() for folder in folders) or not files:
+        known: dict[tuple[str, str], str | None] = {(data_path, name): data.sha256(data_path, name) for data_path, name in files}
+        return data.sha256, known
+    found = _ask_nodes(request, files)
+
+    def sha256(data_path: str, name: str) -> str:
+        if (data_path, name) not in found:
+            raise InputError(f"{data_path}/{name}: neither here nor on any node: prepare the data with prepare_data.py or correct --data_path")
+        return found[data_path, name]
+
+    for data_path, name in files:
+        sha256(data_path, name)
+    return sha256, dict.fromkeys(files)
+
+
+def _ask_nodes(request: Request, files: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    needs = Needs(code_files(), (), dict.fromkeys(files), (), (), owner(request.paths))
+
+    def ask(server: Server) -> list[str | None]:
+        try:
+            with connect(server, request.paths.root) as node:
+                if not node.shared:
+                    node.push(needs.code, base=CODE_ROOT)
+                    return list(inventory(node, needs)["data"])
+        except NodeError:
+            pass
+        return []
+
+    found: dict[tuple[str, str], str] = {}
+    with ThreadPoolExecutor(len(request.config.servers) or 1) as pool:
+        for server, answer in zip(request.config.servers, pool.map(ask, request.config.servers), strict=True):
+            for file, sha256 in zip(files, answer, strict=False):
+                if sha256 and found.setdefault(file, sha256) != sha256:
+                    raise InputError(f"{'/'.join(file)}: {server.name} has another file than the other nodes, and the head has none: make them equal first")
+    return found
+
+
+def _refuse(made: Plan, others: Sequence[Job]) -> None:
+    overwrite = {job.id for job in others if job.kind == "finetune" and job.finetune.overwrite}
+    for job, verdict in made.finetunes.items():
+        if verdict.state is State.CONFLICT and job not in overwrite:
+            raise Conflict(verdict.reason)
+    todo = set(made.to_run(made.finetunes)) | set(made.to_run(made.bases))
+    if made.missing_base and todo <= set(made.missing_base):
+        raise BaseModelNotFound(made.finetunes[next(iter(made.missing_base))].reason)
+
+
+def _work(request: Request, made: Plan, bases: Sequence[Job], others: Sequence[Job]) -> Work:
+    scripts: dict[str, str] = {kind: name for name, kind in KINDS.items()}
+    if request.script is not None:
+        return Work((), {}, others, frozenset(), scripts | {"script": str(request.script)})
+    todo = [job for job in bases if made.bases[job.id].state is not State.DONE and job.id not in made.copies]
+    first: dict[str | None, Job] = {}
+    siblings: dict[str, list[Job]] = {}
+    for job in todo:
+        trained = first.setdefault(made.keys[job.id], job)
+        if trained is not job:
+            siblings.setdefault(trained.id, []).append(job)
+    runnable = [job for job in others if made.finetunes[job.id].state is not State.DONE and job.id not in made.missing_base]
+    return Work(list(first.values()), siblings, runnable, frozenset(made.waiting), scripts, request.retrain)
+
+
+def describe(prepared: Prepared, *, verbose: bool = False) -> list[str]:
+    """What will run, what is reused and why."""
+    made, work = prepared.made, prepared.work
+    lines = []
+    if made.bases:
+        copies = f", {len(made.copies):,} copied from equal trainings" if made.copies else ""
+        lines.append(f"base models: {counted(made.bases)}; {len(work.bases):,} trainings to run{copies}")
+    if made.finetunes:
+        lines.append(f"fine-tunes: {counted(made.finetunes)}; {len(work.others):,} to run")
+    if made.missing_base:
+        lines.append(f"{len(made.missing_base):,} fine-tunes are blocked: {made.finetunes[next(iter(made.missing_base))].reason}")
+    lines += [v.reason for v in (*made.bases.values(), *made.finetunes.values()) if v.state in (State.STALE, State.DAMAGED)]
+    lines += [notice] if (notice := code_notice(made)) else []
+    if verbose:
+        lines += [f"would train {job.id}" + _with(work, job) for job in work.bases] + [f"would run {job.id}" for job in work.others]
+        lines += [f"is there: {job}" for job, v in (*made.bases.items(), *made.finetunes.items()) if v.state is State.DONE]
+    return lines
+
+
+def _with(work: Work, job: Job) -> str:
+    siblings = work.siblings.get(job.id, ())
+    return f" (published for {len(siblings)} more hashes: {', '.join(sibling.id for sibling in siblings)})" if siblings else ""
+
+
+# -- running --------------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def only_orchestrator(paths: Paths) -> Iterator[None]:
+    """One orchestrator a project folder. Raises Conflict naming the first."""
+    try:
+        with artifacts.lock(paths.orchestrator_lock, wait=False, owner=f"process {os.getpid()} on {platform.node()}"):
+            yield
+    except Conflict as error:
+        who = str(error).partition("held by ")[2].partition(":")[0]
+        raise Conflict(f"another orchestrator runs in this project folder ({who}): wait for it, or stop it; --status shows what it does") from None
+
+
+def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
+    """Run a planned request to its end."""
+    paths, work = request.paths, prepared.work
+    home = Home(paths, prepared.sha256, work.siblings)
+    _make_room(request, prepared, home)
+    blocked = sorted(prepared.made.missing_base)
+    if not work.bases and not work.others:
+        return Outcome(blocked=blocked)
+    journal = Journal(paths, new_run_id())
+    experiments = tuple(job.id for job in work.others if job.kind == "finetune")
+    bases = tuple({job.id for job in work.bases} | {job.needs for job in work.others if job.needs})
+    extra = (str(request.script),) if request.script and not (CODE_ROOT / request.script).is_file() else ()
+    needs = Needs(code_files(), extra, prepared.data, bases, experiments, owner(paths), trusted=not request.sync)
+    settings = scheduler.Settings(
+        suspect_after=request.config.suspect_seconds,
+        close_after=request.config.close_seconds,
+        max_retries=request.max_retries,
+        wait_for_all_bases=request.wait_for_all_bases,
+    )
+    estimates = Estimates(paths, past_events(paths))
+    push_all = request.sync and not request.train_bases
+    runner = Runner(paths, request.config_path, request.config, work, needs, home, journal, estimates, settings, say, show, push_all=push_all)
+    with _signals(runner, say):
+        outcome = runner.run()
+    journal.close()
+    outcome.blocked += blocked
+    return outcome
+
+
+def _make_room(request: Request, prepared: Prepared, home: Home) -> None:
+    """Move what is stale or damaged aside, and publish what is only a copy."""
+    made, paths = prepared.made, request.paths
+    jobs = {job.id: job for job in (*request.bases, *request.others)}
+    for base_hash, verdict in made.bases.items():
+        if verdict.state in (State.STALE, State.DAMAGED):
+            artifacts.supersede_base_model(paths, base_hash)
+    for base_hash, source in made.copies.items():
+        home.copy(source, jobs[base_hash])
+    for job, verdict in made.finetunes.items():
+        if verdict.state not in (State.NEW, State.DONE):
+            make_way(paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite)
+
+
+@contextlib.contextmanager
+def _signals(runner: Runner, say: Say) -> Iterator[None]:
+    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        runner.interrupts = 2 if number != signal.SIGINT else runner.interrupts + 1
+        if runner.interrupts == 1:
+            say("running jobs finish, nothing new starts; Ctrl-C again stops now (everything can be resumed)")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def conclude(outcome: Outcome, made: Plan) -> list[str]:
+    """How it ended, for a person."""
+    lines = [f"{job}: {cause}" + (f" (log: {log})" if log else "") for job, (cause, log) in outcome.failed.items()]
+    if outcome.blocked:
+        lines.append(f"{len(outcome.blocked):,} jobs were blocked: their base model failed or is missing")
+    if outcome.left:
+        lines.append(f"{len(outcome.left):,} jobs are left: run the same command again")
+    reused = len(made.bases) + len(made.finetunes) - len(made.to_run(made.bases)) - len(made.to_run(made.finetunes)) + len(made.copies)
+    nothing = not (outcome.done or outcome.failed or outcome.blocked or outcome.left)
+    lines.append(
+        f"nothing to do: all {reused:,} results are there"
+        if nothing
+        else f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,} blocked, {len(outcome.left):,} left, {reused:,} reused"
+    )
+    return [*lines, outcome.why] if outcome.why else lines
+
+
+def notify(command: str | None, text: str) -> None:
+    """Run the user's own command with `text` as its last argument; its failure is not ours."""
+    if command:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
+            subprocess.run([*shlex.split(command), text], stdin=subprocess.DEVNULL, timeout=60, check=False)
