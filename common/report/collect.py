@@ -1,0 +1,292 @@
+"""Project folders into one table, a row an experiment; what cannot be read is named and left out. Works while a run is going on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from common.artifacts import Experiment, open_experiment, published_base_hashes, read_base_metadata
+from common.errors import CorruptArtifact, InputError, ProjectError
+from common.identity import digest, effective_seed
+from common.manifest import Manifest, read_manifest
+from common.options import FinetuneOptions
+from common.paths import EXPERIMENT_METRICS, EXPERIMENTS, Paths, experiment_name
+from common.report.bouts import Windows, bout_scores, read_windows
+
+Json = dict[str, Any]
+COUNTED = ("train", "selection", "test", "base_train")
+SIDES = ("val", "test", "base_val", "base_test")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A folder that is left out, and why."""
+
+    folder: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What of an experiment does not fit into a row."""
+
+    id: int
+    folder: Path
+    losses: Json
+    config: Json
+    metrics: Json
+
+    def windows(self, split: str) -> Windows:
+        """Labels, times and probabilities of a split, as they stand on disk now."""
+        return read_windows((self.folder / "predictions.csv").read_text())[split]
+
+
+@dataclass
+class Project:
+    """One project folder."""
+
+    paths: Paths
+    label: str
+    bases: dict[str, Json] = field(default_factory=dict)
+    manifests: dict[str, Manifest | None] = field(default_factory=dict)
+
+
+@dataclass
+class Collection:
+    """Everything that a report is made from. `table` has one row a run, its index is `Run.id`."""
+
+    projects: list[Project]
+    table: pd.DataFrame
+    runs: dict[int, Run]
+    skipped: list[Skipped]
+
+
+def collect(folders: list[Path]) -> Collection:
+    """Read `experiments/` and `base_models/` of each project folder.
+
+    Raises:
+        InputError: a folder is not there, or has no experiments/.
+    """
+    collection = Collection([], pd.DataFrame(), {}, [])
+    rows: list[Json] = []
+    for project in _projects(folders):
+        collection.projects.append(project)
+        _read_bases(project, collection.skipped)
+        for folder in _experiment_folders(project, collection.skipped):
+            try:
+                run = _read_run(folder, len(rows))
+                rows.append(_row(run, project))
+            except ProjectError as error:
+                collection.skipped.append(Skipped(_shown(folder, project), _reason(error, folder, project)))
+            except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+                collection.skipped.append(Skipped(_shown(folder, project), f"foreign: not in this project's format ({type(error).__name__}: {error})"))
+            else:
+                collection.runs[run.id] = run
+    collection.table = pd.DataFrame(rows)
+    if rows:
+        _mark_duplicates(collection.table)
+        _mark_versions(collection.table, collection.runs)
+    return collection
+
+
+def _projects(folders: list[Path]) -> list[Project]:
+    """The folders with short labels of their own."""
+    roots = list(dict.fromkeys(folder.resolve() for folder in folders))
+    for root in roots:
+        if not (root / EXPERIMENTS).is_dir():
+            raise InputError(f"{root}: no {EXPERIMENTS}/ in it: name a project folder in which experiments have run, or run them first")
+    names = [root.name or str(root) for root in roots]
+    return [Project(Paths(root), name if names.count(name) == 1 else str(root)) for root, name in zip(roots, names, strict=True)]
+
+
+def _read_bases(project: Project, skipped: list[Skipped]) -> None:
+    for base_hash in published_base_hashes(project.paths):
+        try:
+            project.bases[base_hash] = read_base_metadata(project.paths, base_hash)
+        except (ProjectError, OSError) as error:
+            path = project.paths.base_metadata(base_hash)
+            skipped.append(Skipped(_shown(path, project), _reason(error, path, project)))
+
+
+def _experiment_folders(project: Project, skipped: list[Skipped]) -> Iterator[Path]:
+    """Folders that say they are published; the others are named."""
+    for prefix in sorted(path for path in project.paths.experiments.iterdir() if path.is_dir()):
+        below = sorted(path for path in prefix.iterdir() if path.is_dir())
+        if not below:
+            skipped.append(Skipped(_shown(prefix, project), "empty: no experiment in it"))
+        for folder in below:
+            if (folder / EXPERIMENT_METRICS).exists():
+                yield folder
+            elif not any(folder.iterdir()):
+                skipped.append(Skipped(_shown(folder, project), "empty: nothing in it yet"))
+            elif folder.name.startswith("fold"):
+                skipped.append(Skipped(_shown(folder, project), f"half-written: no {EXPERIMENT_METRICS} yet (running, or cut short)"))
+            else:
+                skipped.append(Skipped(_shown(folder, project), "foreign: not the folder of an experiment"))
+
+
+def _shown(path: Path, project: Project) -> str:
+    return f"{project.label}/{path.relative_to(project.paths.root)}"
+
+
+def _reason(error: Exception, path: Path, project: Project) -> str:
+    kind = "corrupt: " if isinstance(error, CorruptArtifact) else ""
+    text = str(error)
+    for known in (f"{path}/", f"{path}: ", f"{project.paths.root}/"):
+        text = text.replace(known, "")
+    return kind + text
+
+
+def _read_run(folder: Path, number: int) -> Run:
+    """An experiment, verified, that says of itself what its place says."""
+    experiment: Experiment = open_experiment(folder)
+    config = experiment.config
+    named = experiment_name(config["fold"], config["target_participant"])
+    if folder.name != named:
+        raise CorruptArtifact(f"its config.json is that of {named}: moved or copied by hand; it is not used")
+    losses = json.loads((folder / "losses.json").read_bytes())
+    if not isinstance(losses, dict) or not all(isinstance(values, list) for values in losses.values()):
+        raise ValueError("losses.json holds no lists of losses")
+    return Run(number, folder, losses, config, experiment.metrics)
+
+
+def _row(run: Run, project: Project) -> Json:
+    """One tidy row: place, options, scores, counts, times, marks."""
+    config, metrics = run.config, run.metrics
+    options = FinetuneOptions.parse(config["options"], "config.json")
+    from_scratch = options.mode == "target_only"
+    row: Json = {"project": project.label, "folder": str(run.folder.relative_to(project.paths.root)), "prefix": run.folder.parent.name}
+    row |= {"target_participant": config["target_participant"], **_flat(options.model_dump())}
+    row |= {"prefix": run.folder.parent.name, "fold": config["fold"], "seed_finetune": effective_seed(options)}
+    row["n_base_participants"] = None if from_scratch else len(config["base_participants"])
+    row["base_participants"] = " ".join(config["base_participants"])
+    row |= {key: config.get(key) for key in ("base_model_hash", "base_weights_sha256", "training_key", "experiment_key")}
+    row |= _scores(metrics) | _counts(metrics)
+    row |= _bouts(run, _manifest(project, options.data_path), options)
+    manifest = _manifest(project, options.data_path)
+    row |= {"split_seed": _split_seed(manifest), "data_family": _data_family(manifest, options.data_path)}
+    row |= {key: metrics.get(key) for key in ("best_epoch", "epochs", "updates", "stopped_by")}
+    # Without a selection set there is no early stopping: the last epoch is meant to be reached.
+    row["hit_max_epochs"] = metrics.get("stopped_by") == "max_epochs" and options.target_val != "none"
+    base = project.bases.get(str(config.get("base_model_hash")), {})
+    row["base_hit_max_epochs"] = base.get("stopped_by") == "max_epochs"
+    row |= _provenance(metrics.get("provenance", {}))
+    row["undefined"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(metrics.get("undefined", {}).items()))
+    return row
+
+
+def _flat(options: Json) -> Json:
+    return {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def _scores(metrics: Json) -> Json:
+    names = [key for key in metrics if key.startswith(tuple(f"{side}_" for side in SIDES))]
+    thresholds = [key for key in ("threshold_tuned", "base_threshold_tuned") if key in metrics]
+    return {key: _number(metrics[key]) for key in names + thresholds}
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"a score is {value!r}")
+    return float(value)
+
+
+def _counts(metrics: Json) -> Json:
+    counts = metrics.get("counts", {})
+    return {f"{part}_{what}": counts[part].get(what) for part in COUNTED if part in counts for what in ("windows", "positives", "hours")}
+
+
+def _provenance(provenance: Json) -> Json:
+    versions = provenance.get("versions", {})
+    keys = ("train_seconds", "started", "finished", "device", "host", "git_commit")
+    row = {"trained_on" if key == "device" else key: provenance.get(key) for key in keys}
+    return row | {"versions": " ".join(f"{name} {versions[name]}" for name in sorted(versions))}
+
+
+def _manifest(project: Project, data_path: str) -> Manifest | None:
+    if data_path not in project.manifests:
+        try:
+            project.manifests[data_path] = read_manifest(project.paths.data(data_path))
+        except (InputError, OSError):  # the data page then says that there is none
+            project.manifests[data_path] = None
+    return project.manifests[data_path]
+
+
+def _split_seed(manifest: Manifest | None) -> Any:
+    """The seed of the data set's split, whatever the split rule calls it."""
+    seeds = [value for key, value in sorted(manifest.split.items()) if "seed" in key] if manifest else []
+    return seeds[0] if seeds else None
+
+
+def _data_family(manifest: Manifest | None, data_path: str) -> str:
+    """Equal for data sets that differ by the seed of their split alone."""
+    if manifest is None:
+        return data_path
+    made = manifest.model_dump(exclude={"files", "participants"})
+    return digest(made | {"split": {key: value for key, value in manifest.split.items() if "seed" not in key}})
+
+
+def _bouts(run: Run, manifest: Manifest | None, options: FinetuneOptions) -> Json:
+    """Per-bout scores, named as all scores are: test_bout_recall, base_test_bout_recall_tuned, ..."""
+    scores: Json = {}
+    seconds = manifest.window_seconds if manifest and manifest.window_size == options.window_size else None
+    thresholds: dict[str, tuple[str, str, float | None]] = {
+        "": ("p_finetuned", "", 0.5),
+        "_tuned": ("p_finetuned", "", _number(run.metrics.get("threshold_tuned"))),
+        "|base": ("p_base", "base_", 0.5),
+        "_tuned|base": ("p_base", "base_", _number(run.metrics.get("base_threshold_tuned"))),
+    }
+    splits = read_windows((run.folder / "predictions.csv").read_text())
+    for split, windows in splits.items():
+        found = bout_scores(windows, {key: (column, cut) for key, (column, _, cut) in thresholds.items()}, seconds)
+        for key, (_, side, _) in thresholds.items():
+            for name in ("bout_recall", "false_alarms_per_hour"):
+                if name + key in found:
+                    scores[f"{side}{split}_{name}{key.split('|')[0]}"] = found[name + key]
+        scores |= {f"{split}_{name}": found[name] for name in ("bouts",) if name in found}
+    return scores
+
+
+def _mark_duplicates(table: pd.DataFrame) -> None:
+    """The same experiment under two prefixes counts once; the second is marked with the folder of the first."""
+    table["duplicate_of"] = None
+    keys = table["experiment_key"].where(table["experiment_key"].notna(), table["folder"])
+    first: dict[tuple[str, str], str] = {}
+    for index, key in keys.items():
+        where = (str(table.at[index, "project"]), str(key))
+        if where in first:
+            table.at[index, "duplicate_of"] = first[where]
+        else:
+            first[where] = str(table.at[index, "folder"])
+
+
+def _mark_versions(table: pd.DataFrame, runs: dict[int, Run]) -> None:
+    """Name the rows whose data, code or libraries are not those of most others."""
+    data = {index: {f"{table.at[index, 'data_path']}/{name}": sha for name, sha in runs[index].config.get("data_fingerprints", {}).items()} for index in runs}
+    code = {index: dict(runs[index].config.get("code_fingerprints", {})) for index in runs}
+    versions = {index: dict(runs[index].metrics.get("provenance", {}).get("versions", {})) for index in runs}
+    for column, facts in (("other_data", data), ("other_code", code), ("other_versions", versions)):
+        common = _most_common(facts, table["project"])
+        table[column] = [_differing(facts[index], common[str(table.at[index, "project"])]) for index in table.index]
+
+
+def _most_common(facts: dict[int, Json], project: pd.Series) -> dict[str, Json]:
+    """By project, the value that most of its experiments have under each name."""
+    counted: dict[str, dict[str, dict[Any, int]]] = {}
+    for index, values in facts.items():
+        for name, value in values.items():
+            tally = counted.setdefault(str(project[index]), {}).setdefault(name, {})
+            tally[value] = tally.get(value, 0) + 1
+    best = {label: {name: max(tally, key=lambda v: (tally[v], str(v))) for name, tally in names.items()} for label, names in counted.items()}
+    return {str(label): best.get(str(label), {}) for label in project.unique()}
+
+
+def _differing(values: Json, common: Json) -> str:
+    return " ".join(sorted(name for name, value in values.items() if common.get(name) != value))

@@ -1,0 +1,202 @@
+"""How the results were made: data, code, versions, hosts, hours; and what a reader must be warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from common.identity import digest
+from common.report.analysis import Grid
+from common.report.collect import Collection, Project
+from common.report.figures import order_unset
+from common.report.words import count, duration, metric_words
+
+Json = dict[str, Any]
+
+
+def hours(collection: Collection) -> list[Json]:
+    """Hours of training by kind of device: fine-tunes, distinct base trainings, and what sharing them saved."""
+    found: dict[str, dict[str, float]] = {}
+    table = collection.table
+    for project in collection.projects:
+        trainings: dict[str, float] = {}
+        for index in table.index[table["project"] == project.label]:
+            row = table.loc[index]
+            tally = found.setdefault(_kind(row["trained_on"]), {"finetunes": 0.0, "bases": 0.0, "alone": 0.0})
+            tally["finetunes"] += _seconds(row["train_seconds"])
+            base = project.bases.get(str(row["base_model_hash"]))
+            if base:
+                tally["alone"] += _seconds(base.get("provenance", {}).get("train_seconds"))
+                trainings.setdefault(str(base.get("training_key")), _seconds(base.get("provenance", {}).get("train_seconds")))
+        kinds = {str(base.get("training_key")): _kind(base.get("provenance", {}).get("device")) for base in project.bases.values()}
+        for key, seconds in trainings.items():
+            found.setdefault(kinds[key], {"finetunes": 0.0, "bases": 0.0, "alone": 0.0})["bases"] += seconds
+    return [_hours_row(kind, tally) for kind, tally in sorted(found.items())]
+
+
+def _hours_row(kind: str, tally: dict[str, float]) -> Json:
+    saved = max(0.0, tally["alone"] - tally["bases"])
+    used = tally["finetunes"] + tally["bases"]
+    texts = {"finetunes": tally["finetunes"], "bases": tally["bases"], "used": used, "saved": saved}
+    return {"kind": kind} | {key: duration(seconds / 3600) for key, seconds in texts.items()}
+
+
+def _kind(device: object) -> str:
+    text = str(device).lower()
+    return "GPU" if "cuda" in text or "nvidia" in text or "gpu" in text else "CPU"
+
+
+def _seconds(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and value == value else 0.0
+
+
+def data_sets(collection: Collection) -> list[Json]:
+    """A line a data set and participant, from dataset.json; or one that says there is none."""
+    lines: list[Json] = []
+    for project in collection.projects:
+        for data_path, manifest in sorted(project.manifests.items()):
+            name = data_path if len(collection.projects) == 1 else f"{project.label}: {data_path}"
+            if manifest is None:
+                lines.append({"name": name, "about": "no dataset.json: leakage between its splits cannot be excluded", "people": []})
+                continue
+            about = (
+                f"{len(manifest.channels)} channels at {manifest.sampling_rate_hz:g} Hz, windows of {manifest.window_seconds:g} s every "
+                f"{manifest.stride_seconds:g} s; split: {_pairs(manifest.split)}; labelling: {_pairs(manifest.labelling)}; source: {_pairs(manifest.source)}"
+            )
+            hours_of_one = manifest.stride_seconds / 3600
+            people = [
+                {"name": person, "splits": [(split, count(c.windows), count(c.positives), duration(c.windows * hours_of_one)) for split, c in splits.items()]}
+                for person, splits in manifest.participants.items()
+            ]
+            lines.append({"name": name, "about": about, "people": people})
+    return lines
+
+
+def _pairs(values: Json) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def facts(collection: Collection) -> list[tuple[str, str]]:
+    """Name and text of everything else that a methods section needs."""
+    table = collection.table
+    runs = collection.runs.values()
+    found = [
+        ("Experiments", f"{len(table):,} read from {', '.join(str(project.paths.root) for project in collection.projects)}"),
+        ("Base models", f"{sum(len(p.bases) for p in collection.projects):,} published, {_trainings(collection.projects):,} distinct trainings"),
+        ("Data fingerprint", digest(sorted({(k, v) for run in runs for k, v in run.config.get("data_fingerprints", {}).items()}), 12)),
+        ("Code fingerprints", ", ".join(sorted({f"{k} {v[:12]}" for run in runs for k, v in run.config.get("code_fingerprints", {}).items()}))),
+        ("Versions", "; ".join(_tally(table["versions"]))),
+        ("Git commits", "; ".join(_tally(table["git_commit"]))),
+        ("Hosts", "; ".join(_tally(table["host"]))),
+        ("Devices", "; ".join(_tally(table["trained_on"]))),
+        ("Seeds", f"base training {_values(table['seed'])}; fine-tuning {_values(table['seed_finetune'])}; base order {_values(table['base_order_seed'])}"),
+        ("Split seeds", _values(table["split_seed"])),
+        ("Trained between", f"{_edge(table['started'], min)} and {_edge(table['finished'], max)}"),
+    ]
+    return [(name, text) for name, text in found if text]
+
+
+def _trainings(projects: Iterable[Project]) -> int:
+    return sum(len({base.get("training_key") for base in project.bases.values()}) for project in projects)
+
+
+def _tally(column: pd.Series) -> list[str]:
+    counts = column.dropna().astype(str).value_counts()
+    return [f"{value} ({number:,})" if len(counts) > 1 else str(value) for value, number in counts.items() if value]
+
+
+def _values(column: pd.Series) -> str:
+    values = sorted(column.dropna().unique())
+    return ", ".join(f"{value:.12g}" if isinstance(value, float) else str(value) for value in values) or "unset"
+
+
+def _edge(column: pd.Series, which: Any) -> str:
+    values = [str(value) for value in column.dropna()]
+    return str(which(values))[:19].replace("T", " ") if values else "unknown"
+
+
+# -- warnings -------------------------------------------------------------------------------------------------------------------------
+
+
+def warnings(collection: Collection, grids: list[Grid], missing: list[Json], notes: list[str]) -> list[str]:
+    """What to know before citing a number, the gravest first."""
+    table = collection.table
+    found = [*_mixed(table), *_set_aside(collection, missing), *notes]
+    for grid in grids:
+        name = f"{grid.name}: " if grid.name else ""
+        found += [name + text for text in _grid_warnings(grid)]
+    return found
+
+
+def _mixed(table: pd.DataFrame) -> list[str]:
+    words = {"other_data": "data files", "other_code": "code", "other_versions": "library versions"}
+    found = []
+    for column, what in words.items():
+        differing = table[table[column] != ""]
+        if len(differing):
+            names = sorted({name for text in differing[column] for name in text.split(" ")})
+            found.append(
+                f"Mixed {what}: {len(differing)} of {len(table)} experiments were made with other {what} than the rest ({_few(names)}); "
+                f"see the column {column}. Numbers that average over both are marked by this line only: make them anew, or look at one part with --filter."
+            )
+    return found
+
+
+def _set_aside(collection: Collection, missing: list[Json]) -> list[str]:
+    table, found = collection.table, []
+    stale = table[table["stale"].notna()]
+    if len(stale):
+        found.append(f"{len(stale)} stale experiments are left out of all numbers: {_few(f'{row.folder} ({row.stale})' for row in stale.itertuples())}.")
+    duplicates = table["duplicate_of"].notna().sum()
+    if duplicates:
+        found.append(f"{duplicates} experiments are the same as another one under a second prefix and count once.")
+    if missing:
+        kinds = pd.Series([cell["reason"] for cell in missing]).value_counts()
+        text = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        found.append(f"{len(missing)} planned experiments have no result ({text}): missing.csv names each.")
+    if collection.skipped:
+        found.append(f"{len(collection.skipped)} folders could not be read and are left out; they are named at the end.")
+    return found
+
+
+def _grid_warnings(grid: Grid) -> list[str]:
+    rows, found = grid.rows, list(grid.notes)
+    if grid.left_out:
+        found.append(f"Too few results yet, so not compared: {', '.join(condition.words for condition in grid.left_out)}.")
+    capped, base_capped = int(rows["hit_max_epochs"].sum()), rows.loc[rows["base_hit_max_epochs"], "base_model_hash"].nunique()
+    if capped or base_capped:
+        found.append(
+            f"{capped} of {len(rows)} fine-tunes and {base_capped} base models stopped at max_epochs instead of by patience (marked in the table): "
+            "they may be undertrained."
+        )
+    if order_unset(grid):
+        found.append("The number of base participants is confounded with who they are: base_order_seed is unset, so the first ones as listed are always taken.")
+    found += _uneven_repeats(grid)
+    undefined = rows[rows["undefined"] != ""]
+    if len(undefined):
+        reasons = undefined.drop_duplicates(["target_participant", "undefined"])
+        texts = [f"{row.target_participant} ({row.undefined})" for row in reasons.itertuples()]
+        found.append(f"Undefined scores, shown as dashes: {_few(texts)}.")
+    kept = int(((rows["best_epoch"] == 0) & (rows["mode"] != "target_only")).sum())
+    if kept:
+        found.append(
+            f"In {kept} of {len(rows)} experiments no epoch beat the untouched base on the selection windows, so fine-tuned and base are the same model."
+        )
+    return found
+
+
+def _uneven_repeats(grid: Grid) -> list[str]:
+    repeats = grid.rows.groupby(["mode", "target_data_pct", "n_base_participants", "target_participant"], dropna=False).size()
+    sizes = repeats.groupby(level=[0, 1, 2], dropna=False).agg(["min", "max"])
+    uneven = sizes[sizes["min"] < sizes["max"]]
+    if not len(uneven):
+        return []
+    words = metric_words(grid.metric)
+    return [f"Participants differ in how many seeds or settings have run ({len(uneven)} conditions); each one's {words} is the mean of what is there."]
+
+
+def _few(texts: Iterable[str], most: int = 5) -> str:
+    every = list(texts)
+    return "; ".join(every[:most]) + (f"; and {len(every) - most} more" if len(every) > most else "")

@@ -1,0 +1,148 @@
+"""Which cells of the grid have no result, and why: failed, blocked, stale, unreadable or never run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import identity
+from common.errors import InputError
+from common.jobs import Job, read_jobs
+from common.options import FinetuneOptions
+from common.paths import FINETUNE_JOBS, Paths
+from common.report.collect import Collection, Project, Run
+from common.reuse import Data, changed
+
+MISSING_COLUMNS = ("project", "prefix", "fold", "target_participant", "mode", "target_data_pct", "base_model_hash", "reason", "detail", "log")
+Sha256 = Callable[[str, str], str | None]
+
+
+def mark_stale(collection: Collection) -> None:
+    """Add the column `stale`: why a result no longer stands for today's data or base model; None where it does."""
+    reasons: dict[int, str | None] = {}
+    for project in collection.projects:
+        sha256 = known_sha256(Data(project.paths))
+        for index, run in collection.runs.items():
+            if collection.table.at[index, "project"] == project.label:
+                reasons[index] = _stale(run, project, sha256)
+    collection.table["stale"] = [reasons[index] for index in collection.table.index]
+
+
+def known_sha256(data: Data) -> Sha256:
+    """SHA-256 of a data file, or None where the data are not on this machine."""
+    known: dict[tuple[str, str], str | None] = {}
+
+    def sha256(data_path: str, name: str) -> str | None:
+        if (data_path, name) not in known:
+            try:
+                known[data_path, name] = data.sha256(data_path, name)
+            except InputError:
+                known[data_path, name] = None
+        return known[data_path, name]
+
+    return sha256
+
+
+def _stale(run: Run, project: Project, sha256: Sha256) -> str | None:
+    base = project.bases.get(str(run.config.get("base_model_hash")))
+    if base and base.get("weights_sha256") != run.config.get("base_weights_sha256"):
+        return f"its base model {run.config['base_model_hash']} was trained anew since"
+    recorded = run.config.get("data_fingerprints", {})
+    today = {name: sha256(run.config["options"]["data_path"], name) for name in recorded}
+    files = changed(recorded, {name: sha for name, sha in today.items() if sha is not None})
+    return f"data changed since: {', '.join(files[:3])}{' ...' if len(files) > 3 else ''}" if files else None
+
+
+def missing_cells(collection: Collection) -> tuple[list[dict[str, Any]], list[str]]:
+    """The planned experiments without a result, and what kept us from knowing."""
+    cells: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for project in collection.projects:
+        path = project.paths.root / FINETUNE_JOBS
+        if not path.is_file():
+            notes.append(f"{project.label}: no {FINETUNE_JOBS}, so nobody can say which experiments are missing")
+            continue
+        try:
+            jobs = read_jobs(path, "finetune", Data(project.paths))
+        except InputError as error:
+            notes.append(f"which experiments are missing cannot be said: {error}")
+            continue
+        cells += _missing_of(project, jobs, collection)
+    return cells, notes
+
+
+def _missing_of(project: Project, jobs: list[Job], collection: Collection) -> list[dict[str, Any]]:
+    mine = collection.table[collection.table["project"] == project.label] if len(collection.table) else collection.table
+    done = {f"{row.folder}".split("/", 1)[1]: index for index, row in zip(mine.index, mine.itertuples(), strict=True)}
+    unreadable = {skip.folder.removeprefix(f"{project.label}/experiments/"): skip.reason for skip in collection.skipped}
+    events = last_events(project.paths)
+    cells = []
+    for job in jobs:
+        if job.id in done:
+            index = done[job.id]
+            why = collection.table.at[index, "stale"] or _other_configuration(collection.runs[index], job.finetune)
+            found = ("stale", why, "") if why else None
+        else:
+            found = _reason(job, project, unreadable.get(job.id), events)
+        if found:
+            cells.append(_cell(project, job, *found))
+    return cells
+
+
+def _other_configuration(run: Run, planned: FinetuneOptions) -> str | None:
+    """How a result's options differ from the planned ones, or None."""
+    there = identity.experiment_fields(FinetuneOptions.parse(run.config["options"], "config.json"))
+    here = identity.experiment_fields(planned)
+    names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if not names:
+        return None
+    return "results of another configuration: " + ", ".join(f"{name} {there.get(name)} there, {here.get(name)} planned" for name in names[:3])
+
+
+def _reason(job: Job, project: Project, unreadable: str | None, events: dict[str, dict[str, Any]]) -> tuple[str, str, str]:
+    """Kind, detail and log of a cell that has no readable result."""
+    event = events.get(job.id, {})
+    base_event = events.get(job.needs or "", {})
+    if event.get("event") == "failed":
+        return "failed", str(event.get("error", "")), str(event.get("log", ""))
+    if job.needs and job.needs not in project.bases and base_event.get("event") == "failed":
+        return "blocked", f"its base model {job.needs} failed: {base_event.get('error', '')}", str(base_event.get("log", ""))
+    if unreadable:
+        return "unreadable", unreadable, ""
+    if job.needs and job.needs not in project.bases:
+        return "never run", f"waits for its base model {job.needs}", ""
+    return "never run", "started, not finished" if event else "", str(event.get("log", ""))
+
+
+def _cell(project: Project, job: Job, reason: str, detail: str, log: str) -> dict[str, Any]:
+    values = job.values
+    cell = {"project": project.label, "prefix": values["prefix"], "fold": values["fold"], "target_participant": values["participants"][values["fold"]]}
+    cell |= {key: values[key] for key in ("mode", "target_data_pct", "base_model_hash")}
+    return cell | {"reason": reason, "detail": detail, "log": log}
+
+
+def last_events(paths: Paths) -> dict[str, dict[str, Any]]:
+    """The last event of each job over all runs. A line that is not whole (a run is writing it) is passed over."""
+    last: dict[str, dict[str, Any]] = {}
+    for path in sorted(paths.runs.glob("*/events.jsonl"), key=_modified):
+        for line in _lines(path):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("job"), str):
+                last[event["job"]] = event
+    return last
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
