@@ -55,7 +55,8 @@ OUTPUT_LIMIT = 64 << 20
 _START = 'cd "$1" || exit 96; printf "%s %s\\n" "$2" "$$"; printf "%s\\n" "$2" >&2; shift 2; (exec "$@"); exit "$?"'
 _RESOLVE = (
     'case "$1" in "~") p=$HOME;; "~/"*) p=$HOME/${1#"~/"};; /*) p=$1;; *) p=$HOME/$1;; esac; '
-    'mkdir -p "$p" && cd "$p" && printf "%s\\0" "$p" && if test -x env/bin/python; then printf "env/bin/python\\0"; else printf "python3\\0"; fi'
+    'case "$2" in "") q=python3;; "~/"*) q=$HOME/${2#"~/"};; *) q=$2;; esac; mkdir -p "$p" && cd "$p" && '
+    '{ test "$2" || ! test -x env/bin/python || q=env/bin/python; } && printf "%s\\0" "$p" "$q"'
 )
 _LINKS = 'for f; do if test -L "$f"; then printf "%s\\0" "$f"; fi; done'
 _KILL = 'kill -KILL "-$1" 2>/dev/null || kill -KILL "$1"'
@@ -205,7 +206,7 @@ class Local(Connection):
         self.refresh()
 
     def refresh(self) -> None:
-        self.python = self.server.python or sys.executable
+        self.python = expand(self.server.python) if self.server.python else sys.executable
 
     @property
     def is_alive(self) -> bool:
@@ -228,6 +229,7 @@ class _Shared:
     link: Link
     sessions: int = 0
     most: int = SESSIONS
+    proven: bool = False  # it has carried a session
 
 
 class Ssh(Connection):
@@ -247,12 +249,12 @@ class Ssh(Connection):
             raise
 
     def refresh(self) -> None:
-        result = self._start(["sh", "-c", _RESOLVE, "sh", self.server.path or DEFAULT_PATH], True, folder="/").communicate(b"", 60, OUTPUT_LIMIT)
+        argv = ["sh", "-c", _RESOLVE, "sh", self.server.path or DEFAULT_PATH, self.server.python or ""]
+        result = self._start(argv, True, folder="/").communicate(b"", 60, OUTPUT_LIMIT)
         parts = result.stdout.split(b"\0")
         if not result.ok or len(parts) != 3:
             raise ConnectError("lost" if result.exit_code is None else "folder", f"{self.name}: no project folder: {result.last_words or 'link lost'}")
-        self.path = os.fsdecode(parts[0])
-        self.python = self.server.python or os.fsdecode(parts[1])
+        self.path, self.python = os.fsdecode(parts[0]), os.fsdecode(parts[1])
 
     def _sees_our_folder(self) -> bool:
         """A shared file system: a file that we write here is read there."""
@@ -307,18 +309,25 @@ class Ssh(Connection):
         while True:
             shared = self._take_place()
             try:
-                return shared, shared.link.transport.open_session(timeout=CONNECT_SECONDS)
+                channel = shared.link.transport.open_session(timeout=CONNECT_SECONDS)
+                shared.proven = True
+                return shared, channel
             except paramiko.ChannelException:
-                with self._guard:  # this sshd allows fewer sessions than is usual (MaxSessions)
-                    shared.sessions -= 1
-                    shared.most = shared.sessions
-                if not shared.most:
-                    shared.link.close()
-                    raise NodeError(f"{self.name}: sshd there allows no session (MaxSessions, ForceCommand?)") from None
+                self._lower_cap(shared)
             except (paramiko.SSHException, EOFError, OSError) as error:
                 self._release(shared)
                 shared.link.close()  # a link that does not answer serves nobody
                 raise ConnectError("lost", f"{self.name}: the link was lost: {error or 'no answer'}") from None
+
+    def _lower_cap(self, shared: _Shared) -> None:
+        """sshd refused a session: it allows fewer (MaxSessions), or commands that we gave up still run there. Other links take over."""
+        with self._guard:
+            shared.sessions -= 1
+            shared.most = shared.sessions
+        if not shared.most:
+            shared.link.close()
+        if not shared.proven and not shared.most:
+            raise NodeError(f"{self.name}: sshd there allows no session; look at MaxSessions in its sshd_config")
 
     def _take_place(self) -> _Shared:
         """A link with room, opened if need be; its session is counted."""

@@ -69,6 +69,7 @@ class Process(ABC):
         self._keep_all = keep_all
         self._ended_output = False
         self._sending = threading.Lock()
+        self._input_closed = False
 
     def read_line(self, timeout: float | None = None) -> bytes:
         """The next line of standard output with its line break, b"" at its end (call `wait` then). TimeoutError when none came in `timeout` seconds."""
@@ -91,6 +92,8 @@ class Process(ABC):
             view = memoryview(data)
             deadline = _deadline(timeout)
             while view:
+                if self._input_closed:
+                    raise NodeError(f"{self.name}: the input of process {self.pid} is closed")
                 if sent := self._send(bytes(view[:CHUNK]), _left(deadline, TICK)):
                     view, deadline = view[sent:], _deadline(timeout)
                 elif time.monotonic() >= deadline:
@@ -250,11 +253,12 @@ class LocalProcess(Process):
         return 128 - code if code < 0 else code
 
     def close_input(self) -> None:
-        with contextlib.suppress(OSError):
+        self._input_closed = True
+        with self._sending, contextlib.suppress(OSError):  # a write that is under way sees the flag; its descriptor must not change hands
             self._stdin.close()
 
     def kill(self) -> None:
-        # After the leader has ended, its group may still hold children of ours: the number is taken only while one of them lives.
+        # Also after the leader has ended: its children may still be in the group.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()

@@ -6,16 +6,21 @@ Called by rsync as `rsh.py COUNT SSH... HOST COMMAND...`, COUNT being the number
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 CHUNK = 1 << 20
+WATCH_SECONDS = 2
 
 
 def main(argv: list[str]) -> int:
     """Run rsync's own command on the node; its exit code."""
     count = int(argv[0])
     ssh, host, command = argv[1 : count + 1], argv[count + 1], argv[count + 2 :]
+    threading.Thread(target=_end_with_the_head, daemon=True).start()
     marker = secrets.token_hex(16).encode()
     remote = shlex.join(["sh", "-c", 'printf %s "$0" && exec "$@"', marker.decode(), *command])
     with subprocess.Popen([*ssh, "--", host, remote], stdout=subprocess.PIPE) as process:
@@ -23,6 +28,21 @@ def main(argv: list[str]) -> int:
         _copy_after(marker, process.stdout.fileno())
         process.stdout.close()
         return process.wait()
+
+
+def _end_with_the_head() -> None:
+    """End the copy, here and so on the node, when whoever started rsync is gone: it may have been killed without a chance to do it itself."""
+    head = _parent(os.getppid())
+    while not threading.Event().wait(WATCH_SECONDS):
+        if _parent(os.getppid()) != head:
+            os.killpg(0, signal.SIGKILL)
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
 
 
 def _copy_after(marker: bytes, source: int) -> None:

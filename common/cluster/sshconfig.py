@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -247,16 +248,23 @@ def _open_socket(s: Settings) -> socket.socket:
 def _negotiate(transport: paramiko.Transport, s: Settings, said: IO[bytes]) -> None:
     transport.banner_timeout = transport.auth_timeout = CONNECT_SECONDS
     transport.get_security_options().key_types = _known_types_first(transport, s)
+    started = time.monotonic()
     try:
         transport.start_client(timeout=2 * CONNECT_SECONDS)
         if not transport.initial_kex_done:
-            raise ConnectError("timeout", f"{s.name}: {s.hostname} port {s.port} took the connection but does not speak; is the node frozen?")
+            raise _silent(s)
     except (paramiko.SSHException, EOFError, OSError) as error:
         said.seek(0)
         if s.proxy:
             words = said.read().decode(errors="replace").strip().splitlines() or [str(error)]
             raise ConnectError("proxy", f"{s.name}: no connection through {shlex.join(s.proxy)}: {'; '.join(words[-3:])}") from None
+        if time.monotonic() - started >= CONNECT_SECONDS:
+            raise _silent(s) from None
         raise ConnectError("lost", f"{s.name}: {s.hostname} port {s.port} ended the connection: {error or 'no reason given'}") from None
+
+
+def _silent(s: Settings) -> ConnectError:
+    return ConnectError("timeout", f"{s.name}: {s.hostname} port {s.port} takes the connection but does not speak; is the node frozen?")
 
 
 def _known_types_first(transport: paramiko.Transport, s: Settings) -> tuple[str, ...]:
