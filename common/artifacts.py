@@ -59,22 +59,40 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: naming the path; whatever stood under the name still stands there.
     """
-    temporary: str | None = None
+    write_files(path.parent, {path.name: content})
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """As `write_file`, for several files of one folder, in their order; all of them last when this returns.
+
+    Raises:
+        OSError: naming the path.
+    """
+    path = folder
     try:
-        make_folder(path.parent)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:40]}.")
+        make_folder(folder)
+        for name, content in contents.items():
+            path = folder / name
+            _replace(path, content)
+        path = folder
+        sync_folder(folder)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:40]}.")
+    try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def make_folder(folder: Path) -> None:
@@ -201,9 +219,7 @@ def publish_experiment(paths: Paths, prefix: str, name: str, files: Mapping[str,
     """Publish an experiment: `files` (those of EXPERIMENT_FILES), then metrics.json, which makes it published. Returns its folder."""
     assert sorted(files) == sorted(EXPERIMENT_FILES), files.keys()
     folder = paths.experiment(prefix, name)
-    for file_name, content in files.items():
-        write_file(folder / file_name, content)
-    write_file(folder / EXPERIMENT_LOG, log.encode())
+    write_files(folder, {**files, EXPERIMENT_LOG: log.encode()})
     record = seal({**metrics, "files": {file_name: sha256(content) for file_name, content in files.items()}})
     write_file(folder / EXPERIMENT_METRICS, to_json(record))
     return folder
@@ -277,9 +293,10 @@ def adopt_experiment(paths: Paths, source: Paths, prefix: str, name: str) -> Jso
     origin = source.experiment(prefix, name)
     metrics = open_experiment(origin).metrics
     folder = paths.experiment(prefix, name)
-    for file_name in (*EXPERIMENT_FILES, EXPERIMENT_LOG):
-        with contextlib.suppress(FileNotFoundError):
-            write_file(folder / file_name, read_regular(origin / file_name))
+    contents = {file_name: read_regular(origin / file_name) for file_name in EXPERIMENT_FILES}
+    with contextlib.suppress(FileNotFoundError):
+        contents[EXPERIMENT_LOG] = read_regular(origin / EXPERIMENT_LOG)
+    write_files(folder, contents)
     write_file(folder / EXPERIMENT_METRICS, to_json(metrics))
     return metrics
 

@@ -17,6 +17,7 @@ from common import artifacts, identity, metrics, training
 from common.dataset import Rows, Split, Windows, select_subset
 from common.errors import InputError, TrainingError
 from common.manifest import read_manifest
+from common.models import Network
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name, windows_file
 from common.provenance import now, provenance
@@ -30,9 +31,26 @@ _OF_THE_BASE = (
 # Taken from the base model unless given.
 _BESIDES = ("fold", "participants", "data_path")
 
-Scored = tuple[np.ndarray[Any, Any], float]
+
+@dataclass(frozen=True)
+class _Scores:
+    """A model's scores under the names of metrics.json, why some are undefined, and its probabilities by split."""
+
+    values: dict[str, float | None]
+    undefined: dict[str, str]
+    probabilities: dict[str, np.ndarray[Any, Any]]
+
+    def set(self, name: str, value: float | None, why: str) -> None:
+        """A value, or the reason for None."""
+        self.values[name] = value
+        if value is None:
+            self.undefined[name] = why
+        else:
+            self.undefined.pop(name, None)
+
+
 _bases: Recent[dict[str, torch.Tensor]] = Recent(4)
-_untouched: Recent[tuple[Scored | None, Scored]] = Recent(32)
+_untouched: Recent[_Scores] = Recent(32)
 
 
 @dataclass(frozen=True)
@@ -173,10 +191,10 @@ def _train(paths: Paths, task: _Task, progress: Progress) -> bool:
     elif options.normalization == "train":
         model.set_normalization(*sets.own.normalization())
     model.to(device)
-    before = _score_untouched(model, task, sets) if task.base else None
+    before = _untouched.get(_untouched_key(task), lambda: _score(model, sets, "base_", "base_threshold_tuned")) if task.base else None
     checkpoint, log = CheckpointFile(paths, task.key), Log(f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress)
     fitted = training.fit(model, sets.train, sets.selection, _settings(task, seed_key), progress=log.epoch, checkpoint=checkpoint)
-    after = (score(model, sets.selection) if sets.selection is not None else None, score(model, sets.test))
+    after = _score(model, sets, "", "threshold_tuned")
     record = _metrics(paths, task, sets, fitted, before, after)
     record["provenance"] = provenance(options, device_name(device), started, time.monotonic() - began)
     files = {
@@ -196,14 +214,40 @@ def _settings(task: _Task, seed_key: str) -> training.Settings:
     return settings(task.options, seed_key, patience=patience, from_untouched=task.base is not None, head_only=head_only)
 
 
-def _score_untouched(model: Any, task: _Task, sets: _Sets) -> tuple[Scored | None, Scored]:
-    """The base model's own scores: once per base and target in a warm worker, not once per sibling fine-tune."""
-    assert task.base is not None
-    target = [task.fingerprints[name] for name in identity.finetune_data_files(task.options, ())[1:3]]
-    rows = None if sets.selection is None else (task.options.target_val, task.options.target_data_pct, task.options.target_order)
-    seed = identity.effective_seed(task.options) if task.options.target_val == "matched" else None
-    key = (task.base.sha256, *target, rows if task.options.target_val != "full" else "full", seed, task.options.threads, task.options.device)
-    return _untouched.get(key, lambda: (score(model, sets.selection) if sets.selection is not None else None, score(model, sets.test)))
+def _untouched_key(task: _Task) -> Any:
+    """What the scores of the untouched base depend on: a warm worker computes them once for a base and target, not once for each sibling fine-tune."""
+    options = task.options
+    matched = (identity.effective_seed(options), options.target_data_pct, options.target_order) if options.target_val == "matched" else None
+    target = [task.fingerprints[name] for name in identity.finetune_data_files(options, ())[1:3]]
+    return (task.base.sha256 if task.base else None, *target, options.target_val, matched, options.threads, options.device)
+
+
+# -- scores ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _score(model: Network, sets: _Sets, who: str, threshold_name: str) -> _Scores:
+    """Scores of `model` on selection and test windows, at 0.5 and at the threshold that maximises macro F1 on its own selection windows."""
+    windows = {"val": sets.selection, "test": sets.test}
+    scored = {split: score(model, part) for split, part in windows.items() if part is not None}
+    made = _no_scores(who, threshold_name, "no selection windows")
+    made.probabilities.update({split: probabilities for split, (probabilities, _) in scored.items()})
+    threshold = metrics.tuned_threshold(sets.selection.y.numpy(), scored["val"][0]) if sets.selection is not None else None
+    made.set(threshold_name, threshold, "no selection windows of both classes")
+    for split, (probabilities, loss) in scored.items():
+        labels = sets.test.y.numpy() if split == "test" or sets.selection is None else sets.selection.y.numpy()
+        values, undefined = metrics.final_scores(labels, probabilities, loss=loss)
+        tuned, tuned_undefined = metrics.threshold_scores(labels, probabilities, threshold) if threshold is not None else ({}, {})
+        for name in metrics.SCORES:
+            made.set(f"{who}{split}_{name}", values[name], undefined.get(name, ""))
+        for name in metrics.THRESHOLDED:
+            made.set(f"{who}{split}_{name}_tuned", tuned.get(name), tuned_undefined.get(name, "no tuned threshold"))
+    return made
+
+
+def _no_scores(who: str, threshold_name: str, why: str = "no base model") -> _Scores:
+    names = [f"{who}{split}_{name}" for split in ("val", "test") for name in metrics.SCORES]
+    names += [f"{who}{split}_{name}_tuned" for split in ("val", "test") for name in metrics.THRESHOLDED]
+    return _Scores(dict.fromkeys([threshold_name, *names]), dict.fromkeys([threshold_name, *names], why), {})
 
 
 # -- what is recorded -----------------------------------------------------------------------------------------------------------------
@@ -227,12 +271,9 @@ def _config(task: _Task) -> dict[str, Any]:
     }
 
 
-def _metrics(
-    paths: Paths, task: _Task, sets: _Sets, fitted: training.FitResult, before: tuple[Scored | None, Scored] | None, after: tuple[Scored | None, Scored]
-) -> dict[str, Any]:
-    record: dict[str, Any] = {"undefined": {}}
-    _add_scores(record, "", "threshold_tuned", sets, after)
-    _add_scores(record, "base_", "base_threshold_tuned", sets, before)
+def _metrics(paths: Paths, task: _Task, sets: _Sets, fitted: training.FitResult, before: _Scores | None, after: _Scores) -> dict[str, Any]:
+    base = before or _no_scores("base_", "base_threshold_tuned")
+    record: dict[str, Any] = {**base.values, **after.values, "undefined": {**base.undefined, **after.undefined}}
     manifest = read_manifest(paths.data(task.options.data_path))
     hours = manifest.window_seconds / 3600 if manifest else None
     counts = {"train": sets.own, "selection": sets.selection, "test": sets.test}
@@ -258,45 +299,17 @@ def _counts(windows: Windows | None, hours: float | None) -> dict[str, Any]:
     return {"windows": number, "positives": windows.positives if windows is not None else 0, "hours": None if hours is None else round(number * hours, 6)}
 
 
-def _add_scores(record: dict[str, Any], who: str, threshold_name: str, sets: _Sets, scored: tuple[Scored | None, Scored] | None) -> None:
-    """Scores at 0.5, and at the threshold that maximises macro F1 on the model's own selection windows."""
-    val, test = scored or (None, None)
-    threshold = metrics.tuned_threshold(sets.selection.y.numpy(), val[0]) if sets.selection is not None and val else None
-    record[threshold_name] = threshold
-    if threshold is None:
-        record["undefined"][threshold_name] = "no selection windows of both classes" if scored else "no base model"
-    for split, windows, result in (("val", sets.selection, val), ("test", sets.test, test)):
-        name = f"{who}{split}"
-        if result is None or windows is None:
-            why = "no base model" if scored is None else "no selection windows"
-            keys = [f"{name}_{score}" for score in metrics.SCORES] + [f"{name}_{score}_tuned" for score in metrics.THRESHOLDED]
-            record.update(dict.fromkeys(keys))
-            record["undefined"].update(dict.fromkeys(keys, why))
-            continue
-        labels = windows.y.numpy()
-        scores, undefined = metrics.final_scores(labels, result[0], loss=result[1])
-        record.update({f"{name}_{key}": value for key, value in scores.items()})
-        record["undefined"].update({f"{name}_{key}": reason for key, reason in undefined.items()})
-        tuned, undefined = ({}, {}) if threshold is None else metrics.final_scores(labels, result[0], loss=result[1], threshold=threshold)
-        for key in metrics.THRESHOLDED:
-            record[f"{name}_{key}_tuned"] = tuned.get(key)
-            if key in undefined or threshold is None:
-                record["undefined"][f"{name}_{key}_tuned"] = undefined.get(key, "no tuned threshold")
-
-
-def _predictions(paths: Paths, task: _Task, sets: _Sets, before: tuple[Scored | None, Scored] | None, after: tuple[Scored | None, Scored]) -> bytes:
+def _predictions(paths: Paths, task: _Task, sets: _Sets, before: _Scores | None, after: _Scores) -> bytes:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(["split", "index", "session", "start_s", "label", "p_base", "p_finetuned"])
-    scored = {"val": (before[0] if before else None, after[0]), "test": (before[1] if before else None, after[1])}
     for split, (opened, kept) in sets.rows.items():
-        base, tuned = scored[split]
-        assert tuned is not None
+        base, tuned = before.probabilities[split] if before else None, after.probabilities[split]
         places = _places(paths, task, split, len(opened))
         numbers = range(len(opened)) if kept is None else kept.tolist()
         for position, number in enumerate(numbers):
-            p_base = f"{base[0][position]:.9g}" if base else ""
-            rows.writerow([split, number, *places[number], int(opened.y[number]), p_base, f"{tuned[0][position]:.9g}"])
+            p_base = "" if base is None else f"{base[position]:.9g}"
+            rows.writerow([split, number, *places[number], int(opened.y[number]), p_base, f"{tuned[position]:.9g}"])
     return out.getvalue().encode()
 
 

@@ -39,23 +39,24 @@ def final_scores(y: Array, p: Array, *, loss: float | None = None, threshold: fl
 
     Returns (every name of SCORES -> value or None, name -> reason for each None). pr_auc is average precision.
     """
-    y = np.asarray(y).astype(np.int64)
-    p = np.asarray(p, dtype=np.float64)
-    undefined = _undefined(y, p >= threshold)
-    if loss is None:
-        undefined["loss"] = "not computed"
-    predicted = (p >= threshold).astype(np.int64)
-    compute: dict[str, Callable[[], Any]] = {
-        "loss": lambda: loss,
-        "macro_f1": lambda: sk.f1_score(y, predicted, average="macro", labels=[0, 1], zero_division=0.0),
-        "f1": lambda: sk.f1_score(y, predicted, zero_division=0.0),
-        "precision": lambda: sk.precision_score(y, predicted, zero_division=0.0),
-        "recall": lambda: sk.recall_score(y, predicted, zero_division=0.0),
-        "balanced_accuracy": lambda: sk.balanced_accuracy_score(y, predicted),
-        "pr_auc": lambda: sk.average_precision_score(y, p),
-        "roc_auc": lambda: sk.roc_auc_score(y, p),
-    }
-    return {name: None if name in undefined else float(compute[name]()) for name in SCORES}, undefined
+    y, p = np.asarray(y).astype(np.int64), np.asarray(p, dtype=np.float64)
+    scores, undefined = threshold_scores(y, p, threshold)
+    ranking: dict[str, Callable[[], Any]] = {"pr_auc": lambda: sk.average_precision_score(y, p), "roc_auc": lambda: sk.roc_auc_score(y, p)}
+    undefined |= {name: why for name, why in _undefined(y, p >= threshold).items() if name in ranking}
+    undefined |= {"loss": "not computed"} if loss is None else {}
+    scores |= {"loss": loss} | {name: None if name in undefined else float(compute()) for name, compute in ranking.items()}
+    return {name: scores[name] for name in SCORES}, undefined
+
+
+def threshold_scores(y: Array, p: Array, threshold: float) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The scores of THRESHOLDED alone, as `final_scores` gives them, in one pass of scikit-learn over the labels."""
+    y, predicted = np.asarray(y).astype(np.int64), np.asarray(p, dtype=np.float64) >= threshold
+    undefined = {name: why for name, why in _undefined(y, predicted).items() if name in THRESHOLDED}
+    if not len(y):
+        return dict.fromkeys(THRESHOLDED), undefined
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(y, predicted.astype(np.int64), labels=[0, 1], zero_division=0.0)
+    values = {"macro_f1": f1.mean(), "f1": f1[1], "precision": precision[1], "recall": recall[1], "balanced_accuracy": recall.mean()}
+    return {name: None if name in undefined else float(values[name]) for name in THRESHOLDED}, undefined
 
 
 def _undefined(y: Array, predicted: Array) -> dict[str, str]:
