@@ -419,13 +419,23 @@ def the_only_connection(address: str) -> socket.socket:
     return made[0]
 
 
-def test_a_dropped_connection_is_tried_again(hosts: Hosts, head: Path) -> None:
+def test_a_dropped_connection_is_tried_again(hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[str] = []
+
+    def watched(settings: sshconfig.Settings) -> sshconfig.Link:
+        try:
+            return sshconfig.open_link(settings)
+        except ConnectError as error:
+            dropped.append(error.cause)
+            raise
+
+    monkeypatch.setattr(connection_module, "open_link", watched)
     hosts.kill_all("h1")
     hosts["h1"].extra = ["MaxStartups 1:100:1", "LoginGraceTime 60"]
     hosts.start_sshd("h1")
     with the_only_connection(hosts["h1"].address) as held, ThreadPoolExecutor(1) as pool:
         future = pool.submit(connect, server(hosts))
-        wait_until(lambda: "drop connection" in hosts["h1"].log)
+        wait_until(lambda: dropped == ["lost"])
         held.close()
         with future.result(60) as node:
             assert node.run(["hostname"]).text == "h1"
