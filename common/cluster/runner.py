@@ -6,8 +6,10 @@ import contextlib
 import queue
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,7 @@ class Runner:
         self.interrupts = 0  # 1: finish what runs; 2: stop now
         self._push_all, self._patience = push_all, patience
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._arrived: deque[Callable[[], object]] = deque()
         self._jobs = {job.id: job for job in (*work.bases, *work.others)}
         self._trained_as = {sibling.id: base for base, siblings in work.siblings.items() for sibling in siblings}
         self._scheduler = Scheduler(settings)
@@ -107,6 +110,7 @@ class Runner:
                 self._take_events()
                 self._periodic(time.monotonic())
                 self._decide(time.monotonic())
+                self._take_result()
                 self._publish_status()
         finally:
             self._stop()
@@ -131,12 +135,17 @@ class Runner:
         return nobody or self._scheduler.over
 
     def _take_events(self) -> None:
-        """All events there are; a second's wait when there are none."""
+        """All events there are; a short wait when there is nothing else to do."""
         with contextlib.suppress(queue.Empty):
-            event = self._events.get(timeout=0.2)
+            event = self._events.get_nowait() if self._arrived else self._events.get(timeout=0.2)
             while True:
                 self._handle(event)
                 event = self._events.get_nowait()
+
+    def _take_result(self) -> None:
+        """Verify one result that has come home. One at a time: a slot that has become free does not wait for the head to read files."""
+        if self._arrived:
+            self._arrived.popleft()()
 
     def _periodic(self, now: float) -> None:
         if self.interrupts == 1:
@@ -344,7 +353,7 @@ class Runner:
         if job.kind == "script":
             self._finished(now, job, node.name, seconds)
         elif node.shared:
-            self._accept(now, job, node, self.paths, seconds)
+            self._arrived.append(partial(self._accept, now, job, node, self.paths, seconds))
         else:
             node.fetch(job.id, urgent=job.kind == "base")
 
@@ -452,9 +461,9 @@ class Runner:
                 with contextlib.suppress(KeyError):
                     self._scheduler.node_fault(now, job, name, event.error)
             else:
-                self._accept(now, self._jobs[job], event.node, Paths(event.root), None)
+                self._arrived.append(partial(self._accept, now, self._jobs[job], event.node, Paths(event.root), None))
         if event.root != self.paths.root:
-            shutil.rmtree(event.root, ignore_errors=True)
+            self._arrived.append(partial(shutil.rmtree, event.root, ignore_errors=True))
 
     # -- what is done -----------------------------------------------------------------------------------------------------------------
 

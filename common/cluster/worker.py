@@ -15,7 +15,7 @@ import contextlib
 import errno
 import faulthandler
 import fcntl
-import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -239,15 +239,19 @@ class Worker:
         return run({**values, "device": self._device}, progress)
 
     def _load(self, script: str) -> Callable[..., Mapping[str, Any]] | None:
-        """The script's run(options, progress), or None. Scripts lie in the code folder."""
+        """The script's run(options, progress), or None where it defines none."""
         if script not in self._runs:
-            path = self._code / script
-            text = path.read_text()
-            self._runs[script] = getattr(importlib.import_module(path.stem), "run", None) if "\ndef run(" in text else None
+            path = self._place(script)
+            self._runs[script] = _import(path).run if "\ndef run(" in path.read_text() else None
         return self._runs[script]
 
+    def _place(self, script: str) -> Path:
+        """A user's own script lies in the project folder, ours with the code."""
+        own = Path(script).absolute()
+        return own if own.is_file() else self._code / script
+
     def _run_process(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
-        argv = [sys.executable, str(self._code / script), *to_flags({name: v for name, v in values.items() if v is not False})]
+        argv = [sys.executable, str(self._place(script)), *to_flags({name: v for name, v in values.items() if v is not False})]
         process = subprocess.Popen(processes.dying_with_us(argv), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         while True:
             try:
@@ -275,6 +279,19 @@ class Worker:
         with open(f"/proc/self/fd/{self._log.fileno()}", "rb") as file:
             file.seek(max(0, size - LOG_TAIL))
             return file.read().decode(errors="replace")
+
+
+def _import(path: Path) -> Any:
+    """A script as a module, with its own folder to import from, as if it had been started by itself."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 def main() -> None:
