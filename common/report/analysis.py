@@ -78,6 +78,7 @@ class Comparison:
     """The values of one option, side by side."""
 
     option: str
+    at: str  # what is held fixed
     values: list[str]
     scores: pd.DataFrame  # participants x values
     base: pd.DataFrame
@@ -305,9 +306,7 @@ def primary_condition(conditions: Sequence[Condition]) -> Condition | None:
     return None
 
 
-def complete_cases(
-    scores: dict[Condition, pd.Series], people: list[str], primary: Condition | None
-) -> tuple[list[Condition], list[Condition], list[str]]:
+def complete_cases(scores: dict[Condition, pd.Series], people: list[str], primary: Condition | None) -> tuple[list[Condition], list[Condition], list[str]]:
     """The conditions that are compared, those left out as too incomplete, and the participants that have every compared one.
 
     While fewer than half of the participants have everything (a run is going on), the least complete condition is left out, but never the base or the
@@ -435,7 +434,8 @@ def compare(grids: list[Grid], option: str) -> Comparison:
     differences = {name: np.round(sign * (table[name] - table[first]).to_numpy(), ROUNDING) for name in table.columns[1:]}
     results = [(f"{option}: {name} − {first}", paired(values), False) for name, values in differences.items()]
     note = f"{len(table)} of {len(everyone)} participants have every value"
-    return Comparison(option, list(table.columns), table, pd.DataFrame(base).reindex(table.index), adjusted(results), note)
+    held = {"mode": percent(at.fraction), "target_data_pct": MODE_WORDS[at.mode]}.get(option, at.words).capitalize()
+    return Comparison(option, held, list(table.columns), table, pd.DataFrame(base).reindex(table.index), adjusted(results), note)
 
 
 def _compared_values(rows: pd.DataFrame, option: str) -> list[Any]:

@@ -176,7 +176,9 @@ def _row(run: Run, project: Project) -> Json:
     base = project.bases.get(str(config.get("base_model_hash")), {})
     row["base_hit_max_epochs"] = base.get("stopped_by") == "max_epochs"
     row |= _provenance(metrics.get("provenance", {}))
-    row["undefined"] = "; ".join(f"{key}: {reason}" for key, reason in sorted(metrics.get("undefined", {}).items()))
+    # From scratch there is no base, so that its scores are not there says nothing about the data.
+    undefined = {key: why for key, why in metrics.get("undefined", {}).items() if not (from_scratch and key.startswith("base_"))}
+    row["undefined"] = "; ".join(f"{key}: {why}" for key, why in sorted(undefined.items()))
     return row
 
 

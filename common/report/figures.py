@@ -126,9 +126,16 @@ def _thresholds(grid: Grid) -> list[tuple[str, str]]:
 
 def _score_axis(axes: Axes, metric: str, side: str = "y") -> None:
     axis = axes.yaxis if side == "y" else axes.xaxis
-    axis.set_major_locator(MaxNLocator(5))
-    if metric not in UNBOUNDED:
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}".removeprefix("0") if value >= 0 else f"−{-value:.2f}".replace("−0", "−")))
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if metric in UNBOUNDED:
+        return
+
+    def tick(value: float, _: object) -> str:
+        fine = any(abs(place * 100 - round(place * 100)) > 1e-6 for place in axis.get_majorticklocs())
+        text = f"{abs(value):.{3 if fine else 2}f}".removeprefix("0")
+        return f"−{text}" if value < -1e-9 else text
+
+    axis.set_major_formatter(FuncFormatter(tick))
 
 
 # -- over participants ----------------------------------------------------------------------------------------------------------------
@@ -291,7 +298,7 @@ def _heat_block(axes: Axes, scores: pd.DataFrame, metric: str, limits: tuple[flo
     axes.spines[:].set_visible(False)
     if people <= 40:
         for (row, column), value in np.ndenumerate(values):
-            dark = (value - limits[0]) / (limits[1] - limits[0]) < 0.55
+            dark = (value - limits[0]) / (limits[1] - limits[0]) < 0.5
             axes.text(column, row, score(value, metric), ha="center", va="center", fontsize=5.5, color="white" if dark else "black")
     return image
 
@@ -334,21 +341,21 @@ def gain_by_base(grid: Grid) -> tuple[Figure, str, str, str] | None:
     panel = axes[0, 0]
     panel.axhline(0, color="#777777", linewidth=0.6)
     line = np.sort(np.stack([base, possible_gain(grid, scores)]), axis=1) if grid.lower else np.stack([np.sort(base), 1 - np.sort(base)])
-    panel.plot(line[0], line[1], color="black", linewidth=0.8, linestyle=(0, (1, 1.5)), label="most that is possible")
     panel.plot(base, gain, linestyle="none", marker="o", color="#0072B2", markeredgecolor="white", markeredgewidth=0.4)
     top = max(float(gain.max()), 0.0)
     panel.set_ylim(min(float(gain.min()), 0.0) - 0.12 * _span(gain), top + 0.25 * _span(gain))
     panel.margins(x=0.16)
+    if line[1].min() < panel.get_ylim()[1]:
+        panel.plot(line[0], line[1], color="black", linewidth=0.8, linestyle=(0, (1, 1.5)), label="most that is possible")
+        figure.legend(loc="outside lower center")
     if len(base) <= 20:
         _point_labels(panel, base, gain, [str(name) for name in scores.index])
     panel.set_xlabel(f"Test {metric_words(grid.metric)} of the untouched base")
     panel.set_ylabel(f"Gain in {metric_words(grid.metric)}")
     _score_axis(panel, grid.metric)
     _score_axis(panel, grid.metric, "x")
-    figure.legend(loc="outside lower center")
     caption = (
-        f"{grid.primary.words.capitalize()}, one point a participant. The base score is part of the gain, so some downward slope is arithmetic, "
-        "not an effect."
+        f"{grid.primary.words.capitalize()}, one point a participant. The base score is part of the gain, so some downward slope is arithmetic, not an effect."
     )
     return figure, "gain", "Gain against the base's score", caption
 
@@ -390,7 +397,7 @@ def compared(grid: Grid, comparison: Comparison) -> tuple[Figure, str, str, str]
     panel.set_xlabel(comparison.option.replace("_", " "))
     panel.set_ylabel(f"Test {metric_words(grid.metric)}")
     _score_axis(panel, grid.metric)
-    caption = f"Thin lines: participants ({comparison.note}). Thick: median with 95 % bootstrap interval over participants."
+    caption = f"{comparison.at}. Thin lines: participants ({comparison.note}). Thick: median with 95 % bootstrap interval over participants."
     return figure, f"compare_{comparison.option}", f"Compared: {comparison.option.replace('_', ' ')}", caption
 
 

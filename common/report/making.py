@@ -177,7 +177,7 @@ def _grid_warnings(grid: Grid) -> list[str]:
     undefined = rows[rows["undefined"] != ""]
     if len(undefined):
         reasons = undefined.drop_duplicates(["target_participant", "undefined"])
-        texts = [f"{row.target_participant} ({row.undefined})" for row in reasons.itertuples()]
+        texts = list(dict.fromkeys(f"{row.target_participant} ({_by_reason(row.undefined)})" for row in reasons.itertuples()))
         found.append(f"Undefined scores, shown as dashes: {_few(texts)}.")
     kept = int(((rows["best_epoch"] == 0) & (rows["mode"] != "target_only")).sum())
     if kept:
@@ -185,6 +185,15 @@ def _grid_warnings(grid: Grid) -> list[str]:
             f"In {kept} of {len(rows)} experiments no epoch beat the untouched base on the selection windows, so fine-tuned and base are the same model."
         )
     return found
+
+
+def _by_reason(undefined: str) -> str:
+    """'test_macro_f1 and 5 more: the test windows hold one class only'."""
+    found: dict[str, list[str]] = {}
+    for text in undefined.split("; "):
+        key, _, reason = text.partition(": ")
+        found.setdefault(reason, []).append(key)
+    return ", ".join(f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}: {reason}" for reason, keys in found.items())
 
 
 def _uneven_repeats(grid: Grid) -> list[str]:

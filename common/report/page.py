@@ -75,7 +75,7 @@ def write_tables(out: Path, sections: list[Section], collection: Collection) -> 
         for lines, threshold in ((part.lines, "threshold 0.5"), (part.tuned, "the threshold tuned on each model's validation windows")):
             if lines:
                 p_holm = part.p_holm if lines is part.lines else _tuned_holm(part)
-                cells, caption = table_cells(part.grid, lines, p_holm), caption_of(part.grid, threshold)
+                cells, caption = table_cells(part.grid, lines, p_holm, part.grid.primary if lines is part.lines else None), caption_of(part.grid, threshold)
                 tex.append(latex_table(part.grid, cells, caption))
                 md.append(markdown_table(cells, caption))
         rows += [_contrast_row(part.grid.name, "0.5", c) for c in part.contrasts] + [_contrast_row(part.grid.name, "tuned", c) for c in part.tuned_contrasts]
@@ -172,9 +172,9 @@ def _section_view(part: Section) -> Json:
         "settings": settings_words(grid),
         "fixed": fixed_words(grid),
         "columns": COLUMNS,
-        "table": table_cells(grid, part.lines, part.p_holm),
+        "table": table_cells(grid, part.lines, part.p_holm, grid.primary),
         "caption": caption_of(grid, "threshold 0.5"),
-        "tuned": table_cells(grid, part.tuned, _tuned_holm(part)),
+        "tuned": table_cells(grid, part.tuned, _tuned_holm(part), None),
         "tuned_caption": caption_of(grid, "the threshold tuned on each model's validation windows"),
         "shares": [(line.condition.words, share_text(line.share), share_text(line.share_of_full)) for line in part.lines if line.share],
         "contrasts": [_contrast_view(contrast, grid.metric) for contrast in part.contrasts],
@@ -198,7 +198,7 @@ def _p(p: float) -> str:
 def _comparison_view(comparison: Comparison, metric: str) -> Json:
     medians = [(value, score(float(comparison.scores[value].median()), metric) if len(comparison.scores) else NOTHING) for value in comparison.values]
     rows = [_contrast_view(contrast, metric) for contrast in comparison.contrasts]
-    return {"option": comparison.option, "note": comparison.note, "medians": medians, "rows": rows}
+    return {"option": comparison.option, "at": comparison.at, "note": comparison.note, "medians": medians, "rows": rows}
 
 
 def _choices(grid: Grid) -> list[tuple[str, str]]:
@@ -229,7 +229,7 @@ def _columns(table: pd.DataFrame, sections: list[Section]) -> list[tuple[str, st
     settings = list(dict.fromkeys(name for part in sections for name in part.grid.settings))
     varied = [name for name in ("project", "data_path", "n_base_participants", "seed", "seed_finetune", "base_order_seed") if _varies(table, name)]
     shown = [("target_participant", "participant", False), ("mode", "mode", False), ("target_data_pct", "fraction", True)]
-    shown += [(name, name.replace("_", " "), name not in ("project", "data_path")) for name in varied]
+    shown += [(name, name.removeprefix("n_").replace("_", " "), name not in ("project", "data_path")) for name in varied]
     shown += [(name, name.replace("_", " "), bool(name in table and pd.api.types.is_numeric_dtype(table[name]))) for name in settings]
     shown += [("train_windows", "training windows", True), ("selection_windows", "selection windows", True)]
     words = metric_words(metric)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from common import identity
+from common.cluster.journal import past_events
 from common.errors import InputError
 from common.jobs import Job, read_jobs
 from common.options import FinetuneOptions
@@ -16,6 +15,7 @@ from common.report.collect import Collection, Project, Run
 from common.reuse import Data, changed
 
 MISSING_COLUMNS = ("project", "prefix", "fold", "target_participant", "mode", "target_data_pct", "base_model_hash", "reason", "detail", "log")
+OUTCOMES = ("started", "done", "reused", "failed", "blocked")
 Sha256 = Callable[[str, str], str | None]
 
 
@@ -109,6 +109,8 @@ def _reason(job: Job, project: Project, unreadable: str | None, events: dict[str
         return "failed", str(event.get("error", "")), str(event.get("log", ""))
     if job.needs and job.needs not in project.bases and base_event.get("event") == "failed":
         return "blocked", f"its base model {job.needs} failed: {base_event.get('error', '')}", str(base_event.get("log", ""))
+    if event.get("event") == "blocked":
+        return "blocked", str(event.get("error", "")), ""
     if unreadable:
         return "unreadable", unreadable, ""
     if job.needs and job.needs not in project.bases:
@@ -124,25 +126,9 @@ def _cell(project: Project, job: Job, reason: str, detail: str, log: str) -> dic
 
 
 def last_events(paths: Paths) -> dict[str, dict[str, Any]]:
-    """The last event of each job over all runs. A line that is not whole (a run is writing it) is passed over."""
+    """What last became of each job, over all runs."""
     last: dict[str, dict[str, Any]] = {}
-    for path in sorted(paths.runs.glob("*/events.jsonl"), key=_modified):
-        for line in _lines(path):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and isinstance(event.get("job"), str):
-                last[event["job"]] = event
+    for event in past_events(paths):
+        if event.get("event") in OUTCOMES and isinstance(event.get("job"), str):
+            last[event["job"]] = event
     return last
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -56,12 +56,16 @@ def markdown(text: str) -> str:
     return escaped.replace("\n", " ")
 
 
-def table_cells(grid: Grid, lines: Sequence[Line], p_holm: Mapping[Condition, float | None]) -> list[list[str]]:
-    """The main table as text, a list a condition."""
-    return [_cells(grid, line, p_holm.get(line.condition)) for line in lines]
+def table_cells(grid: Grid, lines: Sequence[Line], p_holm: Mapping[Condition, float | None], primary: Condition | None) -> list[list[str]]:
+    """The main table as text, a list a condition. `primary`: the condition whose test is not adjusted, if it is in this table."""
+    return [_cells(grid, line, "primary" if line.condition == primary else _adjusted(p_holm.get(line.condition))) for line in lines]
 
 
-def _cells(grid: Grid, line: Line, p_holm: float | None) -> list[str]:
+def _adjusted(p: float | None) -> str:
+    return NOTHING if p is None else p_text(p)
+
+
+def _cells(grid: Grid, line: Line, holm: str) -> list[str]:
     counts, gain = line.counts, line.gain
     time = f" ({duration(counts['train_hours'])})" if "train_hours" in counts else ""
     training = f"{count(counts['train_windows'])}{time}" if "train_windows" in counts else NOTHING
@@ -69,7 +73,6 @@ def _cells(grid: Grid, line: Line, p_holm: float | None) -> list[str]:
     cells += [with_interval(line.median, grid.metric), score(line.mean, grid.metric)]
     if gain is None:
         return [*cells, *[NOTHING] * 6]
-    holm = "primary" if line.condition == grid.primary else NOTHING if p_holm is None else p_text(p_holm)
     return [*cells, gain_text(gain, grid.metric), f"{gain.better} of {gain.n}", str(gain.zeros), gain.p_text, holm, share_text(line.share)]
 
 
@@ -128,7 +131,7 @@ def macros(grid: Grid, lines: Sequence[Line], tuned: Sequence[Line], p_holm: Map
             if line.condition == grid.primary:
                 found |= _line_macros(f"{prefix}Primary", grid, line)
     for condition, p in p_holm.items():
-        found[f"{condition_letters(condition)}PHolm"] = NOTHING if p is None else p_text(p)
+        found[f"{condition_letters(condition)}PHolm"] = _adjusted(p)
     if grid.primary:
         found["PrimaryCondition"] = grid.primary.words
         found["PrimaryFraction"] = percent(grid.primary.fraction)

@@ -29,10 +29,10 @@ def metric_words(metric: str) -> str:
 
 
 def score(value: float | None, metric: str = "", signed: bool = False) -> str:
-    """'.84', '1.00', '+.07'; '0.84' where a score can exceed 1; a dash where there is none."""
+    """'.84', '1.00'; '0.84' where a score can exceed 1; differences are signed and have a digit more, '+.071'; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    text = f"{abs(value):.2f}" if metric in UNBOUNDED else f"{abs(value):.3f}" if 0 < abs(value) < 0.005 else f"{abs(value):.2f}"
+    text = f"{abs(value):.{3 if signed else 2}f}"
     negative = value < 0 and float(text) != 0
     text = text if metric in UNBOUNDED else text.removeprefix("0")
     return ("−" if negative else "+" if signed and float(text) != 0 else "") + text

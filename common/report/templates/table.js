@@ -65,20 +65,21 @@
     if (high === low) [low, high] = [low - 0.01, high + 0.01];
     const last = Math.max(1, run.epochs[run.epochs.length - 1]);
     const x = (epoch) => left + (epoch / last) * (width - left - 12);
-    const y = (value) => 14 + ((high - value) / (high - low)) * (height - bottom - 20);
+    const top = 8 + 15 * lines.length; // the legend stands above the curves
+    const y = (value) => top + 8 + ((high - value) / (high - low)) * (height - bottom - top - 14);
     const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-    svg.append(svgElement("path", { d: `M${left} 10V${height - bottom}H${width - 8}`, fill: "none", stroke: "#555" }));
+    svg.append(svgElement("path", { d: `M${left} ${top}V${height - bottom}H${width - 8}`, fill: "none", stroke: "#555" }));
     [low, (low + high) / 2, high].forEach((v) => svg.append(svgElement("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, v.toPrecision(3))));
     [...new Set([0, Math.round(last / 2), last])].forEach((e) => svg.append(svgElement("text", { x: x(e), y: height - bottom + 15, "text-anchor": "middle" }, e)));
     svg.append(svgElement("text", { x: (left + width) / 2, y: height - 5, "text-anchor": "middle" }, "epoch"));
     lines.forEach(([name, words, colour, dash], place) => {
       const points = run.epochs.map((e, i) => [e, (run[name] || [])[i]]).filter(([, v]) => v !== null && v !== undefined);
       svg.append(svgElement("polyline", { points: points.map(([e, v]) => `${x(e)},${y(v)}`).join(" "), fill: "none", stroke: colour, "stroke-width": 1.6, "stroke-dasharray": dash }));
-      svg.append(svgElement("path", { d: `M${width - 150} ${16 + 15 * place}h26`, stroke: colour, "stroke-width": 1.6, "stroke-dasharray": dash }));
-      svg.append(svgElement("text", { x: width - 118, y: 20 + 15 * place }, words));
+      svg.append(svgElement("path", { d: `M${left + 4} ${10 + 15 * place}h30`, stroke: colour, "stroke-width": 1.6, "stroke-dasharray": dash }));
+      svg.append(svgElement("text", { x: left + 40, y: 14 + 15 * place }, words));
     });
     if (run.best !== null && run.best !== undefined) {
-      svg.append(svgElement("path", { d: `M${x(run.best)} 10V${height - bottom}`, stroke: "#111", "stroke-dasharray": "2 3" }));
+      svg.append(svgElement("path", { d: `M${x(run.best)} ${top}V${height - bottom}`, stroke: "#111", "stroke-dasharray": "2 3" }));
     }
     return svg;
   };

@@ -1,0 +1,326 @@
+"""A hand-made set of experiments whose statistics are worked out in the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from common.errors import InputError
+from common.report.analysis import BASE, Condition, Grid, compare, contrasts, filter_rows, main_lines, split_grids
+from common.report.collect import Collection, collect
+from common.report.making import warnings
+from common.report.planned import mark_stale
+from common.report.words import beside_headline, duration, headline, people_words, score, settings_words
+from tests.report.made import Made
+
+BASES = [0.80, 0.82, 0.84, 0.86, 0.88, 0.90, 0.70]
+GAINS = [0.10, 0.08, 0.06, 0.04, 0.02, -0.01, 0.20]
+TENTH, FULL = Condition("target_only_fine_tuning", 0.1), Condition("target_only_fine_tuning", 1.0)
+
+
+def read(*roots: Path) -> Collection:
+    """The table as report.py makes it."""
+    collection = collect(list(roots))
+    mark_stale(collection)
+    return collection
+
+
+def grid_of(made: Made, metric: str = "macro_f1") -> Grid:
+    """The one grid of a folder."""
+    (grid,) = split_grids(read(made.root).table, metric)
+    return grid
+
+
+def seven(made: Made) -> Made:
+    """Seven people at 10 and 100 %."""
+    for person, base, gain in zip(made.people, BASES, GAINS, strict=True):
+        made.run(person, base=base, fine=base + gain, target_data_pct=0.1, windows=31)
+        made.run(person, base=base, fine=base + 2 * abs(gain), target_data_pct=1.0, windows=310)
+    return made
+
+
+def test_known_scores_give_the_known_main_table(made: Made) -> None:
+    grid = grid_of(seven(made))
+    base, tenth, full = main_lines(grid)
+    assert (base.condition, tenth.condition, full.condition) == (BASE, TENTH, FULL)
+    assert base.median[0] == pytest.approx(0.84)
+    assert base.mean == pytest.approx(sum(BASES) / 7)
+    assert tenth.median[0] == pytest.approx(0.90)
+    assert tenth.gain is not None
+    assert tenth.gain.median == pytest.approx(0.06)
+    assert (tenth.gain.n, tenth.gain.better, tenth.gain.worse, tenth.gain.zeros) == (7, 6, 1, 0)
+    assert tenth.gain.p == pytest.approx(4 / 128)
+    assert tenth.counts["train_windows"] == 31
+    assert tenth.counts["selection_windows"] == 40
+
+
+def test_shares_are_ratios_of_means(made: Made) -> None:
+    _, tenth, full = main_lines(grid_of(seven(made)))
+    assert tenth.share is not None
+    assert tenth.share[0] == pytest.approx(sum(GAINS) / (7 - sum(BASES)))
+    assert tenth.share_of_full is not None
+    assert tenth.share_of_full[0] == pytest.approx(sum(GAINS) / (2 * sum(map(abs, GAINS))))
+    assert full.share_of_full is None
+
+
+def test_the_headline_says_windows_scores_people_and_p(made: Made) -> None:
+    grid = grid_of(seven(made))
+    text = headline(grid, main_lines(grid))
+    assert (
+        text == "Fine-tuning on a median of 31 labelled training windows (1 min) lifts the median macro F1 from .84 to .90, better for 6 of 7 people, p = .031."
+    )
+    assert "a median of 40 labelled windows (1.3 min) chose the epoch" in beside_headline(grid, main_lines(grid))
+
+
+def test_a_difference_that_chance_explains_lifts_nothing(made: Made) -> None:
+    for person, gain in zip(made.people, [0.1, -0.1, 0.05, -0.06, 0.02, -0.03, 0.01], strict=True):
+        made.run(person, base=0.8, fine=0.8 + gain, target_data_pct=0.1)
+    grid = grid_of(made)
+    assert "lifts" not in headline(grid, main_lines(grid))
+    assert headline(grid, main_lines(grid)).endswith("no reliable difference.")
+
+
+def test_the_primary_contrast_is_not_adjusted_and_the_others_are(made: Made) -> None:
+    found = contrasts(grid_of(seven(made)))
+    assert [contrast.primary for contrast in found] == [True, False]
+    assert found[0].name == "fine-tuned, target only, 10 % − untouched base"
+    assert found[0].p_holm is None
+    assert found[1].p_holm == found[1].result.p  # a family of one
+
+
+def test_the_tuned_threshold_stands_beside_and_is_all_adjusted(made: Made) -> None:
+    grid = grid_of(seven(made))
+    lines = main_lines(grid, "_tuned")
+    assert lines[0].median[0] == pytest.approx(0.85)
+    assert [contrast.primary for contrast in contrasts(grid, "_tuned")] == [False, False]
+
+
+def test_every_contrast_is_in_the_family(made: Made) -> None:
+    for person, base in zip(made.people, BASES, strict=True):
+        for fraction in (0.1, 1.0):
+            made.run(person, base=base, fine=base + 0.05, target_data_pct=fraction)
+            made.run(person, fine=base - 0.05, mode="target_only", target_data_pct=fraction)
+    names = [contrast.name for contrast in contrasts(grid_of(made))]
+    assert len(names) == 6
+    assert "fine-tuned, target only, 100 % − from scratch, 100 %" in names
+
+
+def test_seeds_are_averaged_within_a_person_and_add_no_participants(made: Made) -> None:
+    for place, person in enumerate(made.people):
+        made.run(person, base=0.8, fine=0.85 + 0.01 * place, seed_finetune=0)
+        made.run(person, base=0.8, fine=0.95 + 0.01 * place, seed_finetune=1)
+    grid = grid_of(made)
+    line = main_lines(grid)[1]
+    assert line.gain is not None
+    assert line.gain.n == 7
+    assert grid.scores()[FULL].tolist() == pytest.approx([0.90 + 0.01 * place for place in range(7)])
+
+
+def test_a_base_counts_once_however_many_seeds_were_fine_tuned_from_it(made: Made) -> None:
+    for person in made.people:
+        for seed_finetune in (0, 1, 2):
+            made.run(person, base=0.6, seed=0, seed_finetune=seed_finetune)
+        made.run(person, base=0.8, seed=1, seed_finetune=0)
+    assert grid_of(made).scores()[BASE].tolist() == pytest.approx([0.7] * 7)
+
+
+def test_settings_are_chosen_by_the_validation_scores_of_the_others_never_by_test(made: Made) -> None:
+    # anna alone would choose 64; all the others, and anna's test score, speak otherwise each.
+    for person in made.people:
+        first = person == "anna"
+        made.run(person, batch_size=32, val=0.50 if first else 0.91, fine=0.70)
+        made.run(person, batch_size=64, val=0.99 if first else 0.90, fine=0.95)
+    grid = grid_of(made)
+    assert grid.settings == ["batch_size"]
+    chosen = grid.choices[FULL]
+    assert chosen["anna"] == "batch_size 32"
+    # For ben, anna is one of the others and her .99 against .50 outweighs five times .01.
+    assert chosen["ben"] == "batch_size 64"
+    assert grid.scores()[FULL]["anna"] == pytest.approx(0.70)
+    assert "batch_size was chosen by the mean validation macro F1 over the other participants" in settings_words(grid)
+
+
+def test_a_filter_fixes_a_setting_instead(made: Made) -> None:
+    for person in made.people:
+        made.run(person, batch_size=32, val=0.9, fine=0.70)
+        made.run(person, batch_size=64, val=0.8, fine=0.95)
+    table = filter_rows(read(made.root).table, ["batch_size=64"])
+    (grid,) = split_grids(table, "macro_f1")
+    assert grid.settings == []
+    assert grid.scores()[FULL].tolist() == pytest.approx([0.95] * 7)
+
+
+def test_for_a_loss_lower_is_better(made: Made) -> None:
+    grid = grid_of(seven(made), "loss")
+    tenth = main_lines(grid)[1]
+    assert tenth.gain is not None
+    assert tenth.gain.median == pytest.approx(0.06)
+    assert tenth.share is not None
+    assert tenth.share[0] == pytest.approx(sum(GAINS) / (7 - sum(BASES)))
+    assert "lowers the median loss from 0.16 to 0.10" in headline(grid, main_lines(grid))
+
+
+def test_only_participants_with_every_condition_count_and_the_others_are_named(made: Made) -> None:
+    seven(made)
+    made.people.append("hugo")
+    made.people.append("ivo")
+    other = Made(made.root, made.people)
+    for person in made.people:
+        reason = {"test_macro_f1": "the test windows hold one class only"} if person == "hugo" else {}
+        other.run(person, base=0.8, fine=None if person == "hugo" else 0.9, prefix="nine", target_data_pct=0.1, metrics={"undefined": reason})
+        if person != "ivo":
+            other.run(person, base=0.8, fine=0.95, prefix="nine_full", target_data_pct=1.0)
+    grid = next(grid for grid in split_grids(read(made.root).table, "macro_f1") if len(grid.excluded))
+    assert grid.participants == made.people[:7]
+    text = people_words(grid)
+    assert "7 of 9 participants" in text
+    assert "hugo (test_macro_f1: the test windows hold one class only)" in text
+    assert "ivo (no result yet for fine-tuned, target only, 100 %)" in text
+
+
+def test_a_condition_that_has_hardly_begun_is_left_out_and_said(made: Made) -> None:
+    for person in made.people:
+        made.run(person, target_data_pct=0.1)
+    made.run("anna", target_data_pct=1.0)
+    grid = grid_of(made)
+    assert grid.left_out == [FULL]
+    assert len(grid.participants) == 7
+    assert any("Too few results yet" in text for text in warnings(read(made.root), [grid], [], []))
+
+
+def test_the_primary_fraction_is_the_nearest_to_ten_percent_whatever_the_scores(made: Made) -> None:
+    for person in made.people:
+        for fraction, fine in ((0.05, 0.99), (0.125, 0.5), (0.25, 0.99)):
+            made.run(person, target_data_pct=fraction, fine=fine, mode="full_fine_tuning")
+            made.run(person, target_data_pct=fraction, fine=fine)
+    assert grid_of(made).primary == Condition("target_only_fine_tuning", 0.125)
+
+
+def test_most_base_participants_are_reported_and_confounding_is_said(made: Made) -> None:
+    for person in made.people:
+        for number in (1, 6):
+            made.run(person, n_base_participants=number, base=0.7 + 0.02 * number, fine=0.95)
+    collection = read(made.root)
+    (grid,) = split_grids(collection.table, "macro_f1")
+    assert grid.scores()[BASE].tolist() == pytest.approx([0.82] * 7)
+    assert any("confounded" in text for text in warnings(collection, [grid], [], []))
+    assert compare([grid], "n_base_participants").base["1"].tolist() == pytest.approx([0.72] * 7)
+
+
+def test_compare_puts_the_values_of_an_option_side_by_side(made: Made) -> None:
+    for place, person in enumerate(made.people):
+        made.run(person, normalization="none", fine=0.80)
+        made.run(person, normalization="train", fine=0.81 + 0.01 * place)
+    found = compare([grid_of(made)], "normalization")
+    assert found.values == ["none", "train"]
+    (contrast,) = found.contrasts
+    assert contrast.name == "normalization: train − none"
+    assert (contrast.result.n, contrast.result.better) == (7, 7)
+    assert contrast.result.median == pytest.approx(0.04)
+    assert contrast.result.p == pytest.approx(2 / 128)
+
+
+def test_comparing_what_does_not_vary_names_what_does(made: Made) -> None:
+    for person in made.people:
+        made.run(person, batch_size=32)
+        made.run(person, batch_size=64)
+    with pytest.raises(InputError, match="these experiments vary batch_size"):
+        compare([grid_of(made)], "lr")
+
+
+def test_two_projects_are_two_grids_and_never_pooled(made: Made, tmp_path: Path) -> None:
+    other = Made(tmp_path / "other")
+    for person in made.people:
+        made.run(person, fine=0.90)
+        other.run(person, fine=0.80)
+    grids = split_grids(read(made.root, other.root).table, "macro_f1")
+    assert sorted(grid.name for grid in grids) == ["other", "project"]
+    found = compare(grids, "project")
+    assert found.contrasts[0].result.better == 7  # project against other
+
+
+def test_other_participants_make_another_grid(made: Made) -> None:
+    for person in made.people:
+        made.run(person, fine=0.9)
+    grown = Made(made.root, [*made.people, "hugo"])
+    for person in grown.people:
+        grown.run(person, fine=0.8, prefix="grown")
+    assert sorted(len(grid.participants) for grid in split_grids(read(made.root).table, "macro_f1")) == [7, 8]
+
+
+def test_mixed_data_code_and_versions_are_flagged_by_name(made: Made) -> None:
+    for person in made.people:
+        odd = person == "dora"
+        made.run(
+            person,
+            data={"dora_train.pt": "e" * 64} if odd else None,
+            code={"training.py": "f" * 64} if odd else None,
+            versions={"torch": "2.14.0", "python": "3.11"} if odd else None,
+        )
+    made.run("dora", prefix="again", seed_finetune=1)
+    made.run("dora", prefix="again2", seed_finetune=2)
+    collection = read(made.root)
+    text = " ".join(warnings(collection, split_grids(collection.table, "macro_f1"), [], []))
+    assert "Mixed data files: 1 of 9 experiments" in text
+    assert "data/made/dora_train.pt" in text
+    assert "Mixed code: 1 of 9" in text
+    assert "training.py" in text
+    assert "Mixed library versions: 1 of 9" in text
+
+
+def test_runs_that_hit_max_epochs_are_flagged_but_not_those_that_were_meant_to(made: Made) -> None:
+    for person in made.people:
+        made.run(person, metrics={"stopped_by": "max_epochs"}, base_stopped_by="max_epochs")
+        made.run(person, target_val="none", metrics={"stopped_by": "max_epochs"})
+    collection = read(made.root)
+    text = " ".join(warnings(collection, split_grids(collection.table, "macro_f1"), [], []))
+    assert "7 of 14 fine-tunes and 7 base models stopped at max_epochs" in text
+
+
+def test_the_same_experiment_under_two_prefixes_counts_once(made: Made) -> None:
+    for person in made.people:
+        made.run(person, prefix="one")
+        made.run(person, prefix="two")
+    table = read(made.root).table
+    assert table["duplicate_of"].notna().sum() == 7
+    assert len(grid_of(made).rows) == 7
+
+
+def test_an_unknown_metric_names_the_nearest(made: Made) -> None:
+    made.run("anna")
+    with pytest.raises(InputError, match="did you mean macro_f1"):
+        grid_of(made, "macro_f")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("batchsize=32", "did you mean batch_size"), ("batch_size=7", "batch_size is 64"), ("batch_size", "give key=value")]
+)
+def test_a_filter_that_fits_nothing_says_what_there_is(made: Made, text: str, message: str) -> None:
+    made.run("anna")
+    with pytest.raises(InputError, match=message):
+        filter_rows(read(made.root).table, [text])
+
+
+def test_filters_take_several_values_and_numbers_in_any_form() -> None:
+    table = pd.DataFrame({"target_data_pct": [0.1, 0.5, 1.0], "mode": ["a", "b", "c"]})
+    assert filter_rows(table, ["target_data_pct=.1,1"])["mode"].tolist() == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.84, ".84"), (0.999, "1.00"), (None, "–"), (float("nan"), "–"), (-0.0001, ".00"), (-0.004, ".00")],
+)
+def test_scores_are_printed_without_the_zero(value: float | None, text: str) -> None:
+    assert score(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0714, "+.071"), (-0.02, "−.020"), (0.0, ".000")])
+def test_differences_have_a_sign_and_a_digit_more(value: float, text: str) -> None:
+    assert score(value, signed=True) == text
+
+
+@pytest.mark.parametrize(("hours", "text"), [(31 * 2 / 3600, "1 min"), (40 / 3600, "40 s"), (2.5, "2.5 h"), (0.5, "30 min"), (1234.5, "1,234 h")])
+def test_durations_are_short(hours: float, text: str) -> None:
+    assert duration(hours) == text

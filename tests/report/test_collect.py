@@ -1,0 +1,189 @@
+"""What cannot be read is named and left out; what is missing is named with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.artifacts import publish_base_model
+from common.errors import InputError
+from common.report.collect import collect
+from common.report.planned import mark_stale, missing_cells
+from tests.report.made import Made
+
+
+def reasons(made: Made) -> dict[str, str]:
+    """Reason by folder of what was left out."""
+    return {skip.folder.removeprefix("project/"): skip.reason for skip in collect([made.root]).skipped}
+
+
+def missing(made: Made) -> dict[str, tuple[str, str, str]]:
+    """Reason, detail and log by participant and prefix."""
+    collection = collect([made.root])
+    if len(collection.table):
+        mark_stale(collection)
+    cells, _ = missing_cells(collection)
+    return {f"{cell['prefix']}/{cell['target_participant']}": (cell["reason"], cell["detail"], cell["log"]) for cell in cells}
+
+
+def test_a_row_holds_options_scores_counts_and_times(made: Made) -> None:
+    made.run("anna", prefix="p", target_data_pct=0.1, windows=31)
+    row = collect([made.root]).table.iloc[0]
+    assert (row["target_participant"], row["prefix"], row["mode"], row["lr"]) == ("anna", "p", "target_only_fine_tuning", 0.0003)
+    assert (row["test_macro_f1"], row["base_test_macro_f1"], row["test_macro_f1_tuned"]) == (0.9, 0.8, 0.91)
+    assert (row["train_windows"], row["train_positives"], row["selection_windows"], row["train_seconds"]) == (31, 10, 40, 60.0)
+    assert row["n_base_participants"] == 6
+    assert row["seed_finetune"] == 0
+
+
+def test_empty_half_written_and_foreign_folders_are_named(made: Made) -> None:
+    made.run("anna", prefix="p")
+    experiments = made.root / "experiments"
+    (experiments / "nothing").mkdir()
+    (experiments / "p" / "fold1_ben").mkdir()
+    (experiments / "p" / "fold2_carla").mkdir()
+    (experiments / "p" / "fold2_carla" / "losses.json").write_text("{}")
+    (experiments / "p" / "my notes").mkdir()
+    (experiments / "p" / "my notes" / "a.txt").write_text("hello")
+    (experiments / "p" / "readme.txt").write_text("a file is no folder")
+    assert reasons(made) == {
+        "experiments/nothing": "empty: no experiment in it",
+        "experiments/p/fold1_ben": "empty: nothing in it yet",
+        "experiments/p/fold2_carla": "half-written: no metrics.json yet (running, or cut short)",
+        "experiments/p/my notes": "foreign: not the folder of an experiment",
+    }
+    assert len(collect([made.root]).table) == 1
+
+
+@pytest.mark.parametrize("name", ["best_model.pt", "losses.json", "config.json", "predictions.csv", "metrics.json"])
+def test_one_flipped_bit_in_any_file_leaves_the_experiment_out(made: Made, name: str) -> None:
+    folder = made.run("anna", prefix="p")
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert reasons(made)["experiments/p/fold0_anna"].startswith("corrupt: ")
+    assert len(collect([made.root]).table) == 0
+
+
+def test_a_truncated_or_missing_file_leaves_the_experiment_out(made: Made) -> None:
+    first, second = made.run("anna", prefix="p"), made.run("ben", prefix="p")
+    (first / "metrics.json").write_bytes((first / "metrics.json").read_bytes()[:100])
+    (second / "predictions.csv").unlink()
+    assert set(reasons(made)) == {"experiments/p/fold0_anna", "experiments/p/fold1_ben"}
+
+
+def test_metrics_of_another_program_are_foreign_or_corrupt_never_read(made: Made) -> None:
+    folder = made.root / "experiments" / "theirs" / "run1"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"test_macro_f1": 0.99}))
+    assert "theirs/run1" in next(iter(reasons(made)))
+    assert len(collect([made.root]).table) == 0
+
+
+def test_a_score_that_is_no_number_is_foreign(made: Made) -> None:
+    made.run("anna", prefix="p", metrics={"test_macro_f1": "high"})
+    assert reasons(made)["experiments/p/fold0_anna"].startswith("foreign: ")
+
+
+def test_predictions_without_the_columns_are_foreign(made: Made) -> None:
+    made.run("anna", prefix="p", predictions=b"a,b\n1,2\n")
+    assert reasons(made)["experiments/p/fold0_anna"].startswith("foreign: ")
+
+
+def test_a_folder_copied_under_another_name_is_not_believed(made: Made) -> None:
+    folder = made.run("anna", prefix="p")
+    shutil.copytree(folder, folder.with_name("fold1_ben"))
+    assert "moved or copied by hand" in reasons(made)["experiments/p/fold1_ben"]
+    assert len(collect([made.root]).table) == 1
+
+
+def test_a_damaged_base_model_is_named_and_its_experiments_stay(made: Made) -> None:
+    made.run("anna")
+    (path,) = made.paths.base_models.glob("*_metadata.json")
+    path.write_text("{}")
+    assert len(collect([made.root]).table) == 1
+    assert f"base_models/{path.name}" in reasons(made)
+
+
+def test_a_folder_that_is_no_project_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no experiments/ in it"):
+        collect([tmp_path])
+
+
+def test_every_planned_cell_without_a_result_has_its_reason(made: Made) -> None:
+    made.run("anna", prefix="p")
+    failed, blocked, waiting = (made.plan(person, prefix="p") for person in ("ben", "carla", "dora"))
+    made.base(failed)
+    made.base(made.plan("emil", prefix="p"))
+    made.base(made.plan("finn", prefix="p"))
+    half = made.root / "experiments" / "p" / "fold4_emil"
+    half.mkdir()
+    (half / "losses.json").write_text("{}")
+    made.log(
+        {"event": "failed", "job": "p/fold1_ben", "error": "loss is NaN at epoch 3", "log": "runs/run1/logs/ben.log"},
+        {"event": "failed", "job": blocked.base_model_hash, "error": "out of memory", "log": "runs/run1/logs/base.log"},
+        {"event": "started", "job": "p/fold5_finn"},
+        tail='{"event": "failed", "jo',
+    )
+    made.write_jobs()
+    assert missing(made) == {
+        "p/ben": ("failed", "loss is NaN at epoch 3", "runs/run1/logs/ben.log"),
+        "p/carla": ("blocked", f"its base model {blocked.base_model_hash} failed: out of memory", "runs/run1/logs/base.log"),
+        "p/dora": ("never run", f"waits for its base model {waiting.base_model_hash}", ""),
+        "p/emil": ("unreadable", "half-written: no metrics.json yet (running, or cut short)", ""),
+        "p/finn": ("never run", "started, not finished", ""),
+    }
+
+
+def test_a_later_success_outweighs_an_earlier_failure(made: Made) -> None:
+    made.base(made.plan("ben", prefix="p"))
+    made.log({"event": "failed", "job": "p/fold1_ben", "error": "e", "log": "l"}, run="run1")
+    made.log({"event": "started", "job": "p/fold1_ben"}, run="run2")
+    made.write_jobs()
+    assert missing(made)["p/ben"][0] == "never run"
+
+
+def test_a_result_whose_base_was_trained_anew_is_stale_and_missing(made: Made) -> None:
+    made.run("anna", prefix="p")
+    made.write_jobs()
+    assert missing(made) == {}
+    (base_hash,) = made.bases
+    publish_base_model(made.paths, base_hash, b"other weights", made.bases[base_hash])
+    assert missing(made)["p/anna"][:2] == ("stale", f"its base model {base_hash} was trained anew since")
+
+
+def test_a_result_whose_data_changed_is_stale(made: Made) -> None:
+    made.run("anna", prefix="p")
+    made.write_jobs()
+    data = made.root / "data" / "made"
+    data.mkdir(parents=True)
+    (data / "anna_train.pt").write_bytes(b"changed")
+    (data / "anna_test.pt").write_bytes(b"anna_test.pt")  # the bytes whose SHA-256 is recorded
+    assert missing(made)["p/anna"][:2] == ("stale", "data changed since: anna_train.pt")
+
+
+def test_a_result_of_another_configuration_does_not_fill_the_cell(made: Made) -> None:
+    made.run("anna", prefix="p", lr=0.001)
+    made.jobs.clear()
+    made.plan("anna", prefix="p")
+    made.write_jobs()
+    reason, detail, _ = missing(made)["p/anna"]
+    assert reason == "stale"
+    assert "lr 0.001 there, 0.0003 planned" in detail
+
+
+def test_without_job_files_it_is_said_that_nobody_knows_what_is_missing(made: Made) -> None:
+    made.run("anna")
+    cells, notes = missing_cells(collect([made.root]))
+    assert cells == []
+    assert "no finetune_jobs.json" in notes[0]
+
+
+def test_a_broken_job_file_is_said_not_raised(made: Made) -> None:
+    made.run("anna")
+    (made.root / "finetune_jobs.json").write_text("[{")
+    _, notes = missing_cells(collect([made.root]))
+    assert "cannot be said" in notes[0]

@@ -1,0 +1,216 @@
+"""report.py as a user starts it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.image
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT
+from tests.report.made import PEOPLE, Made, quick, timed_predictions
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven people, three modes, two fractions, two numbers of base participants, times in the predictions; one planned experiment is missing."""
+    made = Made(tmp_path_factory.mktemp("report") / "project")
+    with quick():
+        for place, person in enumerate(PEOPLE):
+            times = timed_predictions(3.0, 1.2, place, length=60)
+            for fraction, gain in ((0.1, 0.05), (1.0, 0.1)):
+                for number in (3, 6):
+                    made.run(person, base=0.8, fine=0.8 + gain + 0.001 * place, target_data_pct=fraction, n_base_participants=number, predictions=times)
+                made.run(person, base=0.8, fine=0.8 + gain / 2, target_data_pct=fraction, mode="full_fine_tuning", predictions=times)
+                made.run(person, fine=0.6 + 3 * gain, target_data_pct=fraction, mode="target_only", predictions=timed_predictions(2.0, None, place, length=60))
+        made.plan("anna", lr=0.5, prefix="missing")
+        made.write_jobs()
+    return made.root
+
+
+@pytest.fixture(scope="module")
+def report(project: Path) -> Path:
+    """The report of the whole folder, with a comparison."""
+    done = subprocess.run([sys.executable, str(ROOT / "report.py"), "--compare", "mode"], cwd=project, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "Fine-tuning on a median of 31 labelled training windows (1 min) lifts the median macro F1 from .80 to .85, better for 7 of 7 people, p = .016.",
+        "56 experiments, 1 planned ones have no result (missing.csv)",
+        "report: report/index.html",
+    ]
+    return project / "report"
+
+
+def test_summary_has_a_row_an_experiment_and_missing_a_row_a_gap(report: Path) -> None:
+    summary = pd.read_csv(report / "summary.csv")
+    assert len(summary) == 56
+    assert not summary.duplicated(["folder"]).any()
+    assert {"lr", "test_macro_f1", "base_test_macro_f1", "train_windows", "selection_windows", "train_hours", "train_seconds", "test_bout_recall"} <= set(
+        summary
+    )
+    missing = pd.read_csv(report / "missing.csv")
+    assert missing[["prefix", "reason"]].to_numpy().tolist() == [["missing", "never run"]]
+
+
+def test_every_figure_is_there_at_300_dpi_and_as_svg(report: Path) -> None:
+    names = {path.stem for path in (report / "figures").glob("*.png")}
+    assert names == {
+        "paired",
+        "fraction",
+        "heat_map",
+        "base_participants",
+        "gain",
+        "compare_mode",
+        "precision_recall",
+        "probability",
+        "training",
+    }
+    for name in names:
+        image = matplotlib.image.imread(report / "figures" / f"{name}.png")
+        assert image.shape[1] in (1050, 2130), name  # 3.5 and 7.1 inches
+        assert (report / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+def test_axes_name_what_they_show(report: Path) -> None:
+    # matplotlib writes each text as a comment before its outlines
+    assert "<!-- Median test macro F1 -->" in (report / "figures" / "fraction.svg").read_text()
+    assert "<!-- Time in the session (s) -->" in (report / "figures" / "probability.svg").read_text()
+
+
+def test_a_second_report_has_the_same_bytes(report: Path, project: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "report.py"), "--compare", "mode", "--out", str(tmp_path / "again")], cwd=project, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0
+    files = [path.relative_to(report) for path in report.rglob("*") if path.is_file()]
+    assert len(files) == 25
+    assert [name for name in files if (report / name).read_bytes() != (tmp_path / "again" / name).read_bytes()] == []
+
+
+def test_the_latex_table_and_the_macros_hold_the_same_numbers(report: Path) -> None:
+    table, numbers = (report / "main_table.tex").read_text(), (report / "numbers.tex").read_text()
+    assert r"fine-tuned, target only, 10 \%" in table
+    assert table.count(r"\begin{tabular}") == 2  # at 0.5 and tuned
+    macros = dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*)\}", numbers))
+    assert macros["persPrimaryMedian"] == ".85"
+    assert macros["persBaseMedian"] == ".80"
+    assert macros["persPrimaryBetter"] == "7"
+    assert macros["persPrimaryP"] == "p = .016"
+    assert macros["persPrimaryWindows"] == "31"
+    assert macros["persTargetOnlyFineTuningOneZeroZeroMedian"] == macros["persTargetOnlyFineTuningOneZeroZeroMean"] == ".90"
+    assert all(name.isalpha() for name in macros)
+    assert len(macros) == numbers.count("newcommand")
+    assert ".85" in table
+
+
+def test_the_markdown_table_is_a_table(report: Path) -> None:
+    lines = (report / "main_table.md").read_text().splitlines()
+    assert lines[0].startswith("| Condition | Training windows | Selection windows |")
+    assert len({line.count(" | ") for line in lines[2:9]}) == 1
+
+
+def test_contrasts_are_written_with_their_adjusted_p(report: Path) -> None:
+    rows = pd.read_csv(report / "contrasts.csv", dtype={"threshold": str})
+    assert rows["primary"].sum() == 1
+    assert rows.loc[rows["primary"], "p"].item() == pytest.approx(2 / 128)
+    assert "mode: full_fine_tuning − target_only_fine_tuning" in set(rows["contrast"])
+
+
+def test_filters_metric_and_experiment_are_obeyed(project: Path, run: Run, tmp_path: Path) -> None:
+    argv = ["--filter", "n_base_participants=3", "--metric", "bout_recall", "--experiment", "", "--out", tmp_path / "out"]
+    folder = next(path for path in (project / "experiments").glob("target_only_fine_tuning_pct0.1_base3*/fold2_carla"))
+    argv[5] = f"{folder.parent.name}/{folder.name}"
+    done = run("report.py", *argv, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "14 experiments" in done.stdout
+    assert "median bout recall from" in done.stdout
+    assert "carla, fine-tuned, target only, 10 %" in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--metric", "macro_f"], "--metric macro_f: not among the scores"),
+        (["--filter", "fold=99"], "--filter fold=99: no experiment has it; fold is 0, 1, 2"),
+        (["--compare", "lr"], "--compare lr: these experiments vary"),
+        (["--experiment", "a/b"], "--experiment a/b: no readable experiment of that name"),
+        (["nowhere"], "no experiments/ in it"),
+        (["--metrics", "loss"], "unknown argument --metrics, did you mean --metric?"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(project: Path, run: Run, tmp_path: Path, argv: list[str], message: str) -> None:
+    done = run("report.py", *argv, "--out", tmp_path / "none", cwd=project)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_before_the_first_result_there_is_a_page_that_says_so(made: Made, run: Run) -> None:
+    made.plan("anna")
+    made.write_jobs()
+    (made.root / "experiments" / "p" / "fold0_anna").mkdir(parents=True)
+    done = run("report.py", cwd=made.root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "No experiment is complete yet."
+    assert "left out: project/experiments/p/fold0_anna: empty" in done.stderr
+    assert "No experiment is complete yet." in (made.root / "report" / "index.html").read_text()
+    assert len(pd.read_csv(made.root / "report" / "missing.csv")) == 1
+
+
+@pytest.mark.parametrize("people", [1, 2, 5])
+def test_few_participants_give_a_report_without_a_test(made: Made, run: Run, people: int) -> None:
+    for person in PEOPLE[:people]:
+        made.run(person, target_data_pct=0.1)
+    done = run("report.py", cwd=made.root)
+    assert done.returncode == 0, done.stderr
+    assert f"n = {people} is too small for a test" in done.stdout
+
+
+def test_only_experiments_from_scratch_give_a_report_too(made: Made, run: Run) -> None:
+    for person in PEOPLE:
+        made.run(person, mode="target_only")
+    done = run("report.py", cwd=made.root)
+    assert done.returncode == 0, done.stderr
+    assert "There is no participant yet with both a base score and a fine-tuned score." in done.stdout
+
+
+def test_undefined_scores_everywhere_give_a_report_that_names_them(made: Made, run: Run) -> None:
+    for person in PEOPLE:
+        made.run(person, fine=None, base=None, metrics={"undefined": {"test_macro_f1": "the test windows hold one class only"}})
+    done = run("report.py", cwd=made.root)
+    assert done.returncode == 0, done.stderr
+    assert "the test windows hold one class only" in (made.root / "report" / "index.html").read_text()
+
+
+def test_two_projects_are_compared(made: Made, run: Run, tmp_path: Path) -> None:
+    other = Made(tmp_path / "other")
+    for person in PEOPLE:
+        made.run(person, target_data_pct=0.1)
+        other.run(person, target_data_pct=0.1, fine=0.95)
+    done = run("report.py", made.root, other.root, "--out", tmp_path / "both", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert "Compared: project" in page
+    assert (tmp_path / "both" / "figures" / "grid2_paired.png").is_file()
+    assert set(pd.read_csv(tmp_path / "both" / "summary.csv")["project"]) == {"project", "other"}
+
+
+def test_the_report_needs_no_torch() -> None:
+    code = "import sys, common.report.build; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_every_flag_has_help(run: Run) -> None:
+    done = run("report.py", "--help")
+    assert done.returncode == 0
+    for flag in ("--metric", "--compare", "--filter", "--out", "--experiment"):
+        assert flag in done.stdout
