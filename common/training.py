@@ -35,7 +35,10 @@ State = dict[str, Tensor]
 
 
 class Checkpoint(Protocol):
-    """Where a training cut short is kept; the bytes come back as they were given, or None."""
+    """Where a training cut short is kept; the bytes come back as they were given, or None. `wanted`: save at the end of this epoch."""
+
+    @property
+    def wanted(self) -> bool: ...
 
     def load(self) -> bytes | None: ...
 
@@ -140,7 +143,7 @@ def fit(
         run.one_epoch()
         if progress is not None:
             progress(run.report())
-        if checkpoint is not None and run.stopped_by is None and clock() - saved >= settings.checkpoint_seconds:
+        if checkpoint is not None and run.stopped_by is None and (checkpoint.wanted or clock() - saved >= settings.checkpoint_seconds):
             checkpoint.save(run.payload())
             saved = clock()
     return run.result()

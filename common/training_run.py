@@ -23,6 +23,7 @@ from common.models import Network, build
 from common.options import Options
 from common.paths import Paths
 from common.provenance import now
+from common.stopping import Stopped, stopping
 
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
@@ -131,9 +132,17 @@ class CheckpointFile:
                 return data
         return None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether this process is to stop: then a checkpoint is saved now and not only every minute."""
+        return stopping.wanted
+
     def save(self, data: bytes) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint. Raises Stopped when this process is to stop."""
         write_file(self._path, sha256(data).encode() + b"\n" + data)
+        stopping.saved += 1
+        if stopping.wanted:
+            raise Stopped
 
     def remove(self) -> None:
         """The training is published."""

@@ -90,8 +90,18 @@ class Server(_Model):
         return self
 
 
+_OURS = frozenset(
+    "array dependency job-name output error open-mode signal requeue no-requeue kill-on-invalid-dep chdir wrap ntasks nodes time partition account "
+    "cpus-per-task mem gres test-only parsable wait".split()
+)
+
+
 class Slurm(_Model):
-    """How tasks are submitted when `engine` is slurm; sizes per task."""
+    """How tasks are submitted when `engine` is slurm; sizes per task.
+
+    notice_seconds: how long before the time limit, or before it is preempted, a task is told to checkpoint and requeue itself.
+    sbatch: any other flag of sbatch, such as {"qos": "low", "exclusive": true}.
+    """
 
     partition: str | None = Field(None, min_length=1)
     account: str | None = Field(None, min_length=1)
@@ -100,8 +110,45 @@ class Slurm(_Model):
     memory_gb: Annotated[int | float, Field(gt=0)] = 4
     time: str = Field("04:00:00", pattern=r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d\d?(:\d\d){0,2})$")
     max_parallel: int = Field(64, ge=1)
-    jobs_per_task: int = Field(1, ge=1)
+    jobs_per_task: int = Field(12, ge=1)
+    notice_seconds: int = Field(90, ge=1, le=3600)
     setup: list[str] = Field(default_factory=list)
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+
+    @property
+    def minutes(self) -> int:
+        """`time` in whole minutes, rounded up, in Slurm's own forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+        days, dash, rest = self.time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        if dash:
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+        else:
+            hours, minutes, seconds = parts if len(parts) == 3 else [0, *parts, 0][:3]
+        return int(days or 0) * 1440 + hours * 60 + minutes + (seconds > 0)
+
+    @field_validator("time")
+    @classmethod
+    def _some_time(cls, value: str) -> str:
+        if not any(character in "123456789" for character in value):
+            raise ValueError("must be longer than nothing")
+        return value
+
+    @field_validator("setup")
+    @classmethod
+    def _lines(cls, value: list[str]) -> list[str]:
+        if any("\0" in line or "\n" in line for line in value):
+            raise ValueError("is a list of single lines of shell")
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name in value:
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+                raise ValueError(f"{name[:80]!r} is no long flag of sbatch; write it without the dashes, such as qos")
+            if name in _OURS:
+                raise ValueError(f"{name} is decided by this project or has a key of its own")
+        return value
 
 
 class ClusterConfig(_Model):

@@ -9,6 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from common.paths import Paths
@@ -21,14 +22,19 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-class Journal:
-    """Event log (JSON lines), job logs and status of one run."""
+def events_file(part: str = "") -> str:
+    """The event log's name in a run's folder."""
+    return f"events-{part}.jsonl" if part else "events.jsonl"
 
-    def __init__(self, paths: Paths, run_id: str) -> None:
+
+class Journal:
+    """Event log (JSON lines), job logs and status of one run. `part`: events of their own for one of several writers, which never share a file."""
+
+    def __init__(self, paths: Paths, run_id: str, part: str = "") -> None:
         self.folder = paths.run(run_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run_id = run_id
-        self._events: TextIO = (self.folder / "events.jsonl").open("a", encoding="utf-8")
+        self._events: TextIO = (self.folder / events_file(part)).open("a", encoding="utf-8")
         self._status_at = 0.0
 
     def event(self, event: str, **fields: Any) -> None:
@@ -69,13 +75,27 @@ def latest_status(paths: Paths) -> dict[str, Any] | None:
 
 def past_events(paths: Paths) -> Iterator[dict[str, Any]]:
     """All events of all runs, oldest run first; what a killed run left half-written is skipped."""
-    for path in sorted(paths.runs.glob("*/events.jsonl")):
-        with contextlib.suppress(OSError):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        yield event
+    folders = {path.parent for path in paths.runs.glob("*/events*.jsonl")}
+    for folder in sorted(folders):
+        logs = [parse_events(path) for path in sorted(folder.glob("events*.jsonl"))]
+        yield from logs[0] if len(logs) == 1 else sorted((event for log in logs for event in log), key=_when)
+
+
+def parse_events(path: Path) -> list[dict[str, Any]]:
+    """The events of one log, without what cannot be read."""
+    events: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    events.append(event)
+    return events
+
+
+def _when(event: dict[str, Any]) -> float:
+    when = event.get("time")
+    return float(when) if isinstance(when, (int, float)) else 0.0
 
 
 def last_failures(paths: Paths) -> dict[str, dict[str, Any]]:

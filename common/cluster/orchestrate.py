@@ -216,7 +216,7 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     """Run a planned request to its end."""
     paths, work = request.paths, prepared.work
     home = Home(paths, prepared.sha256, work.siblings)
-    _make_room(request, prepared, home)
+    make_room(request, prepared, home)
     blocked = sorted(prepared.made.missing_base)
     if not work.bases and not work.others:
         return Outcome(blocked=blocked)
@@ -241,7 +241,7 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     return outcome
 
 
-def _make_room(request: Request, prepared: Prepared, home: Home) -> None:
+def make_room(request: Request, prepared: Prepared, home: Home) -> None:
     """Move what is stale or damaged aside, and publish what is only a copy."""
     made, paths = prepared.made, request.paths
     jobs = {job.id: job for job in (*request.bases, *request.others)}

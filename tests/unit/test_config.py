@@ -54,7 +54,7 @@ def test_the_documented_files_are_taken(load: Any) -> None:
     assert [s.name for s in config.servers] == ["localhost", "gpu1.lab:22", "cpu1"]
     assert [s.is_local for s in config.servers] == [True, False, False]
     assert (config.heartbeat_seconds, config.suspect_seconds, config.close_seconds) == (5, 30, 60)
-    assert load(SLURM).slurm.model_dump() == SLURM["slurm"]
+    assert load(SLURM).slurm.model_dump(exclude_unset=True) == SLURM["slurm"]
 
 
 def test_remarks_a_byte_order_mark_and_equal_files_do_no_harm(load: Any) -> None:
