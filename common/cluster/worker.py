@@ -30,7 +30,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, Protocol
 
 from common.cli import one_line
 from common.cluster import processes
@@ -196,21 +196,30 @@ def cause_of(error: BaseException) -> str:
     return "error"
 
 
+class Listener(Protocol):
+    """Whom a worker tells of its jobs."""
+
+    def send(self, message: Message) -> None: ...
+
+    def check_cancelled(self, job: str) -> None: ...
+
+
 class Worker:
     """Runs jobs, one at a time, in this process where their script allows it."""
 
-    def __init__(self, head: Head, code: Path, device: str, log: IO[bytes]) -> None:
+    def __init__(self, head: Listener, code: Path, device: str, log: IO[bytes]) -> None:
         self._head, self._code, self._device, self._log = head, code, device, log
         self._runs: dict[str, Callable[..., Mapping[str, Any]] | None] = {}
 
-    def serve(self) -> NoReturn:
+    def serve(self, jobs: queue.Queue[Message]) -> NoReturn:
         """Job after job, until the head is gone."""
         while True:
             self._log.truncate(0)
-            message = self._head.jobs.get()
-            self._head.send(self._outcome(message))
+            message = jobs.get()
+            self._head.send(self.outcome(message))
 
-    def _outcome(self, message: Message) -> Message:
+    def outcome(self, message: Message) -> Message:
+        """Run one job; whatever happens to it is in the answer."""
         job, began = message["job"], time.monotonic()
         try:
             result = self._run(job, message["script"], message["values"])
@@ -320,7 +329,7 @@ def main() -> None:
         os.dup2(log.fileno(), 2)
         faulthandler.enable(log)
         head.start({"pid": os.getpid(), "host": platform.node(), "log": str(log_path), "slot": args.slot, "lock": slot.name})
-        Worker(head, code, args.device, log).serve()
+        Worker(head, code, args.device, log).serve(head.jobs)
 
 
 if __name__ == "__main__":
