@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.cli import Parser
-from common.cluster import orchestrate, upkeep
+from common.cluster import orchestrate, slurm, upkeep
 from common.cluster.closing import closing_table
 from common.cluster.config import ClusterConfig, load_config
 from common.cluster.display import Display, status_lines
 from common.cluster.journal import latest_status
+from common.cluster.needs import data_files
 from common.cluster.orchestrate import Prepared, Request
 from common.errors import InputError
 from common.jobs import Job
@@ -35,6 +36,7 @@ def parser(description: str) -> Parser:
     flags.add_argument("--status", action="store_true", help="show the latest run of this project folder, from any terminal")
     flags.add_argument("--check", action="store_true", help="only test the nodes: one line each")
     flags.add_argument("--setup-nodes", action="store_true", help="build each node's environment from requirements.txt")
+    flags.add_argument("--cancel", action="store_true", help="Slurm: end this project's waiting and running jobs, and no others")
     flags.add_argument("--clean-nodes", action="store_true", help="remove from the nodes results that are verified here")
     return flags
 
@@ -47,6 +49,11 @@ def execute(args: argparse.Namespace, read: Read, *, train_bases: bool = True, w
     if args.status:
         return _status(paths, display)
     config = load_config(args.cluster_config)
+    if args.cancel:
+        slurm.cancel(config, paths, display.say)
+        return 0
+    if config.engine == "slurm" and (args.setup_nodes or args.clean_nodes):
+        raise InputError("under Slurm all nodes share this project folder and its environment: there is nothing to set up or to clean")
     if args.setup_nodes:
         return int(not upkeep.setup_nodes(config, paths, display.say))
     if args.clean_nodes:
@@ -79,7 +86,8 @@ def _run(request: Request, prepared: Prepared, display: Display) -> int:
             orchestrate.notify(request.notify, line)
 
     try:
-        outcome = orchestrate.run(request, prepared, say, display.show)
+        engine = slurm.run if request.config.engine == "slurm" else orchestrate.run
+        outcome = engine(request, prepared, say, display.show)
     finally:
         display.close()
     lines = [*closing_table(request.paths, request.others), *orchestrate.conclude(outcome, prepared.made)]
@@ -95,17 +103,19 @@ def _status(paths: Paths, display: Display) -> int:
         raise InputError(f"{paths.runs}: no run has been started in this project folder")
     for line in status_lines(status):
         display.say(line)
+    if status.get("engine") == "slurm":
+        display.say(slurm.queue_line(paths))
     return 0
 
 
 def _check(args: argparse.Namespace, config: ClusterConfig, paths: Paths, data: Data, read: Read, display: Display) -> int:
     try:
         bases, others, _ = read(data)
-        files = orchestrate.data_files(bases, others)
+        files = list(dict.fromkeys(file for job in (*bases, *others) for file in data_files(job)))
     except InputError as error:  # nodes can be checked before there are jobs
         display.say(f"data are not compared: {error}")
         files = []
-    lines, good = upkeep.check_nodes(config, paths, files, data.sha256)
+    lines, good = slurm.check(config, paths) if config.engine == "slurm" else upkeep.check_nodes(config, paths, files, data.sha256)
     for line in lines:
         display.say(line)
     return int(not good)

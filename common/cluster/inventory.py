@@ -11,17 +11,17 @@ import sys
 from typing import Any
 
 from common.errors import InputError
+from common.manifest import Sha256Cache
 from common.paths import EXPERIMENT_METRICS, Paths
-from common.reuse import Data
 
 
 def take(request: dict[str, Any], paths: Paths) -> dict[str, Any]:
     """The answer to a request."""
-    data = Data(paths)
+    cache = Sha256Cache(paths.sha256_cache)
 
     def sha256(data_path: str, name: str) -> str | None:
         try:
-            return data.sha256(data_path, name)
+            return cache.sha256(paths.data(data_path) / name)
         except InputError:
             return None
 

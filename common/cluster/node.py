@@ -12,8 +12,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,14 +21,17 @@ from typing import Any
 from common.cluster import config as cluster_config
 from common.cluster.config import ClusterConfig, Gpu, Probe, Server
 from common.cluster.connection import Connection, Process, connect
+from common.cluster.needs import File, Needs, code_files, differing, path_of
 from common.cluster.process import last_words
 from common.errors import NodeError, ProjectError
-from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS, EXPERIMENTS, Paths
+from common.manifest import file_sha256
+from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS, EXPERIMENTS, SUPERSEDED, Paths
 
 MIN_FREE_BYTES = 500 << 20
 GATHER_SECONDS = 0.5  # experiments that end within this time come home in one copy
 START_SECONDS = 120.0  # for a worker to say hello
-PROBE_TEXT = (Path(__file__).with_name("probe.py")).read_bytes()
+COPYING = 2  # threads of a node that send
+PROBE_TEXT = Path(__file__).with_name("probe.py").read_text()
 
 
 # -- what a node tells ----------------------------------------------------------------------------------------------------------------
@@ -46,9 +48,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Joined:
-    """Code and data are there; the workers are being started."""
+    """The head's code is there and the workers are being started. `lacking`: data files that have to be sent before a job can read them."""
 
     node: Node
+    lacking: tuple[File, ...]
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,20 @@ class Said:
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker's end: its exit code (None: the link was lost), its last words."""
+    """A worker's end: its exit code (None: the link was lost), its last words, and the end of its log."""
 
     worker: WorkerLink
     code: int | None
     words: str
+    log: str = ""
 
 
 @dataclass(frozen=True)
-class BaseArrived:
-    """A base model is on the node, or could not be brought there (`error`)."""
+class Arrived:
+    """Base models or data files are on the node, or could not be brought there (`error`)."""
 
     node: Node
-    base: str
+    items: tuple[str | File, ...]  # base model hashes, data files
     bytes: int
     error: str = ""
 
@@ -98,27 +102,15 @@ class Fetched:
     error: str = ""
 
 
-Event = Seen | Joined | Left | Said | Ended | BaseArrived | Fetched
-Tell = Callable[[Event], None]
-
-
 @dataclass(frozen=True)
-class Needs:
-    """What a run's jobs need on every node."""
+class Broken:
+    """Something that no node is to blame for (the head's disk is full): the run cannot go on."""
 
-    code: tuple[str, ...]  # files relative to the code's root
-    extra: tuple[str, ...]  # files relative to the project folder (a user's own script)
-    data: dict[tuple[str, str], str | None]  # (data_path, file) -> SHA-256 on the head; None: the head has none
-    bases: tuple[str, ...]
-    experiments: tuple[str, ...]
-    owner: str
-    trusted: bool = False  # --skip-sync: nothing is sent before it is missed
+    error: Exception
 
 
-def code_files() -> tuple[str, ...]:
-    """What a node needs of the project's own code, relative to CODE_ROOT."""
-    files = [*CODE_ROOT.glob("*.py"), *(CODE_ROOT / "common").rglob("*.py"), *CODE_ROOT.glob("requirements*.txt"), CODE_ROOT / "constraints.txt"]
-    return tuple(sorted(str(path.relative_to(CODE_ROOT)) for path in files if path.is_file()))
+Event = Seen | Joined | Left | Said | Ended | Arrived | Fetched | Broken
+Tell = Callable[[Event], None]
 
 
 # -- a worker -------------------------------------------------------------------------------------------------------------------------
@@ -151,10 +143,13 @@ class WorkerLink:
                 return
         self._process.close_input()
 
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
     def _read(self) -> None:
         try:
-            while (line := self._process.read_line()) and line.strip() != self._marker:
-                continue
+            self._await_marker()
             while line := self._process.read_line():
                 message = json.loads(line)
                 if not isinstance(message, dict):
@@ -164,8 +159,17 @@ class WorkerLink:
         except (ValueError, RecursionError) as error:
             self._process.kill()
             self._ended(f"it spoke nonsense ({error})")
+        except TimeoutError:
+            self._process.kill()
+            self._ended(f"it did not begin within {START_SECONDS:.0f} s")
         except NodeError as error:
             self._ended(str(error))
+
+    def _await_marker(self) -> None:
+        """Drop what is printed before the worker speaks."""
+        deadline = time.monotonic() + START_SECONDS
+        while (line := self._process.read_line(max(0.0, deadline - time.monotonic()))) and line.strip() != self._marker:
+            continue
 
     def _ended(self, why: str) -> None:
         code: int | None = None
@@ -174,15 +178,47 @@ class WorkerLink:
         words = why or last_words(self._process.stderr_tail)
         self._process.close()
         self._outbox.put(None)
-        self._tell(Ended(self, code, words))
+        log = self.node.tail(self.log) if code is not None and self.log else ""
+        self._tell(Ended(self, code, words, log))
 
 
 # -- a node ---------------------------------------------------------------------------------------------------------------------------
 
 
+class _Threads:
+    """What is put in is done in its order, by threads that never keep the program from ending. What nobody foresaw is told as Broken."""
+
+    def __init__(self, name: str, number: int, tell: Tell) -> None:
+        self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._tell, self._stopped = tell, False
+        for _ in range(number):
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def put(self, do: Callable[[], object]) -> None:
+        """Do this next."""
+        self._todo.put(do)
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopped = True
+        self._todo.put(_nothing)
+
+    def _work(self) -> None:
+        while not self._stopped:
+            try:
+                self._todo.get()()
+            except Exception as error:  # noqa: BLE001 - raised again in the runner's thread
+                self._tell(Broken(error))
+        self._todo.put(_nothing)  # for the next thread to see that it is over
+
+
+def _nothing() -> None:
+    """Wakes a thread."""
+
+
 @dataclass
 class Node:
-    """A node and its threads: one that joins, sends and starts; one that fetches."""
+    """A node and its threads: one that joins and starts workers, some that send, one that fetches."""
 
     server: Server
     paths: Paths
@@ -195,10 +231,13 @@ class Node:
     workers: dict[int, WorkerLink] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix=f"send {self.name}")
+        self._closings = 0
+        self._control = _Threads(f"control {self.name}", 1, self.tell)
+        self._senders = _Threads(f"send {self.name}", COPYING, self.tell)
+        self._fetcher = _Threads(f"fetch {self.name}", 1, self.tell)
         self._to_fetch: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
-        threading.Thread(target=self._fetching, name=f"fetch {self.name}", daemon=True).start()
+        self._fetcher.put(self._fetching)
 
     @property
     def name(self) -> str:
@@ -211,16 +250,20 @@ class Node:
         return self.connection is not None and self.connection.shared
 
     def join(self) -> None:
-        """Connect, bring code and data up to date, start the workers. Tells Joined or Left."""
-        self._sender.submit(self._join)
+        """Connect, look, bring the code up to date, start the workers. Tells Seen and Joined, or Left."""
+        self._control.put(self._join)
 
     def start_worker(self, slot: cluster_config.Slot) -> None:
         """Start (again) the worker of a slot. Tells Said (hello) or Ended."""
-        self._sender.submit(self._start_worker, slot)
+        self._control.put(lambda: self._start_worker(slot))
 
-    def send_base(self, base: str) -> None:
-        """Copy a base model there. Tells BaseArrived."""
-        self._sender.submit(self._send_base, base)
+    def send_bases(self, bases: Sequence[str], *, damaged: bool = False) -> None:
+        """Copy base models there; where the copy there is damaged, it is set aside first. Tells Arrived."""
+        self._senders.put(lambda: self._send_bases(tuple(bases), damaged))
+
+    def send_data(self, files: Sequence[File]) -> None:
+        """Copy data files there and check them there. Tells Arrived."""
+        self._senders.put(lambda: self._send_data(tuple(files)))
 
     def fetch(self, job: str, *, urgent: bool) -> None:
         """Bring the results of a job home. Tells Fetched."""
@@ -228,90 +271,112 @@ class Node:
 
     def tail(self, path: str) -> str:
         """The end of a file there, for a dead worker's log; empty when it cannot be had."""
-        if self.connection is None:
+        connection = self.connection
+        if connection is None:
             return ""
         try:
-            return self.connection.run(["tail", "-c", "4000", path], timeout=10).text
+            return connection.run(["tail", "-c", "16384", path], timeout=10).text
         except ProjectError:
             return ""
 
     def close(self) -> None:
         """End workers and copies; the node may join again later."""
-        for worker in self.workers.values():
+        self._closings += 1
+        for worker in list(self.workers.values()):
             worker.end()
         self.workers.clear()
-        if self.connection is not None:
-            threading.Thread(target=self.connection.close, daemon=True).start()
-            self.connection = None
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            threading.Thread(target=connection.close, daemon=True).start()
 
     def stop(self) -> None:
         """Close for good."""
-        self.close()
         self._to_fetch.put(None)
-        self._sender.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._control, self._senders, self._fetcher):
+            threads.stop()
+        self.close()
 
-    # -- in the sending thread
+    # -- in the control thread
 
     def _join(self) -> None:
+        closings, connection = self._closings, None
         try:
-            self.connection = connect(self.server, self.paths.root)
-            self.facts = probe(self.connection, self.needs.owner)
-            self.plan = slot_plan(self.server, self.facts)
-            notes = [*self.plan.left_out, *check_facts(self.name, self.facts)]
-            if not self.needs.trusted:
-                self._send_code()
-            self._send_data(tuple(notes))
-        except ProjectError as error:
-            self.close()
-            self.tell(Left(self, str(error), getattr(error, "transient", True) if isinstance(error, NodeError) else False))
+            connection = connect(self.server, self.paths.root)
+            facts = probe(connection, self.needs.owner)
+            plan = slot_plan(self.server, facts)
+            notes = [*plan.left_out, *check_facts(self.name, facts)]
+            send_code(connection, self.needs, facts)
+            self.connection, self.facts, self.plan = connection, facts, plan
+            lacking = self._look(connection, tuple(notes))
+        except (ProjectError, OSError, EOFError) as error:
+            if connection is not None:
+                connection.close()
+            self.connection = None
+            self.tell(Left(self, str(error), getattr(error, "transient", isinstance(error, NodeError))))
             return
-        self.tell(Joined(self))
-        for slot in self.plan.slots:
+        if closings != self._closings:  # the run ended, or the node was removed meanwhile
+            self.close()
+            return
+        self.tell(Joined(self, lacking))
+        for slot in plan.slots:
             self._start_worker(slot)
 
-    def _send_code(self) -> None:
-        assert self.connection is not None
-        if self.connection.shared:
-            return
-        here, there = code_digests(), self.facts["code"]
-        changed = [name for name in self.needs.code if not name.endswith(".py") or there.get(name) != here.get(name)]
-        self.connection.push(changed, base=CODE_ROOT)
-        self.connection.push(self.needs.extra)
-
-    def _send_data(self, notes: tuple[str, ...]) -> None:
-        assert self.connection is not None
-        if self.connection.shared:
+    def _look(self, connection: Connection, notes: tuple[str, ...]) -> tuple[File, ...]:
+        """Tell what is published there; return the data files that it lacks."""
+        if connection.shared:
             self.tell(Seen(self, notes, ()))
-            return
-        there = inventory(self.connection, self.needs)
-        self.tell(Seen(self, notes, (*there["bases"], *there["experiments"])))
-        missing = differing(self.name, self.needs, there)
-        if missing and not self.needs.trusted:
-            self.connection.push(missing)
-            missing = differing(self.name, self.needs, inventory(self.connection, self.needs))
-        if missing:
-            raise NodeError(f"{self.name}: {missing[0]} there is not the head's ({len(missing)} files differ)")
+            return ()
+        there = inventory(connection, list(self.needs.files), self.needs.bases, self.needs.experiments)
+        self.tell(Seen(self, notes, (*there.bases, *there.experiments)))
+        return tuple(differing(self.name, self.needs, there.data))
 
     def _start_worker(self, slot: cluster_config.Slot) -> None:
         connection = self.connection
         if connection is None:
             return
         marker = secrets.token_hex(16)
+        argv = worker_argv(connection, slot, self.plan, self.settings, self.server.jobs_per_gpu, self.needs.owner, marker)
         try:
-            process = connection.start(worker_argv(connection, slot, self.plan, self.settings, self.needs.owner, marker))
-        except ProjectError as error:
-            self.tell(Left(self, str(error), True))
+            process = connection.start(argv)
+        except (ProjectError, OSError, EOFError) as error:
+            if connection is self.connection:
+                self.tell(Left(self, str(error), True))
             return
-        self.workers[slot.index] = WorkerLink(self, slot, process, marker, self.tell)
+        if connection is self.connection:
+            self.workers[slot.index] = WorkerLink(self, slot, process, marker, self.tell)
+        else:
+            process.close()
 
-    def _send_base(self, base: str) -> None:
-        names = [f"{BASE_MODELS}/{base}.pt", f"{BASE_MODELS}/{base}_metadata.json"]
+    # -- in the sending threads
+
+    def _send_bases(self, bases: tuple[str, ...], damaged: bool) -> None:
+        names = [name for base in bases for name in result_files(base)]
         try:
-            if self.connection is None:
-                raise NodeError(f"{self.name}: the connection is closed")
-            self.tell(BaseArrived(self, base, self.connection.push(names).bytes))
-        except ProjectError as error:
-            self.tell(BaseArrived(self, base, 0, str(error)))
+            connection = self._connected()
+            if damaged:
+                set_aside(connection, names)
+            moved = connection.push(names).bytes
+        except (ProjectError, OSError, EOFError) as error:
+            self.tell(Arrived(self, bases, 0, str(error)))
+            return
+        self.tell(Arrived(self, bases, moved))
+
+    def _send_data(self, files: tuple[File, ...]) -> None:
+        try:
+            connection = self._connected()
+            moved = connection.push(path_of(file) for file in files).bytes
+            there = inventory(connection, list(files), (), ())
+            if wrong := [file for file in files if there.data[file] != self.needs.files[file]]:
+                raise NodeError(f"{self.name}: {path_of(wrong[0])} there is not the head's after it was sent: did it change here?")
+        except (ProjectError, OSError, EOFError) as error:
+            self.tell(Arrived(self, files, 0, str(error)))
+            return
+        self.tell(Arrived(self, files, moved))
+
+    def _connected(self) -> Connection:
+        if self.connection is None:
+            raise NodeError(f"{self.name}: the connection is closed")
+        return self.connection
 
     # -- in the fetching thread
 
@@ -331,13 +396,13 @@ class Node:
 
     def _fetch(self, jobs: Sequence[str]) -> None:
         root = self.paths.incoming / self.name / f"{next(self._numbers)}-{secrets.token_hex(4)}"
+        root.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if self.connection is None:
-                raise NodeError(f"{self.name}: the connection is closed")
-            moved = self.connection.pull([name for job in jobs for name in result_files(job)], root)
-            self.tell(Fetched(self, tuple(jobs), moved.root, moved.bytes))
-        except ProjectError as error:
+            moved = self._connected().pull([name for job in jobs for name in result_files(job)], root)
+        except (NodeError, EOFError) as error:
             self.tell(Fetched(self, tuple(jobs), root, 0, str(error)))
+            return
+        self.tell(Fetched(self, tuple(jobs), moved.root, moved.bytes))
 
 
 # -- pure helpers ---------------------------------------------------------------------------------------------------------------------
@@ -352,14 +417,32 @@ def result_files(job: str) -> list[str]:
 
 def code_digests() -> dict[str, str]:
     """SHA-256 of the head's code, by name."""
-    from common.manifest import file_sha256
-
-    return {name: file_sha256(CODE_ROOT / name) for name in code_files() if name.endswith(".py")}
+    return {name: file_sha256(CODE_ROOT / name) for name in code_files()}
 
 
-def probe(connection: Connection, owner: str) -> dict[str, Any]:
-    """What the node has. Raises NodeError when its Python does not answer."""
-    result = connection.run([connection.python, "-", owner], input=PROBE_TEXT, timeout=60)
+def send_code(connection: Connection, needs: Needs, facts: dict[str, Any]) -> None:
+    """Bring the head's code, and a user's own script, to a node whose `facts` say what it has."""
+    if not connection.shared:
+        there = facts["code"]
+        connection.push([name for name, digest in code_digests().items() if there.get(name) != digest], base=CODE_ROOT)
+        connection.push(needs.extra)
+
+
+_SET_ASIDE = 'mkdir -p "$1" && shift && for name; do if test -e "$name"; then mv -f -- "$name" "$0/${name##*/}.$$" || exit 1; fi; done'
+
+
+def set_aside(connection: Connection, names: Iterable[str]) -> None:
+    """Move files of the node to its superseded/. Raises NodeError."""
+    folder = f"{SUPERSEDED}/{BASE_MODELS}"
+    done = connection.run(["sh", "-c", _SET_ASIDE, folder, folder, *names])
+    if not done.ok:
+        raise NodeError(f"{connection.name}: a damaged base model cannot be set aside: {done.last_words or 'no answer'}")
+
+
+def probe(connection: Connection, owner: str, files: Sequence[File] = ()) -> dict[str, Any]:
+    """What the node has, SHA-256 of `files` included. Raises NodeError when its Python does not answer."""
+    argv = [connection.python, "-c", PROBE_TEXT, owner]
+    result = connection.run(argv, input=json.dumps(files).encode(), timeout=3600 if files else 60)
     try:
         facts = json.loads(result.stdout.splitlines()[-1])
         if result.ok and isinstance(facts, dict):
@@ -391,47 +474,45 @@ def check_facts(name: str, facts: dict[str, Any]) -> list[str]:
     return notes
 
 
-def inventory(connection: Connection, needs: Needs) -> dict[str, Any]:
-    """What the node has of a run's data and results. Raises NodeError."""
-    request = {"data": list(needs.data), "bases": needs.bases, "experiments": needs.experiments}
+@dataclass(frozen=True)
+class Inventory:
+    """What a node has: SHA-256 of data files (None: absent), published base models and experiments."""
+
+    data: dict[File, str | None]
+    bases: tuple[str, ...]
+    experiments: tuple[str, ...]
+
+
+def inventory(connection: Connection, files: Sequence[File], bases: Sequence[str], experiments: Sequence[str]) -> Inventory:
+    """What the node has of these. Raises NodeError."""
     argv = [connection.python, "-m", "common.cluster.inventory"]
-    result = connection.run(argv, input=json.dumps(request).encode(), timeout=3600)
+    request = json.dumps({"data": files, "bases": bases, "experiments": experiments}).encode()
+    result = connection.run(argv, input=request, timeout=3600)
     try:
         found = json.loads(result.stdout.splitlines()[-1])
-        if result.ok and isinstance(found, dict) and len(found["data"]) == len(needs.data):
-            return {"data": found["data"], "bases": set(found["bases"]) & set(needs.bases), "experiments": set(found["experiments"]) & set(needs.experiments)}
+        digests = [None if digest is None else str(digest) for digest in found["data"]]
+        there = set(map(str, (*found["bases"], *found["experiments"])))
+        if result.ok and len(digests) == len(files):
+            return Inventory(dict(zip(files, digests, strict=True)), tuple(b for b in bases if b in there), tuple(e for e in experiments if e in there))
     except (ValueError, IndexError, KeyError, TypeError, RecursionError):
         pass
     raise NodeError(f"{connection.name}: its files cannot be listed: {result.last_words or 'no answer'}")
 
 
-def differing(name: str, needs: Needs, found: dict[str, Any]) -> list[str]:
-    """Data files of the node that are not the head's. Raises NodeError for one that cannot be sent."""
-    wrong = []
-    for ((data_path, file_name), here), there in zip(needs.data.items(), found["data"], strict=True):
-        if here == there and here is not None:
-            continue
-        if here is None and there is not None:
-            continue  # only the nodes have data; the runner has seen that they agree
-        path = f"{data_path}/{file_name}"
-        if here is None or path.startswith("/"):
-            raise NodeError(f"{name}: {path} is {'missing' if there is None else 'another'} there and cannot be sent")
-        wrong.append(path)
-    return wrong
-
-
 def slot_name(slot: cluster_config.Slot, plan: cluster_config.SlotPlan) -> str:
     """Names the physical place: the n-th share of a GPU, or the n-th core. Locks of two projects meet there."""
     same = [other.index for other in plan.slots if other.gpu == slot.gpu]
-    return f"cpu{same.index(slot.index)}" if slot.gpu is None else f"gpu{slot.gpu}-{same.index(slot.index)}"
+    gpu = None if slot.gpu is None else slot.gpu.replace("/", "_")  # as in MIG-GPU-.../1/0; the name becomes a file's
+    return f"cpu{same.index(slot.index)}" if gpu is None else f"gpu{gpu}-{same.index(slot.index)}"
 
 
 def worker_argv(
-    connection: Connection, slot: cluster_config.Slot, plan: cluster_config.SlotPlan, settings: ClusterConfig, owner: str, marker: str
+    connection: Connection, slot: cluster_config.Slot, plan: cluster_config.SlotPlan, settings: ClusterConfig, jobs_per_gpu: int, owner: str, marker: str
 ) -> list[str]:
     """The command of a worker. It sees its own GPU only."""
     code = str(CODE_ROOT) if connection.shared and connection.path != str(CODE_ROOT) else connection.path
-    environment = [f"CUDA_VISIBLE_DEVICES={slot.gpu or ''}", "CUBLAS_WORKSPACE_CONFIG=:4096:8", f"PYTHONPATH={code}", "PYTHONUNBUFFERED=1"]
+    environment = [f"CUDA_VISIBLE_DEVICES={slot.gpu or ''}", "CUBLAS_WORKSPACE_CONFIG=:4096:8", f"JOBS_PER_GPU={jobs_per_gpu}"]
+    environment += [f"PYTHONPATH={code}", "PYTHONUNBUFFERED=1"]
     flags = {"project": connection.path, "slot": slot_name(slot, plan), "owner": owner, "marker": marker, "device": "cpu" if slot.gpu is None else "0"}
     flags |= {"beat": str(settings.heartbeat_seconds), "silence": str(settings.close_seconds)}
     return ["env", *environment, connection.python, "-m", "common.cluster.worker", *(f"--{name}={value}" for name, value in flags.items())]

@@ -15,16 +15,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from common import artifacts, identity
+from common import artifacts
 from common.cluster import scheduler
 from common.cluster.config import ClusterConfig, Server
 from common.cluster.connection import connect
 from common.cluster.estimates import Estimates
 from common.cluster.home import Home
 from common.cluster.journal import Journal, last_failures, new_run_id, past_events
-from common.cluster.node import Needs, code_files, inventory
+from common.cluster.needs import File, Needs, code_files, data_files, found_beside, path_of
+from common.cluster.node import inventory, probe, send_code
 from common.cluster.runner import Outcome, Runner, Work
-from common.errors import BaseModelNotFound, Conflict, InputError, NodeError
+from common.errors import BaseModelNotFound, Conflict, InputError, ProjectError
 from common.jobs import KINDS, Job
 from common.paths import CODE_ROOT, Paths
 from common.plan import Plan, code_notice, counted, plan
@@ -60,7 +61,7 @@ class Prepared:
     made: Plan
     work: Work
     sha256: DataSha256
-    data: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    data: dict[File, str | None] = field(default_factory=dict)
 
 
 def owner(paths: Paths) -> str:
@@ -74,7 +75,7 @@ def owner(paths: Paths) -> str:
 def prepare(request: Request, data: Data) -> Prepared:
     """Plan a request. Changes nothing. Raises InputError, BaseModelNotFound and Conflict for what cannot be run."""
     bases, others = _chosen(request)
-    files = data_files(bases, others)
+    files = list(dict.fromkeys(file for job in (*bases, *others) for file in data_files(job)))
     sha256, known = _data_sha256(request, data, files)
     made = plan(request.paths, bases, others, sha256, retrain=request.retrain) if request.script is None else Plan()
     if request.script is None:
@@ -97,23 +98,11 @@ def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
     return [job for job in bases if job.id in needed], chosen
 
 
-def data_files(bases: Sequence[Job], others: Sequence[Job]) -> list[tuple[str, str]]:
-    """(data_path, file) that the jobs read."""
-    files: dict[tuple[str, str], None] = {}
-    for job in bases:
-        files.update(dict.fromkeys((job.base.data_path, name) for name in identity.base_data_files(job.base)))
-    for job in others:
-        if job.kind == "finetune":
-            people = identity.base_participants(job.finetune) if job.needs else []
-            files.update(dict.fromkeys((job.finetune.data_path, name) for name in identity.finetune_data_files(job.finetune, people)))
-    return list(files)
-
-
-def _data_sha256(request: Request, data: Data, files: Sequence[tuple[str, str]]) -> tuple[DataSha256, dict[tuple[str, str], str | None]]:
+def _data_sha256(request: Request, data: Data, files: Sequence[File]) -> tuple[DataSha256, dict[File, str | None]]:
     """The head's own fingerprints; where it has no data at all, those of the nodes, which must agree."""
     folders = {request.paths.data(data_path) for data_path, _ in files}
     if any(folder.is_dir() for folder in folders) or not files:
-        known: dict[tuple[str, str], str | None] = {(data_path, name): data.sha256(data_path, name) for data_path, name in files}
+        known: dict[File, str | None] = {(data_path, name): data.sha256(data_path, name) for data_path, name in files}
         return data.sha256, known
     found = _ask_nodes(request, files)
 
@@ -127,25 +116,25 @@ def _data_sha256(request: Request, data: Data, files: Sequence[tuple[str, str]])
     return sha256, dict.fromkeys(files)
 
 
-def _ask_nodes(request: Request, files: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    needs = Needs(code_files(), (), dict.fromkeys(files), (), (), owner(request.paths))
+def _ask_nodes(request: Request, files: Sequence[File]) -> dict[File, str]:
+    needs = Needs(code_files(), (), {}, (), (), owner(request.paths))
 
-    def ask(server: Server) -> list[str | None]:
+    def ask(server: Server) -> dict[File, str | None]:
         try:
             with connect(server, request.paths.root) as node:
                 if not node.shared:
-                    node.push(needs.code, base=CODE_ROOT)
-                    return list(inventory(node, needs)["data"])
-        except NodeError:
+                    send_code(node, needs, probe(node, needs.owner))
+                    return inventory(node, files, (), ()).data
+        except ProjectError:  # the run itself will say why this node is left out
             pass
-        return []
+        return {}
 
-    found: dict[tuple[str, str], str] = {}
+    found: dict[File, str] = {}
     with ThreadPoolExecutor(len(request.config.servers) or 1) as pool:
         for server, answer in zip(request.config.servers, pool.map(ask, request.config.servers), strict=True):
-            for file, sha256 in zip(files, answer, strict=False):
+            for file, sha256 in answer.items():
                 if sha256 and found.setdefault(file, sha256) != sha256:
-                    raise InputError(f"{'/'.join(file)}: {server.name} has another file than the other nodes, and the head has none: make them equal first")
+                    raise InputError(f"{path_of(file)}: {server.name} has another file than the other nodes, and the head has none: make them equal first")
     return found
 
 
@@ -224,7 +213,11 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     experiments = tuple(job.id for job in work.others if job.kind == "finetune")
     bases = tuple({job.id for job in work.bases} | {job.needs for job in work.others if job.needs})
     extra = (str(request.script),) if request.script and not (CODE_ROOT / request.script).is_file() else ()
-    needs = Needs(code_files(), extra, prepared.data, bases, experiments, owner(paths), trusted=not request.sync)
+    jobs = (*work.bases, *work.others)
+    data = {file: prepared.data[file] for job in jobs for file in data_files(job)}
+    needs = Needs(
+        code_files(), extra, data, bases, experiments, owner(paths), trusted=not request.sync, beside=found_beside(paths, jobs) if any(data.values()) else {}
+    )
     settings = scheduler.Settings(
         suspect_after=request.config.suspect_seconds,
         close_after=request.config.close_seconds,

@@ -1,6 +1,6 @@
-"""What a node has, as JSON on standard output. Its text is sent to the node's Python on standard input, so it needs nothing but the standard library.
+"""What a node has, as JSON on standard output. Its text is given to the node's Python, so it needs nothing but the standard library.
 
-    python - OWNER < probe.py
+    python -c "$(cat probe.py)" OWNER < list of [data_path, file name] to be compared, as JSON
 """
 
 from __future__ import annotations
@@ -75,13 +75,22 @@ def gpus(owner: str) -> list[dict[str, str]]:
     return [{"id": row[0], "name": row[2], "used_by": users.get(row[1], "")} for row in query("gpu", "index,uuid,name") if len(row) == 3]
 
 
-def code() -> dict[str, str]:
-    """SHA-256 of the project's code here."""
-    found = {}
-    for path in sorted(glob.glob("*.py") + glob.glob("common/**/*.py", recursive=True)):
+def sha256(path: str) -> str | None:
+    """Of a file, or None where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
         with open(path, "rb") as file:
-            found[path] = hashlib.sha256(file.read()).hexdigest()
-    return found
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def code() -> dict[str, str | None]:
+    """SHA-256 of the project's code here."""
+    names = glob.glob("*.py") + glob.glob("common/**/*.py", recursive=True) + glob.glob("requirements*.txt") + glob.glob("constraints.txt")
+    return {name: sha256(name) for name in sorted(names)}
 
 
 def main() -> None:
@@ -97,6 +106,7 @@ def main() -> None:
         "free_bytes": shutil.disk_usage(".").free,
         "clock": time.time(),
         "code": code(),
+        "data": [sha256(os.path.join(*file)) for file in json.load(sys.stdin)],
     }
     sys.stdout.write(json.dumps(answer) + "\n")
 

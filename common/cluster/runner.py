@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import queue
 import shutil
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +21,19 @@ from common.cluster.connection import manual_rsync_command
 from common.cluster.estimates import Estimates, kind
 from common.cluster.home import Home
 from common.cluster.journal import Journal
-from common.cluster.node import BaseArrived, Ended, Event, Fetched, Joined, Left, Needs, Node, Said, Seen, WorkerLink
+from common.cluster.members import REJOIN_SECONDS, Item, Member, Waiting
+from common.cluster.needs import Needs, beside_files, data_files
+from common.cluster.node import Arrived, Broken, Ended, Event, Fetched, Joined, Left, Node, Said, Seen, WorkerLink
 from common.cluster.scheduler import Scheduler, Slot
-from common.errors import InputError, ProjectError
+from common.errors import ProjectError
 from common.jobs import Job
 from common.paths import BASE_MODELS, Paths
 from common.reuse import State
 
 CONFIG_SECONDS = 2.0  # how often cluster_config.json is looked at
 SEEN_SECONDS = 30.0  # how long the first jobs wait to hear what all nodes have already published
-REJOIN_SECONDS = (5.0, 60.0)  # first and longest pause before a lost node is tried again
-RESENDS = 2  # of a base model that a node finds damaged, for one job
+RESENDS = 2  # of a base model that a node finds damaged or lacks, for one job
+END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 STARTS = 3  # of a worker in a row that never said hello
 
 
@@ -78,19 +82,15 @@ class Runner:
         self._jobs = {job.id: job for job in (*work.bases, *work.others)}
         self._trained_as = {sibling.id: base for base, siblings in work.siblings.items() for sibling in siblings}
         self._scheduler = Scheduler(settings)
-        self._nodes: dict[str, Node] = {}
-        self._unseen: set[str] = set()
-        self._rejoin: dict[str, tuple[float, float]] = {}  # node -> (when, pause)
-        self._dead: set[str] = set()  # nodes that cannot work and are not tried again
-        self._pending: dict[tuple[str, str], list[tuple[str, Slot]]] = {}  # (node, base on its way) -> what waits for it
+        self._members: dict[str, Member] = {}
+        self._worked = False  # a worker has spoken
         self._found: dict[str, set[str]] = {}  # base -> experiments found on nodes that can be judged when it is there
         self._ending: set[WorkerLink] = set()
         self._greeted: set[WorkerLink] = set()
-        self._starts: dict[tuple[str, int], int] = {}
+        self._starts: dict[Slot, int] = {}
         self._resent: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}  # of jobs whose results are on their way
         self._progress: dict[str, dict[str, Any]] = {}
-        self._bytes: dict[str, int] = {}
-        self._per_node: dict[str, dict[str, int]] = {}
         self._logs: dict[str, str] = {}
         self._began = self._beat_at = self._config_at = time.monotonic()
         self._config_identity = _identity(config_path)
@@ -129,10 +129,17 @@ class Runner:
     def _is_over(self) -> bool:
         if self.interrupts >= 2:
             return True
-        nobody = bool(self._nodes) and not self._unseen and not self._rejoin and all(name in self._dead for name in self._nodes)
-        if nobody:
+        if self._members and not any(self._may_work(member) for member in self._members.values()):
             self.outcome.why = "no node is left that can work"
-        return nobody or self._scheduler.over
+            return True
+        return self._scheduler.over and not (self._push_all and not self.interrupts and self._pushing())
+
+    def _may_work(self, member: Member) -> bool:
+        """A node that was lost is waited for, but not where none has worked at all."""
+        return not member.tried or member.stage in ("joined", "open") or (member.stage in ("joining", "lost") and self._worked)
+
+    def _pushing(self) -> bool:
+        return any(member.coming for member in self._members.values())
 
     def _take_events(self) -> None:
         """All events there are; a short wait when there is nothing else to do."""
@@ -152,20 +159,20 @@ class Runner:
             self._scheduler.stop_starting()
         if now - self._beat_at >= self.config.heartbeat_seconds:
             self._beat_at = now
-            for node in self._nodes.values():
-                for worker in list(node.workers.values()):
+            for member in self._members.values():
+                for worker in list(member.node.workers.values()):
                     worker.send({"beat": 0})
         if now - self._config_at >= CONFIG_SECONDS:
             self._config_at = now
             self._reread_config(now)
-        for name, (when, _) in list(self._rejoin.items()):
-            if now >= when:
-                self._rejoin[name] = (float("inf"), self._rejoin[name][1])
-                self._nodes[name].join()
+        for member in self._members.values():
+            if member.stage == "lost" and now >= member.again_at and not member.draining:
+                member.stage = "joining"
+                member.node.join()
         self._scheduler.tick(now)
 
     def _decide(self, now: float) -> None:
-        if not self._unseen or now - self._began > self._patience:
+        if now - self._began > self._patience or all(member.seen and not member.expected for member in self._members.values()):
             for assignment in self._scheduler.assign(now):
                 self._dispatch(now, assignment)
         for cancelled in self._scheduler.cancellations():
@@ -174,11 +181,19 @@ class Runner:
             self._note(now, change)
 
     def _stop(self) -> None:
-        for node in self._nodes.values():
-            node.stop()
-        deadline = time.monotonic() + 5
-        while any(node.workers for node in self._nodes.values()) and time.monotonic() < deadline:
-            self._take_events()
+        """End all workers, and wait for their end, so that nothing of ours runs on a node when we have gone."""
+        waited = {worker for member in self._members.values() for worker in member.node.workers.values()}
+        for worker in waited:
+            worker.end()
+        deadline = time.monotonic() + END_SECONDS
+        while waited and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=0.1)
+                if isinstance(event, Ended):
+                    waited.discard(event.worker)
+        _kill(waited)
+        for member in self._members.values():
+            member.node.stop()
         shutil.rmtree(self.paths.incoming, ignore_errors=True)
 
     def _conclude(self) -> Outcome:
@@ -201,48 +216,47 @@ class Runner:
     # -- nodes ------------------------------------------------------------------------------------------------------------------------
 
     def _add(self, server: Server) -> None:
-        node = Node(server, self.paths, self.config, self.needs, self._events.put)
-        self._nodes[node.name] = node
-        self._unseen.add(node.name)
-        self._per_node[node.name] = {"done": 0, "failed": 0}
-        node.join()
+        member = Member(Node(server, self.paths, self.config, self.needs, self._events.put))
+        self._members[server.name] = member
+        member.node.join()
+
+    def _of(self, node: Node) -> Member | None:
+        """The member that `node` is now; None for one that was removed."""
+        member = self._members.get(node.name)
+        return member if member is not None and member.node is node else None
 
     def _reread_config(self, now: float) -> None:
         identity = _identity(self.config_path)
-        if identity != self._config_identity:
+        if identity is not None and identity != self._config_identity:
             self._config_identity = identity
             try:
-                config = load_config(self.config_path)
+                self.config = load_config(self.config_path)
             except ProjectError as error:
                 self.say(f"the changed configuration is not used: {error}")
                 return
-            wanted = {server.name: server for server in config.servers}
-            for name, node in self._nodes.items():
-                if wanted.get(name) != node.server:
-                    self.say(f"{name}: removed or changed in {self.config_path.name}: its running jobs finish, nothing new starts there")
-                    self._scheduler_drain(now, name)
-            self.config = config
+            wanted = {server.name: server for server in self.config.servers}
+            for name, member in self._members.items():
+                if wanted.get(name) != member.node.server and not member.draining:
+                    self._drain(now, name, member)
         self._finish_drains(now)
 
-    def _scheduler_drain(self, now: float, name: str) -> None:
-        self._rejoin.pop(name, None)
-        self._unseen.discard(name)
-        with contextlib.suppress(KeyError):  # it never joined
+    def _drain(self, now: float, name: str, member: Member) -> None:
+        self.say(f"{name}: removed or changed in {self.config_path.name}: its running jobs finish, nothing new starts there")
+        member.draining = True
+        self.journal.event("node", node=name, state="draining", cause="removed or changed in the configuration")
+        with contextlib.suppress(KeyError):  # no worker there has spoken yet
             self._scheduler.drain_node(now, name)
-        self._dead.add(name)
 
     def _finish_drains(self, now: float) -> None:
-        wanted = {server.name: server for server in self.config.servers}
-        for name, node in list(self._nodes.items()):
-            if wanted.get(name) != node.server and not self._jobs_on(name):
+        for name, member in list(self._members.items()):
+            if member.draining and not self._jobs_on(name):
                 with contextlib.suppress(KeyError):
                     self._scheduler.close_node(now, name, "removed from the configuration")
-                node.stop()
-                del self._nodes[name]
-                self._dead.discard(name)
-        for name, server in wanted.items():
-            if name not in self._nodes:
-                self.say(f"{name}: joins")
+                member.node.stop()
+                del self._members[name]
+        for server in self.config.servers:
+            if server.name not in self._members:
+                self.say(f"{server.name}: joins")
                 self._add(server)
 
     def _jobs_on(self, name: str) -> bool:
@@ -251,52 +265,46 @@ class Runner:
         return False
 
     def _on_seen(self, now: float, event: Seen) -> None:
-        name = event.node.name
         for note in event.notes:
             self.say(note)
+        if (member := self._of(event.node)) is None:
+            return
         for job in event.found:
-            base = self._trained_as.get(job, job) if "/" not in job else job
-            if base in self._jobs and self._scheduler.state(base) is not plan.State.DONE and not self.work.retrain and base == job:
+            if job in self._jobs and self._scheduler.state(job) is not plan.State.DONE and not self.work.retrain:
+                member.expected.add(job)
                 event.node.fetch(job, urgent=False)
-        self._unseen.discard(name)
+        member.seen = True
 
     def _on_joined(self, now: float, event: Joined) -> None:
-        node = event.node
-        self._rejoin.pop(node.name, None)
-        trusted = node.shared or self.needs.trusted
-        self._scheduler.add_node(now, node.name, holds=self._published_bases() if trusted else ())
-        self.journal.event("node", node=node.name, state="joined", slots=len(node.plan.slots))
-        if self._push_all and not trusted:
-            for base in self._published_bases():
-                node.send_base(base)
+        if (member := self._of(event.node)) is None:
+            return
+        member.tried, member.stage, member.lacking = True, "joined", set(event.lacking)
+        member.gone.clear()
+        self.journal.event("node", node=event.node.name, state="joined", slots=len(event.node.plan.slots))
+        if self._push_all and not (event.node.shared or self.needs.trusted) and (bases := self._published_bases()):
+            for base in bases:
+                member.coming.setdefault(base, [])
+            event.node.send_bases(bases)
 
     def _published_bases(self) -> list[str]:
         return [base for base in {job.needs for job in self.work.others if job.needs} if self.paths.base_metadata(base).is_file()]
 
     def _on_left(self, now: float, event: Left) -> None:
-        node = event.node
-        first = node.name in self._unseen
-        self._unseen.discard(node.name)
-        pause = self._rejoin.get(node.name, (0.0, REJOIN_SECONDS[0]))[1]
+        if (member := self._of(event.node)) is None:
+            return
+        node, was = event.node, member.stage
         self.journal.event("node", node=node.name, state="left", cause=event.reason)
-        if first:
+        if not member.tried:
             self.say(f"left out: {event.reason}")
             self.say(f"  its base models by hand: {manual_rsync_command(node.server, BASE_MODELS)}")
-        with contextlib.suppress(KeyError):
-            self._scheduler.close_node(now, node.name, event.reason)
-        if event.transient and node.name not in self._dead and any(other.workers for other in self._nodes.values()) | (not first):
-            self._rejoin[node.name] = (now + pause, min(2 * pause, REJOIN_SECONDS[1]))
-        else:
-            self._rejoin.pop(node.name, None)
-            self._dead.add(node.name)
-
-    def _lose(self, now: float, node: Node) -> None:
-        """A node was closed: end what we have there, try again later."""
+        elif was in ("joined", "open"):
+            self.say(f"lost: {event.reason}")
         node.close()
-        for key in [key for key in self._pending if key[0] == node.name]:
-            del self._pending[key]
-        if node.name not in self._dead and node.name not in self._rejoin:
-            self._rejoin[node.name] = (now + REJOIN_SECONDS[0], REJOIN_SECONDS[0])
+        member.lose(now)
+        if not event.transient:
+            member.stage = "dead"
+        if was == "open":
+            self._scheduler.close_node(now, node.name, event.reason)
 
     # -- what happens -----------------------------------------------------------------------------------------------------------------
 
@@ -304,38 +312,53 @@ class Runner:
         now = time.monotonic()
         handlers: dict[type, Callable[[float, Any], None]] = {
             Seen: self._on_seen, Joined: self._on_joined, Left: self._on_left, Said: self._on_said, Ended: self._on_ended,
-            BaseArrived: self._on_base_arrived, Fetched: self._on_fetched,
+            Arrived: self._on_arrived, Fetched: self._on_fetched, Broken: _raise,
         }  # fmt: skip
         handlers[type(event)](now, event)
 
     def _on_said(self, now: float, event: Said) -> None:
         worker, message = event.worker, event.message
-        name, slot = worker.node.name, Slot(worker.node.name, worker.slot.index)
-        if worker in self._ending or worker.node.workers.get(worker.slot.index) is not worker:
+        member, slot = self._of(worker.node), Slot(worker.node.name, worker.slot.index)
+        if member is None or worker in self._ending or worker.node.workers.get(worker.slot.index) is not worker:
             return
-        with contextlib.suppress(KeyError):
-            self._scheduler.heartbeat(now, name)
+        if member.stage == "open":
+            self._scheduler.heartbeat(now, slot.node)
         if "hello" in message:
-            self._on_hello(now, worker, slot, message["hello"])
+            self._on_hello(now, member, worker, message["hello"])
         elif "progress" in message and message["progress"] in self._jobs:
-            self._progress[message["progress"]] = {**message, "node": name}
+            self._progress[message["progress"]] = {**message, "node": slot.node}
         elif "done" in message and message["done"] in self._jobs:
             self._on_done(now, worker, slot, message)
         elif "failed" in message and message["failed"] in self._jobs:
-            self._on_failed(now, worker, slot, message)
+            self._on_failed(now, member, worker, message)
 
-    def _on_hello(self, now: float, worker: WorkerLink, slot: Slot, hello: Mapping[str, Any]) -> None:
+    def _on_hello(self, now: float, member: Member, worker: WorkerLink, hello: Mapping[str, Any]) -> None:
+        slot = Slot(worker.node.name, worker.slot.index)
         if "refused" in hello:
-            self.say(f"{slot.node}: {hello['refused']}: this slot is left out")
-            self._ending.add(worker)
-            self._scheduler.slot_gone(now, slot)
-            if not any(other is not worker and other not in self._ending for other in worker.node.workers.values()):
-                self._on_left(now, Left(worker.node, f"{slot.node}: {hello['refused']}", False))
+            self._lose_slot(now, member, worker, str(hello["refused"]))
             return
         worker.log = str(hello.get("log", ""))
         self._greeted.add(worker)
         self._starts.pop(slot, None)
+        if member.stage != "open":
+            # Only now: before its first worker speaks, the silence of a node says nothing.
+            trusted = member.node.shared or self.needs.trusted
+            self._scheduler.add_node(now, slot.node, holds=self._published_bases() if trusted else member.holds)
+            member.stage, member.pause, self._worked = "open", REJOIN_SECONDS[0], True
+            if member.draining:
+                self._scheduler.drain_node(now, slot.node)
         self._free(now, worker, slot)
+
+    def _lose_slot(self, now: float, member: Member, worker: WorkerLink, why: str) -> None:
+        """The slot gets no worker any more; without a slot the node is left out."""
+        name = worker.node.name
+        self.say(f"{name}: slot {worker.slot.index} is left out: {why}")
+        self._ending.add(worker)
+        member.gone.add(worker.slot.index)
+        if member.stage == "open":
+            self._scheduler.slot_gone(now, Slot(name, worker.slot.index))
+        if len(member.gone) == len(worker.node.plan.slots):
+            self._on_left(now, Left(worker.node, f"{name}: {why}", False))
 
     def _free(self, now: float, worker: WorkerLink, slot: Slot) -> None:
         if not self._scheduler.slot_free(now, slot, worker.slot.gpu):
@@ -346,27 +369,27 @@ class Runner:
         job, node, result = self._jobs[message["done"]], worker.node, message.get("result") or {}
         self._free(now, worker, slot)
         self._progress.pop(job.id, None)
-        seconds = float(message.get("seconds", 0))
         if not result.get("reused") and not result.get("resumed"):
-            self._scheduler.observe(job.id, node.name, max(seconds, 1e-3))
+            self._seconds[job.id] = max(float(message.get("seconds", 0)), 1e-3)
+            self._scheduler.observe(job.id, node.name, self._seconds[job.id])
         self._keep_log(job.id, message)
         if job.kind == "script":
-            self._finished(now, job, node.name, seconds)
+            self._finished(now, job, node.name)
         elif node.shared:
-            self._arrived.append(partial(self._accept, now, job, node, self.paths, seconds))
+            self._arrived.append(partial(self._accept, job, node, self.paths))
         else:
             node.fetch(job.id, urgent=job.kind == "base")
 
-    def _on_failed(self, now: float, worker: WorkerLink, slot: Slot, message: Mapping[str, Any]) -> None:
-        job, node, cause, text = self._jobs[message["failed"]], worker.node.name, message.get("cause"), str(message.get("error"))
+    def _on_failed(self, now: float, member: Member, worker: WorkerLink, message: Mapping[str, Any]) -> None:
+        job, cause, text = self._jobs[message["failed"]], message.get("cause"), str(message.get("error"))
+        node, slot = worker.node.name, Slot(worker.node.name, worker.slot.index)
         self._progress.pop(job.id, None)
         self._keep_log(job.id, message)
-        if cause != "cancelled":
-            self._per_node[node]["failed"] += 1
-        if cause == "error":
+        if cause == "base_missing" and self._send_again(job, member, worker, text):
+            return
+        member.failed += cause != "cancelled"
+        if cause in ("error", "base_missing"):
             self._scheduler.job_error(now, job.id, node, text)
-        elif cause == "base_missing":
-            self._resend(now, job, node, text)
         elif cause == "out_of_memory":
             self._scheduler.job_killed(now, job.id, node, text)
         elif cause == "out_of_gpu_memory":
@@ -377,97 +400,117 @@ class Runner:
         elif cause != "cancelled":
             self._scheduler.node_fault(now, job.id, node, text)
         if cause == "gpu_gone":
-            self._lose_gpu(now, worker)
+            self._lose_gpu(now, member, worker, text)
         else:
             self._free(now, worker, slot)
 
-    def _resend(self, now: float, job: Job, node: str, text: str) -> None:
+    def _send_again(self, job: Job, member: Member, worker: WorkerLink, text: str) -> bool:
+        """A base model is damaged on the node, or not there: bring it and start the job again, in its slot."""
+        name, base = worker.node.name, job.needs
         self._resent[job.id] = self._resent.get(job.id, 0) + 1
-        if job.needs and self._resent[job.id] <= RESENDS and not self._nodes[node].shared:
-            self._scheduler.base_lost(node, job.needs)
-            self._scheduler.node_fault(now, job.id, node, text)
-            self.say(f"{node}: {text}: it is sent again")
-        else:
-            self._scheduler.job_error(now, job.id, node, text)
+        copied = self._scheduler.job_at(Slot(name, worker.slot.index)) == job.id
+        if base is None or worker.node.shared or not copied or self._resent[job.id] > RESENDS:
+            return False
+        self.say(f"{name}: {text}: it is sent again")
+        self.journal.event("resent", node=name, base=base, job=job.id, cause=text)
+        member.holds.discard(base)
+        self._scheduler.base_lost(name, base)
+        if member.wait(job.id, worker.slot.index, [base]):
+            worker.node.send_bases([base], damaged=True)
+        return True
 
-    def _lose_gpu(self, now: float, worker: WorkerLink) -> None:
+    def _lose_gpu(self, now: float, member: Member, worker: WorkerLink, why: str) -> None:
         for other in list(worker.node.workers.values()):
             if other.slot.gpu == worker.slot.gpu:
-                self._ending.add(other)
                 other.end()
-                self._scheduler.slot_gone(now, Slot(worker.node.name, other.slot.index))
+                self._lose_slot(now, member, other, why)
 
     def _on_ended(self, now: float, event: Ended) -> None:
         worker, node = event.worker, event.worker.node
-        slot = Slot(node.name, worker.slot.index)
+        slot, member = Slot(node.name, worker.slot.index), self._of(node)
         current = node.workers.get(worker.slot.index) is worker
         if current:
             del node.workers[worker.slot.index]
-        if not current or worker in self._ending or self.interrupts >= 2:
+        if member is None or not current or worker in self._ending or self.interrupts >= 2:
             self._ending.discard(worker)
             return
         if event.code is None:
-            self._scheduler.close_node(now, node.name, f"connection lost ({event.words or 'no answer'})")
+            self._on_left(now, Left(node, f"{node.name}: connection lost ({event.words or 'no answer'})", True))
             return
-        job = self._scheduler.job_at(slot)
+        job = self._scheduler.job_at(slot) if member.stage == "open" else None
         how = f"its worker died ({_exit(event.code)})" + (f": {event.words}" if event.words else "")
         self.journal.event("worker", node=node.name, slot=worker.slot.index, state="ended", cause=how, job=job)
         if job:
+            member.waiting.pop(slot.number, None)
+            member.failed += 1
             self._progress.pop(job, None)
-            self._keep_log(job, {"log": event.words})
-            self._per_node[node.name]["failed"] += 1
+            self._keep_log(job, {"log": event.log or event.words})
             self._scheduler.job_killed(now, job, node.name, how)
-        self._restart(now, worker, slot, how)
+        self._restart(now, member, worker, how)
 
-    def _restart(self, now: float, worker: WorkerLink, slot: Slot, how: str) -> None:
+    def _restart(self, now: float, member: Member, worker: WorkerLink, how: str) -> None:
+        slot = Slot(worker.node.name, worker.slot.index)
         if worker not in self._greeted:
             self._starts[slot] = self._starts.get(slot, 0) + 1
             if self._starts[slot] >= STARTS:
-                self.say(f"{slot.node}: slot {slot.number} is left out: {how}")
-                self._scheduler.slot_gone(now, slot)
-                if not worker.node.workers:
-                    self._on_left(now, Left(worker.node, f"{slot.node}: {how}", False))
+                self._lose_slot(now, member, worker, how)
                 return
         worker.node.start_worker(worker.slot)
 
-    def _on_base_arrived(self, now: float, event: BaseArrived) -> None:
+    def _on_arrived(self, now: float, event: Arrived) -> None:
         name = event.node.name
-        self._bytes[name] = self._bytes.get(name, 0) + event.bytes
-        waiting = self._pending.pop((name, event.base), [])
+        if (member := self._of(event.node)) is None:
+            return
+        member.bytes += event.bytes
+        bases = [item for item in event.items if isinstance(item, str)]
+        for base in bases:
+            self.journal.event("sync", node=name, base=base, **({"error": event.error} if event.error else {"bytes": event.bytes}))
         if event.error:
-            self.say(f"{event.error}; by hand: {manual_rsync_command(event.node.server, BASE_MODELS)}")
-            self.journal.event("sync", node=name, base=event.base, error=event.error)
+            folder = BASE_MODELS if bases else event.items[0][0]
+            self.say(f"{event.error}; by hand: {manual_rsync_command(event.node.server, folder)}")
         else:
-            self.journal.event("sync", node=name, base=event.base, bytes=event.bytes)
-            with contextlib.suppress(KeyError):
-                self._scheduler.base_arrived(name, event.base)
-        for job, slot in waiting:
-            worker = event.node.workers.get(slot.number)
-            if worker is None:
-                continue
-            if event.error:
-                self._scheduler.node_fault(now, job, name, event.error)
-                self._free(now, worker, slot)
-            elif self._scheduler.job_at(slot) == job:
-                self._start(now, job, slot)
-            else:
-                self._free(now, worker, slot)
+            self._note_arrival(member, event.items)
+        for waiting in member.arrived(event.items, failed=bool(event.error)):
+            self._go_on(now, member, waiting, event.error)
+
+    def _note_arrival(self, member: Member, items: Sequence[Item]) -> None:
+        member.lacking.difference_update(items)
+        for base in items:
+            if isinstance(base, str):
+                member.holds.add(base)
+                if member.stage == "open":
+                    self._scheduler.base_arrived(member.node.name, base)
+
+    def _go_on(self, now: float, member: Member, waiting: Waiting, error: str) -> None:
+        slot, worker = Slot(member.node.name, waiting.slot), member.node.workers.get(waiting.slot)
+        if worker is None:  # its end is told next
+            return
+        if error:
+            self._scheduler.node_fault(now, waiting.job, slot.node, error)
+            self._free(now, worker, slot)
+        else:
+            self._start(now, waiting.job, slot)
 
     def _on_fetched(self, now: float, event: Fetched) -> None:
-        name = event.node.name
-        self._bytes[name] = self._bytes.get(name, 0) + event.bytes
+        name, member = event.node.name, self._of(event.node)
+        if member is not None:
+            member.bytes += event.bytes
         for job in event.jobs:
-            if event.error:
-                with contextlib.suppress(KeyError):
-                    self._scheduler.node_fault(now, job, name, event.error)
-            else:
-                self._arrived.append(partial(self._accept, now, self._jobs[job], event.node, Paths(event.root), None))
+            if not event.error:
+                self._arrived.append(partial(self._accept, self._jobs[job], event.node, Paths(event.root)))
+            elif name in self._scheduler.copies(job):
+                self._scheduler.node_fault(now, job, name, event.error)
+        if event.error:
+            self.journal.event("fetch", node=name, jobs=list(event.jobs), error=event.error)
         if event.root != self.paths.root:
             self._arrived.append(partial(shutil.rmtree, event.root, ignore_errors=True))
+        if member is not None:
+            self._arrived.append(partial(member.expected.difference_update, event.jobs))
 
     # -- what is done -----------------------------------------------------------------------------------------------------------------
 
-    def _accept(self, now: float, job: Job, node: Node, root: Paths, seconds: float | None) -> None:
+    def _accept(self, job: Job, node: Node, root: Paths) -> None:
+        now = time.monotonic()
         ran_there = node.name in self._scheduler.copies(job.id)
         if self._scheduler.state(job.id) is plan.State.DONE:
             self._scheduler.finished(now, job.id, node.name)
@@ -475,32 +518,31 @@ class Runner:
         if refused := self.home.accept(job, root):
             if ran_there:
                 self.journal.event("refused", job=job.id, node=node.name, cause=refused)
-                self._scheduler.finished(now, job.id, node.name, verified=False)
+                self._scheduler.node_fault(now, job.id, node.name, refused)
             elif job.needs and not self.paths.base_metadata(job.needs).is_file():
                 self._found.setdefault(job.needs, set()).add(job.id)
             return
-        self._finished(now, job, node.name, seconds)
+        self._finished(now, job, node.name)
         if job.kind == "base":
             self._base_is_home(now, job)
 
-    def _finished(self, now: float, job: Job, node: str, seconds: float | None) -> None:
+    def _finished(self, now: float, job: Job, node: str) -> None:
+        ran_there = node in self._scheduler.copies(job.id)
         if self._scheduler.finished(now, job.id, node):
-            counts = self._per_node.setdefault(node, {"done": 0, "failed": 0})
-            counts["done"] += 1
+            if node in self._members:
+                self._members[node].done += 1
+            seconds = self._seconds.pop(job.id, None) if ran_there else None
             self.journal.event("done", job=job.id, node=node, kind=kind(job), seconds=seconds, work=self.estimates.work(job))
 
     def _base_is_home(self, now: float, job: Job) -> None:
         hashes = [job.id, *(sibling.id for sibling in self.work.siblings.get(job.id, ()))]
-        for node in self._nodes.values():
-            if node.shared:
+        for member in self._members.values():
+            if member.node.shared:
+                self._note_arrival(member, hashes)
+            else:
                 for base in hashes:
-                    with contextlib.suppress(KeyError):
-                        self._scheduler.base_arrived(node.name, base)
-        for base in hashes:
-            for node in self._nodes.values():
-                for found in self._found.get(base, ()):
-                    if not node.shared:
-                        node.fetch(found, urgent=False)
+                    for found in self._found.get(base, ()):
+                        member.node.fetch(found, urgent=False)
         for other in self.work.others:
             if other.needs in hashes and other.id in self.work.waiting and self.home.judge(other, self.paths).state is State.DONE:
                 self._scheduler.finished(now, other.id, "head")
@@ -513,17 +555,22 @@ class Runner:
     # -- what is decided --------------------------------------------------------------------------------------------------------------
 
     def _dispatch(self, now: float, assignment: plan.Assignment) -> None:
-        job, slot, base = assignment
-        if base is None:
-            self._start(now, job, slot)
+        name, slot, base = assignment
+        member, job = self._members[slot.node], self._jobs[name]
+        items: list[Item] = [base] if base else []
+        if member.lacking:
+            items += [file for file in (*data_files(job), *beside_files(job)) if file in member.lacking]
+        if not items:
+            self._start(now, name, slot)
             return
-        waiting = self._pending.setdefault((slot.node, base), [])
-        waiting.append((job, slot))
-        if len(waiting) == 1:
-            self._nodes[slot.node].send_base(base)
+        new = member.wait(name, slot.number, items)
+        if bases := [item for item in new if isinstance(item, str)]:
+            member.node.send_bases(bases)
+        if files := [item for item in new if not isinstance(item, str)]:
+            member.node.send_data(files)
 
     def _start(self, now: float, job: str, slot: Slot) -> None:
-        node, planned = self._nodes[slot.node], self._jobs[job]
+        node, planned = self._members[slot.node].node, self._jobs[job]
         worker = node.workers.get(slot.number)
         if worker is None:  # it ended a moment ago; its end is told next
             return
@@ -537,24 +584,23 @@ class Runner:
         self.journal.event("started", job=job, node=slot.node, slot=slot.number)
 
     def _cancel(self, now: float, cancelled: plan.Cancellation) -> None:
-        if cancelled.slot is None:
+        member = self._members.get(cancelled.node)
+        if cancelled.slot is None or member is None:
             return
-        for waiting in self._pending.values():
-            if (cancelled.job, cancelled.slot) in waiting:
-                return  # seen when the base arrives
-        worker = self._nodes[cancelled.node].workers.get(cancelled.slot.number)
-        if worker is not None:
+        self.journal.event("cancelled", job=cancelled.job, node=cancelled.node)
+        worker = member.node.workers.get(cancelled.slot.number)
+        waiting = member.waiting.get(cancelled.slot.number)
+        if waiting is not None and waiting.job == cancelled.job:
+            del member.waiting[cancelled.slot.number]
+            if worker is not None:
+                self._free(now, worker, cancelled.slot)
+        elif worker is not None:
             worker.send({"cancel": cancelled.job})
 
     def _note(self, now: float, change: plan.Change) -> None:
         if change.what == "node":
-            self.journal.event("node", node=change.name, state=change.state, cause=change.cause)
-            if change.state != "open" or change.cause:
-                self.say(f"{change.name}: {change.state}" + (f": {change.cause}" if change.cause else ""))
-            if change.state == "closed" and change.name in self._nodes:
-                self._lose(now, self._nodes[change.name])
-            return
-        if change.state == plan.State.FAILED.value:
+            self._note_node(now, change)
+        elif change.state == plan.State.FAILED.value:
             log = self._logs.get(change.name, "")
             self.say(f"failed: {change.name}: {change.cause}" + (f" (log: {log})" if log else ""))
             self.journal.event("failed", job=change.name, error=change.cause, log=log)
@@ -562,6 +608,16 @@ class Runner:
             self.journal.event("blocked", job=change.name, error=change.cause)
         elif change.cause:
             self.journal.event("job", job=change.name, state=change.state, cause=change.cause)
+
+    def _note_node(self, now: float, change: plan.Change) -> None:
+        self.journal.event("node", node=change.name, state=change.state, cause=change.cause)
+        member = self._members.get(change.name)
+        if member is not None and change.state == "closed" and member.stage == "open":  # for its silence
+            member.node.close()
+            member.lose(now)
+            self.say(f"{change.name}: closed: {change.cause}")
+        elif change.state not in ("open", "closed", "draining") or (change.state == "open" and change.cause):
+            self.say(f"{change.name}: {change.state}" + (f": {change.cause}" if change.cause else ""))
 
     # -- what is shown ----------------------------------------------------------------------------------------------------------------
 
@@ -578,30 +634,50 @@ class Runner:
             "phases": phases,
             "time_left": self._scheduler.time_left(now),
             "elapsed": now - self._began,
-            "nodes": [self._node_status(node, now) for node in self._nodes.values()],
+            "nodes": [self._node_status(member, now) for member in self._members.values()],
             "ended": self._is_over(),
         }
 
-    def _node_status(self, node: Node, now: float) -> dict[str, Any]:
-        try:
-            state, jobs = self._scheduler.node_state(node.name), self._scheduler.jobs_on(node.name)
-        except KeyError:
-            state, jobs = "left out" if node.name in self._dead else "connecting", []
+    def _node_status(self, member: Member, now: float) -> dict[str, Any]:
+        name, state, jobs = member.node.name, _STAGES[member.stage], list[str]()
+        if member.stage == "open":
+            state, jobs = self._scheduler.node_state(name), self._scheduler.jobs_on(name)
         running = [{"job": job, **{key: self._progress.get(job, {}).get(key) for key in ("epoch", "of")}} for job in jobs]
-        rate = self._bytes.get(node.name, 0) / max(1.0, now - self._began)
         return {
-            "name": node.name, "state": state, "slots": len(node.plan.slots), "running": running, **self._per_node.get(node.name, {}),
-            "bytes": self._bytes.get(node.name, 0), "bytes_per_second": rate,
+            "name": name, "state": state, "slots": len(member.node.plan.slots), "running": running, "done": member.done, "failed": member.failed,
+            "bytes": member.bytes, "bytes_per_second": member.bytes / max(1.0, now - self._began),
         }  # fmt: skip
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
+_STAGES = {"joining": "connecting", "joined": "starting", "open": "open", "lost": "lost, tried again", "dead": "left out"}
+
+
+def _raise(now: float, event: Broken) -> None:
+    raise event.error
+
+
+def _kill(workers: set[WorkerLink]) -> None:
+    """End workers that do not end by themselves; one behind a cut link does when it hears nothing."""
+    threads = [threading.Thread(target=worker.kill, daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + END_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """None while an editor has the file replaced."""
     try:
         stat = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+    except OSError:
+        return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _exit(code: int) -> str:
-    return f"signal {code - 128}" if code > 128 else f"exit code {code}"
+    if code <= 128:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return signal.Signals(code - 128).name
+    return f"signal {code - 128}"

@@ -2,54 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from common import artifacts
 from common.cluster.config import ClusterConfig, Server
-from common.cluster.connection import Connection, connect
-from common.cluster.node import Needs, check_facts, code_digests, code_files, inventory, probe, result_files, slot_plan
+from common.cluster.connection import connect
+from common.cluster.needs import File, code_files
+from common.cluster.node import check_facts, code_digests, probe, result_files, slot_plan
 from common.cluster.orchestrate import owner
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError, NodeError, ProjectError
+from common.manifest import file_sha256
 from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_METRICS, EXPERIMENTS, Paths
 from common.reuse import DataSha256
 
+SWEEP_TEXT = Path(__file__).with_name("sweep.py").read_text()
 Say = Callable[[str], None]
 
 
-def check_nodes(config: ClusterConfig, paths: Paths, files: Sequence[tuple[str, str]], sha256: DataSha256) -> tuple[list[str], bool]:
+def check_nodes(config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256) -> tuple[list[str], bool]:
     """One line a node, and whether all can work. Changes nothing there but an empty project folder."""
     with ThreadPoolExecutor(len(config.servers) or 1) as pool:
         answers = list(pool.map(lambda server: _check_node(server, paths, files, sha256), config.servers))
     return [line for line, _ in answers], all(good for _, good in answers)
 
 
-def _check_node(server: Server, paths: Paths, files: Sequence[tuple[str, str]], sha256: DataSha256) -> tuple[str, bool]:
+def _check_node(server: Server, paths: Paths, files: Sequence[File], sha256: DataSha256) -> tuple[str, bool]:
     try:
         with connect(server, paths.root) as node:
-            facts = probe(node, owner(paths))
+            facts = probe(node, owner(paths), () if node.shared else files)
             slots = slot_plan(server, facts)
-            remarks = [*check_facts(server.name, facts), *slots.left_out]
-            devices = ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"]) or f"{facts['cores']} cores"
-            here = code_digests()
-            code = "shared" if node.shared else "equal" if all(facts["code"].get(name) == digest for name, digest in here.items()) else "will be sent"
-            data = "shared" if node.shared else _check_data(node, files, sha256) if code == "equal" else "will be compared"
+            remarks = [remark.removeprefix(f"{server.name}: ") for remark in (*check_facts(server.name, facts), *slots.left_out)]
+            missing = [name for name, digest in code_digests().items() if facts["code"].get(name) != digest]
+            code = "shared" if node.shared else f"{len(missing)} files will be sent" if missing else "equal"
+            data = "shared" if node.shared else _compare(files, facts["data"], sha256)
     except ProjectError as error:
-        return f"{server.name}: CANNOT WORK: {error}", False
+        return f"{server.name}: CANNOT WORK: {str(error).removeprefix(f'{server.name}: ')}", False
+    devices = ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"]) or f"{facts['cores']} cores"
     line = (
         f"{server.name}: ok: python {facts['python']}, torch {facts['versions']['torch']}, driver {facts['driver'] or 'none'}, {devices}, "
-        f"{len(slots.slots)} slots, {facts['free_bytes'] >> 30} GB free, code {code}, data {data}"
+        f"{len(slots.slots)} slots, {facts['free_bytes'] / 1e9:.0f} GB free, clock {facts['clock'] - time.time():+.0f} s, code {code}, data {data}"
     )
     return "; ".join([line, *remarks]), True
 
 
-def _check_data(node: Connection, files: Sequence[tuple[str, str]], sha256: DataSha256) -> str:
-    needs = Needs((), (), dict.fromkeys(files), (), (), "")
-    answer = inventory(node, needs)["data"]
+def _compare(files: Sequence[File], there: Sequence[str | None], sha256: DataSha256) -> str:
+    """How the node's data files stand to the head's."""
+    if not files:
+        return "not compared"
     try:
-        differ = sum(there != sha256(*file) for file, there in zip(files, answer, strict=True))
+        differ = sum(found != sha256(*file) for file, found in zip(files, there, strict=True))
     except InputError:
-        return "not on the head"
+        missing = sum(found is None for found in there)
+        return f"not on the head, {missing} of {len(files)} files missing here" if missing else "not on the head, all here"
     return f"{differ} of {len(files)} files will be sent" if differ else "equal"
 
 
@@ -59,39 +67,36 @@ def setup_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
         return all(list(pool.map(lambda server: _setup_node(server, paths, say), config.servers)))
 
 
+# An environment without pip is what an interrupted set-up leaves: it is built anew.
 _SETUP = (
-    'set -e; test -x env/bin/python || "${1:-python3}" -m venv env; '
-    "env/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt"
+    'set -e; env/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf env; python3 -m venv env; }; '
+    'exec env/bin/python -m pip install --quiet --disable-pip-version-check -r "$1/requirements.txt" -c "$1/constraints.txt"'
 )
 
 
 def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
     try:
         with connect(server, paths.root) as node:
-            if not node.shared:
-                node.push(code_files(), base=CODE_ROOT)
+            node.push(() if node.shared else code_files(), base=CODE_ROOT)
             say(f"{server.name}: building env/ from requirements.txt")
-            done = node.run(["sh", "-c", _SETUP, "sh"], timeout=3600)
+            done = node.run(["sh", "-c", _SETUP, "sh", str(CODE_ROOT) if node.shared else "."], timeout=3600)
             if not done.ok:
                 raise NodeError(f"{server.name}: the environment was not built: {done.last_words or 'no answer'}")
             node.refresh()
             facts = probe(node, owner(paths))
-            say(f"{server.name}: python {facts['python']}, torch {facts['versions']['torch']}")
+            say(f"{server.name}: {node.python}: python {facts['python']}, torch {facts['versions']['torch']}")
             return True
     except ProjectError as error:
-        say(f"{server.name}: {error}")
+        say(str(error))
         return False
 
 
 # -- cleaning -------------------------------------------------------------------------------------------------------------------------
 
-# The names come as arguments; what is not a plain file under the project folder is left alone.
-_REMOVE = 'for name; do test -f "$name" && ! test -L "$name" && rm -f -- "$name"; done; exit 0'
-
-
 def clean_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
-    """Remove from nodes only results that are verified on the head. Returns whether all nodes could be cleaned."""
-    verified = [*_verified_bases(paths), *_verified_experiments(paths)]
+    """Remove from nodes only results that are verified on the head, byte for byte. Returns whether all nodes could be cleaned."""
+    jobs = [*_verified_bases(paths), *_verified_experiments(paths)]
+    verified = {name: file_sha256(paths.root / name) for job in jobs for name in published_files(paths, job)}
     cleaned = [_clean_node(server, paths, verified, say) for server in config.servers]
     return all(cleaned)
 
@@ -116,25 +121,22 @@ def _verified_experiments(paths: Paths) -> list[str]:
     return found
 
 
-def _clean_node(server: Server, paths: Paths, verified: Sequence[str], say: Say) -> bool:
+def published_files(paths: Paths, job: str) -> list[str]:
+    """The files of a published result; the one that makes it published comes first, so that half a removal leaves nothing that counts."""
+    return sorted((name for name in result_files(job) if (paths.root / name).is_file()), key=lambda name: not name.endswith(".json"))
+
+
+def _clean_node(server: Server, paths: Paths, verified: Mapping[str, str], say: Say) -> bool:
     try:
         with connect(server, paths.root) as node:
             if node.shared:
                 say(f"{server.name}: its project folder is the head's: nothing to clean")
                 return True
-            names = [name for job in verified for name in result_files(job)]
-            # Before and after, so that the number told is what happened there.
-            bases = tuple(job for job in verified if "/" not in job)
-            asked = Needs((), (), {}, bases, tuple(job for job in verified if "/" in job), owner(paths))
-            before = inventory(node, asked)
-            for start in range(0, len(names), 500):
-                done = node.run(["sh", "-c", _REMOVE, "sh", *names[start : start + 500]], timeout=300)
-                if not done.ok:
-                    raise NodeError(f"{server.name}: not cleaned: {done.last_words or 'no answer'}")
-            after = inventory(node, asked)
-            gone = sum(len(before[kind]) - len(after[kind]) for kind in ("bases", "experiments"))
-            say(f"{server.name}: {gone} results removed from {BASE_MODELS}/ and {EXPERIMENTS}/, all of them verified here")
+            done = node.run([node.python, "-c", SWEEP_TEXT], input=json.dumps(verified).encode(), timeout=3600)
+            if not done.ok:
+                raise NodeError(f"{server.name}: not cleaned: {done.last_words or 'no answer'}")
+            say(f"{server.name}: {done.text.splitlines()[-1]} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/, each of them verified here")
             return True
     except ProjectError as error:
-        say(f"{server.name}: {error}")
+        say(str(error))
         return False
