@@ -162,6 +162,8 @@ class Head:
 
     def _take(self, message: Message) -> None:
         if "job" in message:
+            if message["job"] == self._cancelled:  # it is wanted again
+                self._cancelled = None
             self.jobs.put(message)
         elif "cancel" in message:
             self._cancelled = message["cancel"]
@@ -222,11 +224,13 @@ class Worker:
         """Run one job; whatever happens to it is in the answer."""
         job, began = message["job"], time.monotonic()
         try:
+            self._load(message["script"])
+            began = time.monotonic()  # importing torch, once a worker, says nothing about jobs
             result = self._run(job, message["script"], message["values"])
-            outcome: Message = {"done": job, "result": dict(result)}
+            outcome: Message = {"done": job, "result": dict(result or {})}
         except Cancelled:
             outcome = {"failed": job, "cause": "cancelled", "error": "cancelled"}
-        except Exception as error:  # noqa: BLE001 - the edge: whatever a job raises is recorded and told
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: whatever a job raises is recorded and told
             traceback.print_exc()
             said = str(error) if isinstance(error, (ProjectError, OSError)) else f"{type(error).__name__}: {error}"
             outcome = {"failed": job, "cause": cause_of(error), "error": one_line(said)[:2000]}
