@@ -108,6 +108,14 @@ class Paths:
         """Folder of one orchestrator run."""
         return self.runs / run_id
 
+    def slurm(self, run_id: str) -> Path:
+        """What a run's Slurm tasks keep: what to call, their logs, their progress."""
+        return self.runs / run_id / "slurm"
+
+    def slurm_record(self, run_id: str) -> Path:
+        """Which task of which array runs which jobs."""
+        return self.slurm(run_id) / "arrays.json"
+
     def data(self, data_path: str) -> Path:
         """A prepared data set."""
         return self.root / data_path

@@ -38,7 +38,8 @@ def _numbers(counts: Mapping[str, int]) -> str:
 def status_lines(status: Mapping[str, Any]) -> list[str]:
     """What --status prints: a line a node, a line a phase, the time left."""
     age = time.time() - status["updated"]
-    state = "ended" if status.get("ended") else "running" if age < 15 else f"no news for {duration(age)}: its orchestrator was killed or hangs"
+    silent = "nobody watches; the jobs go on in Slurm" if status.get("engine") == "slurm" else "its orchestrator was killed or hangs"
+    state = "ended" if status.get("ended") else "running" if age < 15 else f"no news for {duration(age)}: {silent}"
     lines = [f"run {status['run']}, process {status['pid']}: {state}"]
     for node in status["nodes"]:
         rate = f"{node['bytes_per_second'] / 1e6:.1f} MB/s"
