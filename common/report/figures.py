@@ -126,7 +126,7 @@ def _thresholds(grid: Grid) -> list[tuple[str, str]]:
 
 def _score_axis(axes: Axes, metric: str, side: str = "y") -> None:
     axis = axes.yaxis if side == "y" else axes.xaxis
-    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if metric in UNBOUNDED:
         return
 

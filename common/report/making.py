@@ -93,7 +93,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
         ("Devices", "; ".join(_tally(table["trained_on"]))),
         ("Seeds", f"base training {_values(table['seed'])}; fine-tuning {_values(table['seed_finetune'])}; base order {_values(table['base_order_seed'])}"),
         ("Split seeds", _values(table["split_seed"])),
-        ("Trained between", f"{_edge(table['started'], min)} and {_edge(table['finished'], max)}"),
+        ("Trained between", f"{_edge(table['started'], min)} and {_edge(table['finished'], max)} (UTC)"),
     ]
     return [(name, text) for name, text in found if text]
 
@@ -174,11 +174,7 @@ def _grid_warnings(grid: Grid) -> list[str]:
     if order_unset(grid):
         found.append("The number of base participants is confounded with who they are: base_order_seed is unset, so the first ones as listed are always taken.")
     found += _uneven_repeats(grid)
-    undefined = rows[rows["undefined"] != ""]
-    if len(undefined):
-        reasons = undefined.drop_duplicates(["target_participant", "undefined"])
-        texts = list(dict.fromkeys(f"{row.target_participant} ({_by_reason(row.undefined)})" for row in reasons.itertuples()))
-        found.append(f"Undefined scores, shown as dashes: {_few(texts)}.")
+    found += _undefined(rows, grid.metric)
     kept = int(((rows["best_epoch"] == 0) & (rows["mode"] != "target_only")).sum())
     if kept:
         found.append(
@@ -187,13 +183,18 @@ def _grid_warnings(grid: Grid) -> list[str]:
     return found
 
 
-def _by_reason(undefined: str) -> str:
-    """'test_macro_f1 and 5 more: the test windows hold one class only'."""
-    found: dict[str, list[str]] = {}
-    for text in undefined.split("; "):
-        key, _, reason = text.partition(": ")
-        found.setdefault(reason, []).append(key)
-    return ", ".join(f"{keys[0]}{f' and {len(keys) - 1} more' if len(keys) > 1 else ''}: {reason}" for reason, keys in found.items())
+def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:
+    """Who lacks the reported score and why; that others are undefined is only mentioned."""
+    affected = rows[rows["undefined"] != ""]
+    mine: dict[str, None] = {}
+    for row in affected.itertuples():
+        for text in str(row.undefined).split("; "):
+            key, _, reason = text.partition(": ")
+            if f"test_{metric}" in key:
+                mine[f"{row.target_participant} ({reason})"] = None
+    if mine:
+        return [f"Undefined {metric_words(metric)}, shown as a dash: {_few(mine)}."]
+    return [f"In {len(affected)} experiments other scores than {metric_words(metric)} are undefined; summary.csv has the reasons."] if len(affected) else []
 
 
 def _uneven_repeats(grid: Grid) -> list[str]:

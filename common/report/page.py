@@ -217,7 +217,8 @@ def _bouts(grid: Grid) -> list[list[str]]:
     if "test_bout_recall" not in grid.cells or not grid.cells["test_bout_recall"].notna().any():
         return []
     tables = [(metric, grid.scores(metric, suffix)) for metric in ("bout_recall", "false_alarms_per_hour") for suffix in ("", "_tuned")]
-    return [[condition.words, *(score(float(table[condition].median()), metric) for metric, table in tables)] for condition in grid.conditions]
+    known = {condition: int(tables[0][1][condition].notna().sum()) for condition in grid.conditions}
+    return [[c.words, str(known[c]), *(score(float(table[c].median()), metric) for metric, table in tables)] for c in grid.conditions]
 
 
 # -- the table of experiments ---------------------------------------------------------------------------------------------------------
@@ -248,7 +249,9 @@ def _rows(collection: Collection, sections: list[Section]) -> list[Json]:
     columns = _columns(table, sections)
     metric = sections[0].grid.metric if sections else "macro_f1"
     sign = -1 if sections and sections[0].grid.lower else 1
-    frame = table.assign(gain=sign * (_column(table, f"test_{metric}") - _column(table, f"base_test_{metric}")), marks=table.apply(_marks, axis=1))
+    frame = table.assign(
+        gain=sign * (_column(table, f"test_{metric}") - _column(table, f"base_test_{metric}")), marks=table.apply(_marks, axis=1, metric=metric)
+    )
     records = frame[[name for name, _, _ in columns if name in frame]].to_dict("records")
     rows = []
     for index, record in zip(frame.index, records, strict=True):
@@ -274,12 +277,12 @@ def _cell(name: str, value: Any, metric: str) -> tuple[str, str]:
     return str(value), str(value)
 
 
-def _marks(row: pd.Series) -> str:
+def _marks(row: pd.Series, metric: str) -> str:
     words = {"hit_max_epochs": "max_epochs", "base_hit_max_epochs": "base max_epochs"}
     marks = [text for column, text in words.items() if row[column]]
     marks += [text for column, text in (("stale", "stale"), ("duplicate_of", "duplicate")) if isinstance(row[column], str)]
     marks += [column.replace("_", " ") for column in ("other_data", "other_code", "other_versions") if row[column]]
-    return ", ".join([*marks, "undefined scores"] if row["undefined"] else marks)
+    return ", ".join([*marks, "undefined scores"] if f"test_{metric}" in row["undefined"] else marks)
 
 
 def _curves(run: Run) -> Json:

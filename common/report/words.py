@@ -50,9 +50,11 @@ def gain_text(gain: Paired, metric: str) -> str:
 
 
 def share_text(share: tuple[float, float, float] | None) -> str:
-    """'51 % [40, 63]'."""
+    """'51 % [40, 63]'; a loss is no share of a gain."""
     if share is None or not math.isfinite(share[0]):
         return NOTHING
+    if share[0] < 0:
+        return "none (worse)"
     low, high = share[1:]
     inside = f" [{100 * low:.0f}, {100 * high:.0f}]" if math.isfinite(low) and math.isfinite(high) else ""
     return f"{100 * share[0]:.0f} %{inside}".replace("-", "−")
@@ -115,8 +117,8 @@ def beside_headline(grid: Grid, lines: list[Line]) -> str:
         return ""
     gain, counts = primary.gain, primary.counts
     selection = counts.get("selection_windows")
-    time = duration(counts.get("selection_hours"))
-    beside = f"Besides, a median of {count(selection)} labelled windows ({time}) chose the epoch to stop at. " if selection else ""
+    time = f" ({duration(counts['selection_hours'])})" if "selection_hours" in counts else ""
+    beside = f"Besides, a median of {count(selection)} labelled windows{time} chose the epoch to stop at. " if selection else ""
     zeros = f", {gain.zeros} unchanged" if gain.zeros else ""
     share = f", {share_text(primary.share)} of what lay between the base and a perfect score" if primary.share else ""
     return (
