@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
 from common.paths import BASE_MODELS, EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS, Paths
@@ -104,10 +104,12 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last."""
+    """Make renames in `folder` last. Raises OSError, naming it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # a call on a descriptor knows no name
+        raise OSError(error.errno, error.strerror, str(folder)) from None
     finally:
         os.close(descriptor)
 
@@ -251,7 +253,10 @@ def open_experiment(folder: Path) -> Experiment:
 
 
 def supersede(paths: Paths, things: list[Path]) -> None:
-    """Move what is no longer current to superseded/, under a name of its own. The file that makes it published leaves first."""
+    """Move what is no longer current to superseded/, under a name of its own.
+
+    The file that makes it published leaves first, and has left for good before the next one does: a crash never brings it back without the others.
+    """
     for thing in sorted(things, key=lambda path: not path.name.endswith(".json")):
         place = paths.superseded / thing.relative_to(paths.root)
         make_folder(place.parent)
@@ -260,6 +265,8 @@ def supersede(paths: Paths, things: list[Path]) -> None:
             number += 1
         with contextlib.suppress(FileNotFoundError):
             os.rename(thing, free)
+            sync_folder(free.parent)
+            sync_folder(thing.parent)
 
 
 def supersede_base_model(paths: Paths, base_hash: str) -> None:
@@ -316,19 +323,26 @@ def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
         Conflict: another process holds it (its own words say who), and `wait` is off.
     """
     make_folder(path.parent)
-    with path.open("a+") as file:
+    with path.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
-            raise Conflict(f"{path}: held by {file.read().strip() or 'another process'}: wait for it to end, or stop it") from None
-        file.truncate(0)
-        file.write(owner)
-        file.flush()
+            raise Conflict(f"{path}: held by {file.read().decode(errors='replace').strip() or 'another process'}: wait for it to end, or stop it") from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        _sign(file, owner)
         try:
             yield
         finally:
-            file.truncate(0)
+            _sign(file, "")
+
+
+def _sign(file: IO[bytes], owner: str) -> None:
+    """Words for people who meet the lock; it holds without them, also on a full disk."""
+    with contextlib.suppress(OSError):
+        file.truncate(0)
+        file.write(owner.encode())
 
 
 def free_bytes(folder: Path) -> int:
