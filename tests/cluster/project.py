@@ -213,3 +213,33 @@ def opened(folder: Path, **more: Any) -> Iterator[Project]:
         yield project
     finally:
         project.close()
+
+
+# A user's own script: one job waits for a file `go` in the folder it runs in, the others leave a trace there.
+OWN_SCRIPT = """
+import json, os, time
+from pathlib import Path
+
+def run(options, progress):
+    print("chatter on standard output")
+    os.write(1, b"more of it")
+    if options.get("waits"):
+        while not Path("go").exists():
+            progress({"epoch": 1, "of": 2})
+            time.sleep(0.02)
+    seen = {"cuda": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": options["device"], "per_gpu": os.environ.get("JOBS_PER_GPU"), "pid": os.getpid()}
+    Path("trace-" + str(options["number"])).write_text(json.dumps(seen))
+    return {}
+"""
+OWN = (ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "own.py")
+
+
+def own_jobs(project: Project, number: int, waits: bool = False) -> None:
+    """A user's own script with this many jobs."""
+    (project.folder / "own.py").write_text(OWN_SCRIPT)
+    (project.folder / "jobs.json").write_text(json.dumps([{"number": n, "waits": waits} for n in range(number)]))
+
+
+def traces(folder: Path) -> dict[int, dict[str, Any]]:
+    """What the jobs left in a host's project folder."""
+    return {int(path.name.removeprefix("trace-")): json.loads(path.read_text()) for path in folder.glob("trace-*")}
