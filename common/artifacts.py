@@ -246,7 +246,18 @@ def open_experiment(folder: Path) -> Experiment:
             raise CorruptArtifact(f"{folder / file_name}: missing from a published experiment: it is not used") from None
         if sha256(contents[file_name]) != recorded[file_name]:
             raise CorruptArtifact(f"{folder / file_name}: its SHA-256 is not that of metrics.json: it is not used")
-    return Experiment(folder, json.loads(contents["config.json"]), metrics)
+    return Experiment(folder, _config(folder / "config.json", contents["config.json"]), metrics)
+
+
+def _config(path: Path, content: bytes) -> Json:
+    """Its checksum is right, but a checksum can be computed for anything."""
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise CorruptArtifact(f"{path}: no JSON object: it is not used")
+    return config
 
 
 # -- moving aside, moving in, locks ---------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
+from common.manifest import is_settled
 from common.paths import split_file
 
 Rows = npt.NDArray[Any]
@@ -69,7 +70,9 @@ def open_split(
         _check_form(path, x, y)
         opened = Split(participant, split, path, x, _binary_labels(path, y))
         _check_finite(path, x)
-        known = _checked[str(path)] = (identity, opened)
+        known = (identity, opened)
+        if is_settled(*identity[3:]):
+            _checked[str(path)] = known
     opened = known[1]
     if window_size is not None and opened.x.shape[2] != window_size:
         raise InputError(f"{path}: windows have {opened.x.shape[2]} samples, window_size is {window_size}; give --window_size {opened.x.shape[2]}")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.errors import InputError
+from common.artifacts import read_sealed, seal, to_json
+from common.errors import CorruptArtifact, InputError
 
 MANIFEST = "dataset.json"
+SETTLED_SECONDS = 2.0
 
 
 class SplitCounts(BaseModel):
@@ -68,23 +70,26 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _identity(path: Path) -> list[int]:
+def file_identity(path: Path) -> list[int]:
+    """What changes when a file does: inode, size, mtime_ns and ctime_ns. ctime cannot be set back by a program."""
     stat = path.stat()
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
-class Sha256Cache:
-    """SHA-256 by path, trusted while inode, size, mtime_ns and ctime_ns are the same.
+def is_settled(mtime_ns: int, ctime_ns: int) -> bool:
+    """Whether a later change would show in a file's times: one within the same tick of the clock would not, on some file systems a second long."""
+    return max(mtime_ns, ctime_ns) / 1e9 < time.time() - SETTLED_SECONDS
 
-    ctime cannot be set back by a program, so a file changed at equal size and mtime is noticed.
-    """
+
+class Sha256Cache:
+    """SHA-256 by path, trusted while inode, size, mtime_ns and ctime_ns are the same; kept in a file that carries its own checksum."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, list[Any]] = {}
-        # A cache that cannot be read is only slower, never wrong.
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(path.read_bytes())
+        self._known: dict[str, Any] = {}
+        # A cache that cannot be read, or is not what was written, is only slower, never wrong.
+        with contextlib.suppress(OSError, CorruptArtifact):
+            known = read_sealed(path).get("files")
             self._known = known if isinstance(known, dict) else {}
 
     def sha256(self, path: Path) -> str:
@@ -94,23 +99,29 @@ class Sha256Cache:
             InputError: the file is not there or cannot be read.
         """
         try:
-            key, identity = str(path.absolute()), _identity(path)
+            key, identity = _key(path), file_identity(path)
             entry = self._known.get(key)
             if isinstance(entry, list) and len(entry) == 2 and entry[0] == identity:
                 return str(entry[1])
             digest = file_sha256(path)
-            while identity != (identity := _identity(path)):  # it changed while it was read
+            while identity != (identity := file_identity(path)):  # it changed while it was read
                 digest = file_sha256(path)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}; prepare the data with prepare_data.py or correct --data_path") from None
-        self._known[key] = [identity, digest]
-        self._save()
+        if is_settled(*identity[2:]):
+            self._known[key] = [identity, digest]
+            self._save()
         return digest
 
     def _save(self) -> None:
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".sha256.")
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(self._known, file)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(to_json(seal({"files": self._known})))
             os.replace(name, self._path)
+
+
+def _key(path: Path) -> str:
+    """The path as text that JSON can hold, whatever bytes are in it."""
+    return str(path.absolute()).encode(errors="backslashreplace").decode()

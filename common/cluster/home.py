@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from common import artifacts, identity
+from common.cli import one_line
+from common.cluster import answers
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.jobs import Job
 from common.paths import Paths
@@ -25,10 +27,11 @@ class Home:
         """
         try:
             verdict = self.judge(job, root)
+            if verdict.state is not State.DONE:
+                return verdict.reason or f"{job.id}: nothing is published"
+            self._check_record(job, root)
         except (BaseModelNotFound, CorruptArtifact, InputError) as error:
-            return str(error)
-        if verdict.state is not State.DONE:
-            return verdict.reason or f"{job.id}: nothing is published"
+            return one_line(error)
         if root.root != self._paths.root:
             self._adopt(job, root)
         for sibling in self._siblings.get(job.id, ()):
@@ -40,11 +43,24 @@ class Home:
         if job.kind == "base":
             data = base_fingerprints(job.base, self._sha256)
             return judge_base(root, job.id, identity.training_key(job.base, data), data)
-        weights, base = None, [""]
-        if job.needs:
-            metadata = artifacts.read_base_metadata(self._paths, job.needs)
-            weights, base = metadata["weights_sha256"], metadata["base_participants"]
+        weights, base = self._base_of(job)
         return judge_experiment(root.experiments / job.id, job.finetune, weights, finetune_fingerprints(job.finetune, base, self._sha256))
+
+    def _check_record(self, job: Job, root: Paths) -> None:
+        """What the head will read of it later is what the head knows, in the right form. Raises CorruptArtifact."""
+        if job.kind == "base":
+            answers.base_record(job, artifacts.read_base_metadata(root, job.id), base_fingerprints(job.base, self._sha256))
+            return
+        weights, base = self._base_of(job)
+        there = artifacts.open_experiment(root.experiments / job.id)
+        answers.experiment_record(job, there.config, there.metrics, weights, base, finetune_fingerprints(job.finetune, base, self._sha256))
+
+    def _base_of(self, job: Job) -> tuple[str | None, list[str]]:
+        """SHA-256 and participants of the base model that a fine-tune starts from, as published here."""
+        if not job.needs:
+            return None, []
+        metadata = artifacts.read_base_metadata(self._paths, job.needs)
+        return metadata["weights_sha256"], metadata["base_participants"]
 
     def copy(self, source_hash: str, sibling: Job) -> None:
         """Publish a sibling of a base model that is published here."""
