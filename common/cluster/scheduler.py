@@ -111,7 +111,6 @@ class _Copy:
     node: _Node
     row: int
     order: int
-    spare: bool  # started while the first copy's node was suspect
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +129,7 @@ class _Record:
     avoid: set[str] | None = None
     deaths: list[str] | None = None
     cause: str = ""
+    hold: tuple[float, float, int, float] | None = None  # see _holds
 
 
 @dataclass(slots=True, eq=False)
@@ -162,9 +162,12 @@ class _Node:
 
 _FREE, _BUSY, _DOWN = 0, 1, 2
 _RECENT = 8  # bases of a node that are looked at when a job there would save a transfer
-_PATIENCE = 64  # jobs that may wait for a faster slot before the rest of the queue is left for the next call
+_FEW = 4  # free slots that are looked at one by one instead of as arrays
+_PATIENCE = 32  # jobs that may wait for a faster slot before the rest of the queue is left for the next call
 _SKIP = 1000  # retried jobs that may be passed over because the free slots are where they were lost
-_MARGIN = 0.05  # waiting for a busy slot must gain at least this share of the job's time on the free one
+_MARGIN = 0.15  # waiting for a busy slot must gain at least this share of the job's time on the free one
+_SAFETY = 1.5  # a slow slot is taken without asking further when the job is done there by the horizon though it takes this much longer
+_REVIEW = 0.1  # the decision to wait for a busy slot holds for this share of the job's time at most
 _OVERDUE = 0.2  # a job past its estimate is taken to need this share of the time that it has run
 
 
@@ -217,7 +220,8 @@ class Scheduler:
         self._heaps: dict[str, list[tuple[float, int, _Record]]] = {}
         self._by_base: dict[str, dict[str, _Record]] = {}  # ready jobs by the base they need
         self._users: dict[str, int] = {}  # jobs not ended, by base
-        self._missing: dict[str, Floats] = {}  # per base and slot: 1 where the node lacks it
+        self._holders: dict[str, set[_Node]] = {}  # nodes that hold a base or are about to
+        self._missing: dict[str, Floats] = {}  # per base and slot: seconds a byte takes to come, 0 where the node holds it
         self._counts: dict[str, dict[State, int]] = {}
         self._todo: dict[str, float] = {}  # estimated seconds without a working copy, by kind
         self._left = 0
@@ -233,6 +237,7 @@ class Scheduler:
         self._rate: Floats = none  # speed; 0 where nothing may start
         self._inverse: Floats = none  # seconds for each second of work; infinite where nothing may start
         self._inverse_free: Floats = none  # the same, free slots only
+        self._seconds_per_byte: Floats = none
         self._start: Floats = none  # of the job there
         self._end: Floats = none  # expected
         self._grow(16)
@@ -250,14 +255,9 @@ class Scheduler:
         """Register jobs, in any order; a job may need one of the same call or of an earlier one. Raises ValueError."""
         self._clock(now)
         new = list(jobs)
+        self._check(new)
         for job in new:
-            if job.id in self._jobs:
-                raise ValueError(f"job {job.id} was given twice")
-            if not (job.estimate > 0 and math.isfinite(job.estimate)):
-                raise ValueError(f"job {job.id} has the estimate {job.estimate}; seconds above 0 are needed")
-            record = _Record(job, job.base or job.needs, next(self._order))
-            self._jobs[job.id] = record
-            self._enter(record)
+            self._enter(job)
         for job in new:
             self._link(self._jobs[job.id])
         for job in new:
@@ -352,7 +352,7 @@ class Scheduler:
         record, host = copy.job, copy.node
         self._drop(copy, _DOWN)
         self._avoid(copy)
-        alone = self._able <= 1
+        alone = self._able == host.able  # no other node could take it
         record.deaths = [*(record.deaths or []), node]
         host.deaths.add(job)
         if len(host.deaths) > 1:
@@ -388,7 +388,8 @@ class Scheduler:
     def add_node(self, now: float, name: str, speed: float = 1.0, bytes_per_second: float | None = None, holds: Iterable[str] = ()) -> None:
         """A node joins, comes back after it was closed, or is wanted again after draining. Its slots join one by one through `slot_free`.
 
-        speed: relative to the machine that the estimates are for. holds: base models that were checked there. Its faults in a row are remembered.
+        speed: relative to the machine that the estimates are for; taken when the node first joins, then mended by `observe`. holds: base models that were
+        checked there. Its faults in a row are remembered.
         """
         self._clock(now)
         host = self._nodes.get(name)
@@ -481,7 +482,7 @@ class Scheduler:
         host = self._nodes[node]
         host.holds.discard(base)
         host.coming.discard(base)
-        self._missing.pop(base, None)
+        self._absent(host, base)
 
     def tick(self, now: float) -> None:
         """Judge silence and let set-aside nodes try again. `assign` does this too."""
@@ -511,7 +512,7 @@ class Scheduler:
             if record is None:
                 break
             view = view or self._view(now)
-            row, patient = self._place(record, view)
+            row, patient = (None, True) if self._holds(record, view) else self._place(record, view)
             if row is None:
                 waiting += patient
                 passed.append(record)
@@ -520,6 +521,7 @@ class Scheduler:
             if chosen is not record:
                 self._queue(record)
             made.append(self._begin(now, chosen, row, view))
+            view.fastest_free = None
         for record in passed:
             self._queue(record)
         self._watch(now)
@@ -615,8 +617,21 @@ class Scheduler:
 
     # ---- jobs
 
-    def _enter(self, record: _Record) -> None:
-        job = record.job
+    def _check(self, new: list[Job]) -> None:
+        by_id = {job.id: job for job in new}
+        if len(by_id) < len(new) or not self._jobs.keys().isdisjoint(by_id):
+            twice = next(job.id for job in new if job.id in self._jobs or by_id[job.id] is not job)
+            raise ValueError(f"job {twice} was given twice")
+        for job in new:
+            if not (job.estimate > 0 and math.isfinite(job.estimate)):
+                raise ValueError(f"job {job.id} has the estimate {job.estimate}; seconds above 0 are needed")
+            if job.needs is not None and job.needs not in by_id and job.needs not in self._jobs:
+                raise ValueError(f"job {job.id} needs {job.needs}, which is not among the jobs")
+            if job.needs in by_id and by_id[job.needs].needs in by_id:
+                raise ValueError(f"job {job.id} needs {job.needs}, which needs a job itself; a base job needs none")
+
+    def _enter(self, job: Job) -> None:
+        record = self._jobs[job.id] = _Record(job, job.base or job.needs, next(self._order))
         counts = self._counts.setdefault(job.kind, dict.fromkeys(State, 0))
         counts[State.WAITING] += 1
         self._todo[job.kind] = self._todo.get(job.kind, 0.0) + job.estimate
@@ -626,12 +641,9 @@ class Scheduler:
             self._users[record.base] = self._users.get(record.base, 0) + 1
 
     def _link(self, record: _Record) -> None:
-        needs = record.job.needs
-        if needs is None:
+        if record.job.needs is None:
             return
-        parent = self._jobs.get(needs)
-        if parent is None:
-            raise ValueError(f"job {record.job.id} needs {needs}, which is not among the jobs")
+        parent = self._jobs[record.job.needs]
         parent.dependants = parent.dependants or []
         parent.dependants.append(record)
         if record.job.estimate > parent.tail:
@@ -725,10 +737,9 @@ class Scheduler:
 
     def _begin(self, now: float, record: _Record, row: int, view: _View) -> Assignment:
         host = self._owner[row]
-        spare = bool(record.copies)
-        record.spares += spare
-        copy = _Copy(record, host, row, next(self._order), spare)
-        record.copies[host.name] = host.copies[record.job.id] = self._copy[row] = copy
+        record.spares += bool(record.copies)
+        copy = _Copy(record, host, row, next(self._order))
+        record.copies[host.name] = host.copies[record.job.id] = copy
         self._dequeue(record)
         self._move(record, State.RUNNING, "")
         fetch = record.base if record.base is not None and record.base not in host.holds else None
@@ -796,6 +807,8 @@ class Scheduler:
             self._avoid(copy)
         for row in host.rows.values():
             self._set_slot(row, _DOWN)
+        for base in host.coming:
+            self._absent(host, base)
         host.coming.clear()
         if not host.draining:
             self._fault(now, host, cause)
@@ -832,10 +845,16 @@ class Scheduler:
         self._present(host, base)
 
     def _present(self, host: _Node, base: str) -> None:
+        self._holders.setdefault(base, set()).add(host)
         missing = self._missing.get(base)
         if missing is not None:
             for row in host.rows.values():
                 missing[row] = 0.0
+
+    def _absent(self, host: _Node, base: str) -> None:
+        if base not in host.holds:
+            self._holders.get(base, set()).discard(host)
+            self._missing.pop(base, None)
 
     def _refresh(self, host: _Node) -> None:
         """Recompute whether a node may get jobs. On trial after being set aside it gets one at a time."""
@@ -876,6 +895,7 @@ class Scheduler:
         self._rate = _larger(self._rate, size, 0.0)
         self._inverse = _larger(self._inverse, size, math.inf)
         self._inverse_free = _larger(self._inverse_free, size, math.inf)
+        self._seconds_per_byte = _larger(self._seconds_per_byte, size, 0.0)
         self._start = _larger(self._start, size, math.inf)
         self._end = _larger(self._end, size, -math.inf)
         self._missing.clear()
@@ -909,6 +929,7 @@ class Scheduler:
         free = open_ and status == _FREE
         inverse = 1.0 / host.speed
         self._rate[row] = host.speed if open_ else 0.0
+        self._seconds_per_byte[row] = 1.0 / host.bytes_per_second
         self._inverse[row] = inverse if open_ else math.inf
         self._inverse_free[row] = inverse if free else math.inf
         (self._free.add if free else self._free.discard)(row)
@@ -926,12 +947,13 @@ class Scheduler:
         return record.tail * self.estimates.factor(record.tail_kind) if record.tail else 0.0
 
     def _rank(self, record: _Record) -> float:
-        return self._work(record) + self._tail(record)
+        """Seconds of the remaining chain. A job that killed a worker comes after all others: it may do it again, and set aside the node that they need."""
+        return 0.0 if record.deaths else self._work(record) + self._tail(record)
 
     def _queue(self, record: _Record) -> None:
         record.queued = True
         heap = self._heaps.setdefault(record.job.kind, [])
-        heapq.heappush(heap, (-(record.job.estimate + record.tail), record.order, record))
+        heapq.heappush(heap, (0.0 if record.deaths else -(record.job.estimate + record.tail), record.order, record))
         if record.base is not None:
             self._by_base.setdefault(record.base, {})[record.job.id] = record
 
@@ -964,53 +986,91 @@ class Scheduler:
         """When each slot is expected to be free, and a lower estimate of when all work can be done."""
         size = len(self._slots)
         end, start, rate = self._end[:size], self._start[:size], self._rate[:size]
-        ready = np.maximum(now, np.maximum(end, now + _OVERDUE * (now - start)))
+        ready = now * (1.0 + _OVERDUE) - _OVERDUE * start
+        np.maximum(ready, end, out=ready)
+        np.maximum(ready, now, out=ready)
         speed = float(rate.sum())
         work = sum(todo * self.estimates.factor(kind) for kind, todo in self._todo.items())
-        busy = float(np.dot(ready - now, rate))
+        busy = float(np.dot(ready, rate)) - now * speed
         return _View(now, ready, speed, now + (work + busy) / speed if speed > 0 else math.inf)
 
     def _place(self, record: _Record, view: _View) -> tuple[int | None, bool]:
         """The free slot on which to start, or None: True with it when waiting for a busy slot is better, False when no free slot will do."""
-        size = len(self._slots)
         work = self._work(record)
-        extra = self._extra(record, size)
-        on_free = work * self._inverse_free[:size]
-        if extra is not None:
-            on_free += extra
-        row = int(on_free.argmin())
-        seconds = float(on_free[row])
+        barred = self._barred(record)
+        row, seconds = self._best_free(record, work, barred)
         if seconds == math.inf:
             return None, False
         end = view.now + seconds
-        if end + self._tail(record) <= view.horizon:
+        if view.now + _SAFETY * (seconds + self._tail(record)) <= view.horizon:
             return row, False
-        on_busy = view.ready + work * self._inverse[:size]
-        if extra is not None:
-            on_busy += extra
+        on_busy = self._cost(record, work, self._inverse, barred) + view.ready
         better = int(on_busy.argmin())
         if float(on_busy[better]) < end - _MARGIN * seconds:
+            until = min(float(view.ready[better]), view.now + _REVIEW * seconds)
+            record.hold = (until, self._fastest_free(view), better, float(on_busy[better] - view.ready[better]))
             view.ready[better] = on_busy[better]  # spoken for, in this round
             return None, True
         return row, False
 
-    def _extra(self, record: _Record, size: int) -> Floats | None:
-        """Seconds to add per slot: the transfer of a base that its node lacks; infinity where the job was lost, if another node can take it."""
-        extra: Floats | None = None
+    def _holds(self, record: _Record, view: _View) -> bool:
+        """True when an earlier decision to wait still stands; the slot waited for is spoken for again.
+
+        It stands until its time, as long as no free slot is faster than those that were turned down then.
+        """
+        if record.hold is None:
+            return False
+        until, speed, row, seconds = record.hold
+        if view.now >= until or self._rate[row] == 0.0 or self._fastest_free(view) > speed:
+            record.hold = None
+            return False
+        view.ready[row] += seconds
+        return True
+
+    def _fastest_free(self, view: _View) -> float:
+        if view.fastest_free is None:
+            view.fastest_free = 1.0 / float(self._inverse_free[: len(self._slots)].min())
+        return view.fastest_free
+
+    def _best_free(self, record: _Record, work: float, barred: set[str]) -> tuple[int, float]:
+        """The free slot that is done first, and its seconds (infinite if there is none); most often only one or two are free."""
+        if len(self._free) > _FEW:
+            cost = self._cost(record, work, self._inverse_free, barred)
+            row = int(cost.argmin())
+            return row, float(cost[row])
+        best, least = -1, math.inf
+        for row in sorted(self._free):
+            host = self._owner[row]
+            seconds = work / host.speed + self._transfer(record, host)
+            if seconds < least and host.name not in barred:
+                best, least = row, seconds
+        return best, least
+
+    def _transfer(self, record: _Record, host: _Node) -> float:
+        base = record.base
+        return 0.0 if base is None or base in host.holds or base in host.coming else record.job.base_bytes / host.bytes_per_second
+
+    def _cost(self, record: _Record, work: float, inverse: Floats, barred: set[str]) -> Floats:
+        """Seconds that the job would take on each slot, transfer included; infinite where it may not run."""
+        size = len(self._slots)
+        cost = work * inverse[:size]
         if record.base is not None and record.job.base_bytes:
             missing = self._missing.get(record.base)
             if missing is None:
-                held = (record.base in host.holds or record.base in host.coming for host in self._owner)
-                missing = self._missing[record.base] = 1.0 - np.fromiter(held, dtype=np.float64, count=size)
-            extra = missing * (record.job.base_bytes / self.settings.bytes_per_second)
+                missing = self._missing[record.base] = self._seconds_per_byte[:size].copy()
+                for host in self._holders.get(record.base, ()):
+                    missing[list(host.rows.values())] = 0.0
+            cost += record.job.base_bytes * missing
+        for name in barred:
+            cost[list(self._nodes[name].rows.values())] = math.inf
+        return cost
+
+    def _barred(self, record: _Record) -> set[str]:
+        """Nodes that have a copy of the job, and those where it was lost if another can take it."""
         barred = set(record.copies)
         if record.avoid and self._able > sum(self._nodes[name].able for name in record.avoid):
             barred |= record.avoid
-        if barred:
-            extra = np.zeros(size) if extra is None else extra
-            for name in barred:
-                extra[list(self._nodes[name].rows.values())] = math.inf
-        return extra
+        return barred
 
     def _swap(self, record: _Record, row: int, view: _View) -> _Record:
         """Another ready job whose base is on this node, if `record` would wait for a transfer here and can as well start after it."""
@@ -1018,12 +1078,11 @@ class Scheduler:
         if record.base is None or record.base in host.holds or not record.job.base_bytes:
             return record
         for base in host.recent:
-            for mate in self._by_base.get(base, {}).values():
-                later = view.now + (self._work(mate) + self._rank(record)) / host.speed
-                fits = mate.queued and not mate.copies and not mate.avoid and later <= view.horizon
-                if fits:
-                    return mate
-                break
+            mate = next(iter(self._by_base.get(base, {}).values()), None)
+            if mate is None or not mate.queued or mate.copies or mate.avoid:
+                continue
+            if view.now + (self._work(mate) + self._rank(record)) / host.speed <= view.horizon:
+                return mate
         return record
 
 
@@ -1036,3 +1095,4 @@ class _View:
     ready: Floats
     speed: float
     horizon: float
+    fastest_free: float | None = None
