@@ -32,9 +32,14 @@ class Parser(argparse.ArgumentParser):
         return known
 
 
+def visible(text: str) -> str:
+    """`text` with control characters made visible: no name, and no node, can fake a second line or steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def one_line(text: object) -> str:
-    """`text` with line breaks and control characters made visible, so that no name can fake a second line."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text).strip().replace("\n", "; "))
+    """`text` in one line, with nothing in it but what can be seen."""
+    return visible(str(text).strip().replace("\n", "; "))
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.cli import visible
+
 PLAIN_SECONDS = 30.0
 
 
@@ -59,7 +61,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line, above the bar."""
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(visible(line), file=sys.stdout)
         sys.stdout.flush()
 
     def show(self, status: Mapping[str, Any]) -> None:

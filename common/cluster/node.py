@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from common.cli import one_line
+from common.cluster import answers
 from common.cluster import config as cluster_config
 from common.cluster.config import ClusterConfig, Gpu, Probe, Server
 from common.cluster.connection import Connection, Process, connect
@@ -122,6 +124,7 @@ class WorkerLink:
     def __init__(self, node: Node, slot: cluster_config.Slot, process: Process, marker: str, tell: Tell) -> None:
         self.node, self.slot, self._process, self._tell = node, slot, process, tell
         self.log: str | None = None  # on the node
+        self._given: set[str] = set()  # jobs that it may speak of
         self._marker = marker.encode()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name=f"read {node.name} {slot.index}", daemon=True).start()
@@ -129,6 +132,8 @@ class WorkerLink:
 
     def send(self, message: dict[str, Any]) -> None:
         """Queue a message."""
+        if "job" in message:
+            self._given.add(message["job"])
         self._outbox.put(json.dumps(message).encode() + b"\n")
 
     def end(self) -> None:
@@ -151,14 +156,13 @@ class WorkerLink:
         try:
             self._await_marker()
             while line := self._process.read_line():
-                message = json.loads(line)
-                if not isinstance(message, dict):
-                    raise ValueError("not an object")
+                message = answers.message(json.loads(line), self._given)
+                self._given -= {message.get("done"), message.get("failed")}
                 self._tell(Said(self, message))
             self._ended("")
         except (ValueError, RecursionError) as error:
             self._process.kill()
-            self._ended(f"it spoke nonsense ({error})")
+            self._ended(f"it spoke nonsense ({one_line(error)})")
         except TimeoutError:
             self._process.kill()
             self._ended(f"it did not begin within {START_SECONDS:.0f} s")
@@ -445,8 +449,8 @@ def probe(connection: Connection, owner: str, files: Sequence[File] = ()) -> dic
     result = connection.run(argv, input=json.dumps(files).encode(), timeout=3600 if files else 60)
     try:
         facts = json.loads(result.stdout.splitlines()[-1])
-        if result.ok and isinstance(facts, dict):
-            return facts
+        if result.ok:
+            return answers.facts(facts)
     except (ValueError, IndexError, RecursionError):
         pass
     raise NodeError(f"{connection.name}: {connection.python} does not work there ({result.last_words or 'no answer'}): run with --setup-nodes")
