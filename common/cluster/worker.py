@@ -227,7 +227,7 @@ class Worker:
             self._load(message["script"])
             began = time.monotonic()  # importing torch, once a worker, says nothing about jobs
             result = self._run(job, message["script"], message["values"])
-            outcome: Message = {"done": job, "result": dict(result or {})}
+            outcome: Message = {"done": job, "result": json.loads(json.dumps(dict(result or {})))}  # what JSON cannot say is the job's error
         except Cancelled:
             outcome = {"failed": job, "cause": "cancelled", "error": "cancelled"}
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: whatever a job raises is recorded and told
