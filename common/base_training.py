@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from common import artifacts, identity, metrics, training
@@ -14,8 +14,10 @@ from common.jobs import BOOKKEEPING
 from common.options import BaseOptions
 from common.paths import Paths
 from common.provenance import now, provenance
-from common.reuse import Data, State, base_fingerprints, copy_base_model, judge_base, published_trainings
+from common.reuse import Data, State, Verdict, base_fingerprints, copy_base_model, judge_base, published_trainings
 from common.training_run import CheckpointFile, Log, Progress, device_name, network, open_splits, place, prepare, score, settings
+
+Publish = Callable[[bytes, dict[str, Any]], None]
 
 
 def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -36,20 +38,31 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         verdict = judge_base(paths, base_hash, key, fingerprints)
         if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
             return {"base_model_hash": base_hash, "reused": "already published"}
-        if verdict.state is not State.NEW:
-            artifacts.supersede_base_model(paths, base_hash)
         equal = None if values.get("_retrain") else published_trainings(paths).get(key)
         if equal:
+            _make_way(paths, base_hash, verdict)
             copy_base_model(paths, equal, options)
             return {"base_model_hash": base_hash, "reused": f"copied from {equal}, an equal training"}
-        resumed = _train(paths, options, base_hash, key, fingerprints, progress)
-        if base_fingerprints(options, data.sha256) != fingerprints:
-            artifacts.supersede_base_model(paths, base_hash)
-            raise TrainingError(f"base model {base_hash}: the data changed while it was trained: it is not used, run it again")
+
+        def publish(weights: bytes, metadata: dict[str, Any]) -> None:
+            if base_fingerprints(options, data.sha256) != fingerprints:
+                raise TrainingError(f"base model {base_hash}: the data changed while it was trained: nothing is published, run it again")
+            _make_way(paths, base_hash, verdict)
+            artifacts.publish_base_model(paths, base_hash, weights, metadata)
+
+        resumed = _train(paths, options, base_hash, key, fingerprints, progress, publish)
     return {"base_model_hash": base_hash, "resumed": resumed}
 
 
-def _train(paths: Paths, options: BaseOptions, base_hash: str, key: str, fingerprints: dict[str, str], progress: Progress) -> bool:
+def _make_way(paths: Paths, base_hash: str, verdict: Verdict) -> None:
+    """Only when its successor is there: whatever goes wrong before leaves the disk as it was."""
+    if verdict.state is not State.NEW:
+        artifacts.supersede_base_model(paths, base_hash)
+
+
+def _train(
+    paths: Paths, options: BaseOptions, base_hash: str, key: str, fingerprints: dict[str, str], progress: Progress, publish: Publish
+) -> bool:
     device, started, began = prepare(options), now(), time.monotonic()
     people = identity.base_participants(options)
     learnt = Windows(open_splits(paths, options, people, ("train", "val")))
@@ -63,9 +76,7 @@ def _train(paths: Paths, options: BaseOptions, base_hash: str, key: str, fingerp
     fitted = training.fit(model, learnt, chosen, settings(options, key), progress=log.epoch, checkpoint=checkpoint)
     probabilities, loss = score(model, chosen)
     scores, undefined = metrics.final_scores(chosen.y.numpy(), probabilities, loss=loss)
-    artifacts.publish_base_model(
-        paths,
-        base_hash,
+    publish(
         training.serialize(fitted.state),
         {
             "training_key": key,

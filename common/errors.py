@@ -4,7 +4,7 @@
     |-- InputError               bad options, job files, configuration or data; exit 2, nothing changed on disk
     |   |-- BaseModelNotFound    no published base model under that hash
     |   `-- Conflict             the place holds results of another configuration, or somebody else's lock
-    |-- CorruptArtifact          a published file whose bytes are not those that were published; never loaded
+    |-- CorruptArtifact          a published file whose bytes are not those that were published; never loaded; exit 2
     |-- TrainingError            the training itself went wrong (a loss that is not a number)
     `-- NodeError                a node's fault, not the job's: connection lost, disk full, GPU gone
 
@@ -39,6 +39,8 @@ class Conflict(InputError):
 
 class CorruptArtifact(ProjectError):
     """The bytes on disk are not those that were published."""
+
+    exit_code = 2
 
 
 class TrainingError(ProjectError):

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from common.models import Network
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name, windows_file
 from common.provenance import now, provenance
-from common.reuse import Data, State, finetune_fingerprints, judge_experiment, make_way
+from common.reuse import Data, State, finetune_fingerprints, judge_experiment, make_way, refuse_conflict
 from common.training_run import CheckpointFile, Log, Progress, Recent, device_name, network, open_splits, place, prepare, score, settings
 
 # Taken from the base model; an option that is given and says something else is refused.
@@ -49,6 +49,7 @@ class _Scores:
             self.undefined.pop(name, None)
 
 
+Publish = Callable[[dict[str, bytes], dict[str, Any], str], None]
 _bases: Recent[dict[str, torch.Tensor]] = Recent(4)
 _untouched: Recent[_Scores] = Recent(32)
 
@@ -102,11 +103,16 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         verdict = judge_experiment(folder, task.options, task.base.sha256 if task.base else None, task.fingerprints)
         if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
             return {**done, "reused": "already published"}
-        make_way(paths, folder, verdict, overwrite=task.options.overwrite)
-        resumed = _train(paths, task, progress)
-        if finetune_fingerprints(task.options, task.people, data.sha256) != task.fingerprints:
-            artifacts.supersede_experiment(paths, folder)
-            raise TrainingError(f"{folder}: the data changed while it was trained: it is not used, run it again")
+        refuse_conflict(verdict, overwrite=task.options.overwrite)
+
+        def publish(files: dict[str, bytes], record: dict[str, Any], log: str) -> None:
+            """What stands in the way leaves only now: whatever goes wrong before leaves the disk as it was."""
+            if finetune_fingerprints(task.options, task.people, data.sha256) != task.fingerprints:
+                raise TrainingError(f"{folder}: the data changed while it was trained: nothing is published, run it again")
+            make_way(paths, folder, verdict, overwrite=task.options.overwrite)
+            artifacts.publish_experiment(paths, task.prefix, task.name, files, record, log)
+
+        resumed = _train(paths, task, progress, publish)
     return {**done, "resumed": resumed}
 
 
@@ -177,7 +183,7 @@ def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
     return _Sets(Windows(parts), Windows([(train, chosen)]), Windows([rows["val"]]) if "val" in rows else None, Windows([rows["test"]]), rows)
 
 
-def _train(paths: Paths, task: _Task, progress: Progress) -> bool:
+def _train(paths: Paths, task: _Task, progress: Progress, publish: Publish) -> bool:
     options = task.options
     device, started, began = prepare(options), now(), time.monotonic()
     sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
@@ -203,7 +209,7 @@ def _train(paths: Paths, task: _Task, progress: Progress) -> bool:
         "config.json": artifacts.to_json(_config(task)),
         "predictions.csv": _predictions(paths, task, sets, before, after),
     }
-    artifacts.publish_experiment(paths, task.prefix, task.name, files, record, log.text)
+    publish(files, record, log.text)
     checkpoint.remove()
     return checkpoint.resumed
 

@@ -112,7 +112,7 @@ def published_trainings(paths: Paths) -> dict[str, str]:
     found: dict[str, str] = {}
     for base_hash in artifacts.published_base_hashes(paths):
         try:
-            metadata = artifacts.read_base_metadata(paths, base_hash)
+            metadata = artifacts.open_base_model(paths, base_hash).metadata
         except (CorruptArtifact, BaseModelNotFound):
             continue
         found.setdefault(str(metadata.get("training_key")), base_hash)
@@ -138,14 +138,19 @@ def judge_experiment(folder: Path, options: FinetuneOptions, base_weights_sha256
     return Verdict(State.STALE, f"{folder} is stale: data changed ({_few(changed(config.get('data_fingerprints'), data))})")
 
 
+def refuse_conflict(verdict: Verdict, *, overwrite: bool) -> None:
+    """Raises Conflict when the place holds another configuration's results, and `overwrite` is off."""
+    if verdict.state is State.CONFLICT and not overwrite:
+        raise Conflict(verdict.reason)
+
+
 def make_way(paths: Paths, folder: Path, verdict: Verdict, *, overwrite: bool) -> None:
     """Move what stands in the way of a new experiment to superseded/.
 
     Raises:
         Conflict: it is another configuration's, and `overwrite` is off.
     """
-    if verdict.state is State.CONFLICT and not overwrite:
-        raise Conflict(verdict.reason)
+    refuse_conflict(verdict, overwrite=overwrite)
     if verdict.state is not State.NEW and folder.exists():
         artifacts.supersede_experiment(paths, folder)
 

@@ -193,12 +193,13 @@ def _with(work: Work, job: Job) -> str:
 @contextlib.contextmanager
 def only_orchestrator(paths: Paths) -> Iterator[None]:
     """One orchestrator a project folder. Raises Conflict naming the first."""
-    try:
-        with artifacts.lock(paths.orchestrator_lock, wait=False, owner=f"process {os.getpid()} on {platform.node()}"):
-            yield
-    except Conflict as error:
-        who = str(error).partition("held by ")[2].partition(":")[0]
-        raise Conflict(f"another orchestrator runs in this project folder ({who}): wait for it, or stop it; --status shows what it does") from None
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(artifacts.lock(paths.orchestrator_lock, wait=False, owner=f"process {os.getpid()} on {platform.node()}"))
+        except Conflict as error:
+            who = str(error).partition("held by ")[2].partition(":")[0]
+            raise Conflict(f"another orchestrator runs in this project folder ({who}): wait for it, or stop it; --status shows what it does") from None
+        yield
 
 
 def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:

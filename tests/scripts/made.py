@@ -25,7 +25,9 @@ def windows(number: int, channels: int, samples: int, seed: int, *, opposed: boo
     return x.contiguous(), y
 
 
-def write_person(folder: Path, name: str, *, samples: int = 40, channels: int = 2, sizes: Sequence[int] = (24, 12, 12), seed: int = 0, opposed: bool = False) -> None:
+def write_person(
+    folder: Path, name: str, *, samples: int = 40, channels: int = 2, sizes: Sequence[int] = (24, 12, 12), seed: int = 0, opposed: bool = False
+) -> None:
     """The three split files of one participant. `opposed`: the test split teaches the opposite, so that base training stops as early as it may."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (split, size) in enumerate(zip(SPLITS, sizes, strict=True)):
@@ -56,7 +58,10 @@ def write_manifest(folder: Path, people: Sequence[str]) -> None:
         "labelling": {"kind": "made"},
         "split": {"kind": "made"},
         "source": {"kind": "made"},
-        "participants": {name: {split: {"windows": len(loaded[name, split][1]), "positives": int(loaded[name, split][1].sum())} for split in SPLITS} for name in people},
+        "participants": {
+            name: {split: {"windows": len(loaded[name, split][1]), "positives": int(loaded[name, split][1].sum())} for split in SPLITS}
+            for name in people
+        },
         "files": {split_file(name, split): file_sha256(folder / split_file(name, split)) for name in people for split in SPLITS},
     }
     (folder / MANIFEST).write_text(json.dumps(record))

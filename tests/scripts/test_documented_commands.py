@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,10 +28,10 @@ SMALL = {
     },
 }  # fmt: skip
 # The configuration of the documented hash; the commands give the rest.
-DOCUMENTED_BASE = (
+DOCUMENTED_BASE = shlex.split(
     "--fold 0 --n_base_participants 1 --model test --data_path data/001_60s_window --window_size 3000 --batch_size 32 --lr 0.0003 "
     "--early_stopping_patience 50 --use_augmentation --jitter_std 0.005 --magnitude_range 0.98 1.02 --aug_prob 0.3 --participants"
-).split() + list(DOCUMENTED_PEOPLE)
+) + list(DOCUMENTED_PEOPLE)
 
 
 def block(beginning: str) -> str:
