@@ -53,9 +53,8 @@ class Augment:
         if x.device.type != "cpu":
             seed = int(torch.randint(2**62, (), generator=generator))
             generator = torch.Generator(x.device).manual_seed(seed)
-        by_time = x.transpose(1, 2)  # [windows, samples, channels], the layout in memory
-        noise = torch.randn(len(rows), *by_time.shape[1:], generator=generator, device=x.device).mul_(self.jitter_std)
-        by_time.index_add_(0, rows.to(x.device, non_blocking=True), noise)
+        noise = torch.randn(len(rows), *x.shape[1:], generator=generator, device=x.device).mul_(self.jitter_std)
+        x.index_add_(0, rows.to(x.device, non_blocking=True), noise)
 
     def _warp(self, x: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
         samples = x.shape[2]
@@ -66,12 +65,10 @@ class Augment:
         where = rows.to(x.device, non_blocking=True)
         time = warp_times(knots[rows].to(x.device, non_blocking=True), samples)
         left = time.floor().clamp_(max=samples - 2)
-        part = (time - left).unsqueeze(2)
-        by_time = x.transpose(1, 2)
-        source = by_time.index_select(0, where)
-        index = left.long().unsqueeze(2).expand(-1, -1, x.shape[1])
-        before, after = source.gather(1, index), source.gather(1, index + 1)
-        by_time.index_copy_(0, where, torch.lerp(before, after, part))
+        part = (time - left).unsqueeze(1)
+        source = x.index_select(0, where)
+        index = left.long().unsqueeze(1).expand(-1, x.shape[1], -1)
+        x.index_copy_(0, where, torch.lerp(source.gather(2, index), source.gather(2, index + 1), part))
 
 
 def warp_times(knots: Tensor, samples: int) -> Tensor:

@@ -5,10 +5,14 @@ Files are memory-mapped and shared between processes; several splits are seen as
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import queue
+import struct
 import threading
+import warnings
+import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,8 +31,13 @@ from common.paths import split_file
 Rows = npt.NDArray[Any]
 
 CHUNK_BYTES = 4 << 20  # a chunk of training windows: large enough to amortise the gather, small enough to stay in cache
-CPU_RESIDENT_BYTES = 96 << 20  # sets up to this size are laid out once; larger ones stay in the memory map
 FINITE_CHECK_BYTES = 32 << 20
+
+# What torch.load raises for files that are damaged, or are something else: its reader meets nonsense at any depth.
+UNREADABLE = (
+    pickle.UnpicklingError, struct.error, zipfile.BadZipFile, RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError,
+    MemoryError, AssertionError,
+)  # fmt: skip
 
 _checked: dict[str, tuple[tuple[int, ...], Split]] = {}
 
@@ -91,14 +100,24 @@ def _file_identity(path: Path, participant: str) -> tuple[int, ...]:
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
+def load_plain(source: Path | io.BytesIO, *, mmap: bool = False) -> Any:
+    """What torch.save wrote, plain tensors and containers only; nothing in it is executed. Raises one of UNREADABLE."""
+    with warnings.catch_warnings():  # a damaged file may look like one of an unknown version
+        warnings.simplefilter("ignore")
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 def _load(path: Path) -> tuple[Tensor, Tensor]:
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum, and takes most flipped bits without a word
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
+        value = load_plain(path, mmap=True)
     except PermissionError:
         raise
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it holds more than plain tensors; nothing of it was run; save it as torch.save((X, y), path)") from error
-    except (RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, MemoryError, AssertionError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: truncated, damaged or not a file of torch.save((X, y), path); prepare or copy it again") from error
     if not isinstance(value, tuple | list) or len(value) != 2 or not all(isinstance(part, Tensor) for part in value):
         raise InputError(f"{path}: holds {type(value).__name__}, not a tuple (X, y) of two tensors; save it as torch.save((X, y), path)")
@@ -182,8 +201,7 @@ class _Part:
 class Windows:
     """Several splits, or subsets of them, seen as one set of windows; nothing is concatenated until a chunk is gathered.
 
-    parts: `Split`, or `(Split, row numbers)`. Windows come out as [n, channels, samples] whose memory is laid out [n, samples, channels],
-    which is what the networks compute on. `place` puts the set on a device; until then it is streamed from the memory map.
+    parts: `Split`, or `(Split, row numbers)`. Until `place` puts it elsewhere, the set is read from the memory map, which processes share.
     """
 
     def __init__(self, parts: Sequence[Split | tuple[Split, Rows | None]]) -> None:
@@ -199,7 +217,7 @@ class Windows:
         self.y = torch.cat([part.split.y if part.rows is None else part.split.y[part.rows] for part in self._parts])
         self.device = torch.device("cpu")
         self._resident: Tensor | None = None
-        self._resident_y = self.y
+        self._placed_y = self.y
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
@@ -215,21 +233,24 @@ class Windows:
         return self.channels * self.samples * 4
 
     def place(self, device: torch.device, *, jobs_per_gpu: int = 1, resident: bool | None = None) -> Windows:
-        """Lay the set out once on `device` if it fits (a GPU: half of the free memory / `jobs_per_gpu`), else stream it. Values never differ."""
-        if device == self.device and self._resident is not None:
-            return self
-        self.device = device
+        """Give windows on `device`: a GPU holds the set if it fits in half of its free memory / `jobs_per_gpu`, else the set is streamed to it.
+
+        `resident` overrides that. On a CPU the memory map is all that is needed. Values never differ.
+        """
         if resident is None:
-            resident = self.window_bytes * len(self) <= _budget(device, jobs_per_gpu)
-        self._resident = None
-        if resident:
-            store = torch.empty(len(self), self.samples, self.channels, device=device)
-            step = max(1, FINITE_CHECK_BYTES // self.window_bytes)
-            for start in range(0, len(self), step):
-                store[start : start + step] = self._gather(torch.arange(start, min(start + step, len(self))))
-            self._resident = store
-        self._resident_y = self.y.to(device)
+            resident = device.type == "cuda" and self.window_bytes * len(self) <= _half_of_free(device) // max(1, jobs_per_gpu)
+        if resident and (self._resident is None or self._resident.device != device):
+            self._resident = torch.empty(len(self), self.channels, self.samples, device=device)
+            for rows in self._blocks(FINITE_CHECK_BYTES):
+                self._resident[rows[0] : rows[-1] + 1] = self._gather(rows)
+        elif not resident:
+            self._resident = None
+        self.device, self._placed_y = device, self.y.to(device)
         return self
+
+    def _blocks(self, size: int) -> list[Tensor]:
+        """All row numbers in order, in pieces of about `size` bytes."""
+        return list(torch.split(torch.arange(len(self)), max(1, size // self.window_bytes)))
 
     def chunks(self, order: Tensor, sizes: Sequence[int], *, prefetch: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Consecutive pieces of `order` (row numbers of this set, int64, on the CPU) of the given sizes, as (x [n, channels, samples], y [n]).
@@ -237,23 +258,21 @@ class Windows:
         A piece is the caller's own: it may be changed in place. `prefetch` (by itself on a GPU when the set is not resident): a thread gathers ahead.
         """
         pieces = list(torch.split(order, list(sizes)))
-        if self._resident is not None:
-            for rows in pieces:
-                there = rows.to(self.device, non_blocking=True)
-                yield self._resident.index_select(0, there).transpose(1, 2), self._resident_y.index_select(0, there)
-            return
         if prefetch is None:
-            prefetch = self.device.type == "cuda"
+            prefetch = self.device.type == "cuda" and self._resident is None
         with closing(self._prefetched(pieces) if prefetch else self._plain(pieces)) as source:
             for x, rows in source:
-                labels = self.y.index_select(0, rows)
-                yield x.to(self.device, non_blocking=True).transpose(1, 2), labels.to(self.device, non_blocking=True)
+                there = rows.to(self.device, non_blocking=True)
+                yield x.to(self.device, non_blocking=True), self._placed_y.index_select(0, there)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All windows in their order, `size` at a time, not to be changed in place (a resident set gives views)."""
-        if self._resident is not None:
+        """All windows in their order, `size` at a time, not to be changed in place (views where the set lies in one piece)."""
+        whole = self._resident
+        if whole is None and self.device.type == "cpu" and len(self._parts) == 1 and self._parts[0].rows is None:
+            whole = self._parts[0].split.x
+        if whole is not None:
             for start in range(0, len(self), size):
-                yield self._resident[start : start + size].transpose(1, 2), self._resident_y[start : start + size]
+                yield whole[start : start + size], self._placed_y[start : start + size]
         else:
             sizes = [min(size, len(self) - start) for start in range(0, len(self), size)]
             yield from self.chunks(torch.arange(len(self)), sizes)
@@ -261,21 +280,23 @@ class Windows:
     def normalization(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, float32 [channels]; a constant channel gets 1. Two passes in float64."""
         count = len(self) * self.samples
-        step = max(1, CHUNK_BYTES // self.window_bytes)
-        blocks = [torch.arange(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+        blocks = self._blocks(CHUNK_BYTES)
         total = torch.zeros(self.channels, dtype=torch.float64)
         for rows in blocks:
-            total += self._gather(rows).double().sum(dim=(0, 1))
+            total += self._gather(rows).double().sum(dim=(0, 2))
         mean = total / count
         total = torch.zeros(self.channels, dtype=torch.float64)
         for rows in blocks:
-            total += (self._gather(rows).double() - mean).square().sum(dim=(0, 1))
+            total += (self._gather(rows).double() - mean[:, None]).square().sum(dim=(0, 2))
         sd = (total / count).sqrt()
         return mean.float(), torch.where(sd > 0, sd, torch.ones_like(sd)).float()
 
     def _plain(self, pieces: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
         for rows in pieces:
-            yield self._gather(rows), rows
+            if self._resident is not None:
+                yield self._resident.index_select(0, rows.to(self.device, non_blocking=True)), rows
+            else:
+                yield self._gather(rows), rows
 
     def _prefetched(self, pieces: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The same as `_plain`, gathered by a thread at most two pieces ahead, into pinned memory where a GPU will read it."""
@@ -311,19 +332,22 @@ class Windows:
             thread.join()
 
     def _gather(self, rows: Tensor, *, pin: bool = False) -> Tensor:
-        """Windows `rows` of this set as a new [n, samples, channels] on the CPU."""
-        out = torch.empty(len(rows), self.samples, self.channels, pin_memory=pin)
+        """Windows `rows` of this set as a new [n, channels, samples] on the CPU."""
+        out = torch.empty(len(rows), self.channels, self.samples, pin_memory=pin)
+        if len(self._parts) == 1:
+            return self._read(0, rows, out)
         owner = torch.bucketize(rows, self._starts[1:], right=True)
-        for number, part in enumerate(self._parts):
-            place = (owner == number).nonzero().squeeze(1) if len(self._parts) > 1 else torch.arange(len(rows))
+        for number in range(len(self._parts)):
+            place = (owner == number).nonzero().squeeze(1)
             if len(place):
-                local = rows[place] - self._starts[number]
-                source = part.split.x.index_select(0, local if part.rows is None else part.rows[local])
-                if len(place) == len(rows):
-                    out.copy_(source.transpose(1, 2))
-                else:
-                    out[place] = source.transpose(1, 2)
+                source = out.new_empty(len(place), self.channels, self.samples)
+                out.index_copy_(0, place, self._read(number, rows[place] - self._starts[number], source))
         return out
+
+    def _read(self, number: int, rows: Tensor, out: Tensor) -> Tensor:
+        """Rows `rows` of one part, into `out`."""
+        part = self._parts[number]
+        return torch.index_select(part.split.x, 0, rows if part.rows is None else part.rows[rows], out=out)
 
 
 def _part(part: Split | tuple[Split, Rows | None]) -> _Part:
@@ -333,11 +357,9 @@ def _part(part: Split | tuple[Split, Rows | None]) -> _Part:
     return _Part(split, None if rows is None else torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)))
 
 
-def _budget(device: torch.device, jobs_per_gpu: int) -> int:
-    if device.type != "cuda":
-        return CPU_RESIDENT_BYTES
+def _half_of_free(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free) // 2 // max(1, jobs_per_gpu)
+    return int(free) // 2
 
 
 def chunk_batches(window_bytes: int, batch_size: int) -> int:

@@ -13,7 +13,7 @@ from common.options import BaseOptions, FinetuneOptions, Options, hashed, shapes
 from common.paths import CODE_ROOT, SPLITS, split_file
 
 # Code that shapes a training's result: reuse across versions of these files is announced.
-CODE_FILES = ("models.py", "augment.py", "dataset.py", "training.py", "metrics.py")
+CODE_FILES = ("models.py", "blocks.py", "augment.py", "dataset.py", "training.py", "metrics.py")
 # What only the base model depends on: without meaning where there is none.
 BASE_ONLY = frozenset({"n_base_participants", "early_stopping_patience", "base_order_seed", "seed"})
 

@@ -1,29 +1,21 @@
 """The networks, by name.
 
 Each is a stack of blocks: convolution over time, layer norm over channels, ReLU, in some blocks max-pooling by 2; then the average over time
-and one linear layer that gives the logit.
+and one linear layer that gives the logit. How blocks are computed is in blocks.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.blocks import EPS, Block, features
 from common.errors import InputError, nearest
 
-EPS = 1e-5
-
-
-@dataclass(frozen=True)
-class Block:
-    """One block: output channels, dilation, and whether it pools by 2."""
-
-    channels: int
-    dilation: int
-    pool: bool
+CACHED_BYTES = 6 << 20  # activations of one block up to this size are fastest on a CPU
 
 
 def _test(base_channels: int | None, num_blocks: int | None) -> list[Block]:
@@ -77,24 +69,34 @@ class Network(nn.Module):
         self.head = nn.Linear(before, 1)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sd", torch.ones(channels))
+        self.normalized = False  # known on the host, so that the identity costs nothing
 
     def set_normalization(self, mean: Tensor, sd: Tensor) -> None:
         """Channels are shifted by `mean` and divided by `sd`, both [channels], before the first block; kept in the state."""
         self.mean.copy_(mean)
         self.sd.copy_(sd)
+        self.normalized = bool((self.mean != 0).any() or (self.sd != 1).any())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in nn.Module."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self.set_normalization(self.mean, self.sd)
+        return result
 
     def head_parameters(self) -> list[nn.Parameter]:
         """The last layer's, which head_only_fine_tuning trains."""
         return list(self.head.parameters())
 
+    def cached_batch(self, samples: int) -> int:
+        """How many windows of `samples` to compute at once on a CPU, from shapes alone."""
+        return max(1, CACHED_BYTES // (4 * samples * max(block.channels for block in self.blocks)))
+
     def forward(self, x: Tensor) -> Tensor:
-        x = (x - self.mean[:, None]) / self.sd[:, None]
-        x = x.unsqueeze(2)  # [batch, channels, 1, samples]: as a channels-last image, convolutions run at full speed
-        for block, conv, norm in zip(self.blocks, self.convs, self.norms, strict=True):
-            x = F.conv2d(x, conv.weight.unsqueeze(2), conv.bias, padding=(0, block.dilation), dilation=(1, block.dilation))
-            x = F.layer_norm(x.permute(0, 2, 3, 1), norm.normalized_shape, norm.weight, norm.bias, EPS).permute(0, 3, 1, 2)
-            if block.pool and x.shape[3] > 1:
-                x = F.max_pool2d(x, (1, 2))
-            x = F.relu(x)
-        logits: Tensor = self.head(self.dropout(x.mean(dim=(2, 3)))).squeeze(1)
+        if self.normalized:
+            x = (x - self.mean[:, None]) / self.sd[:, None]
+        logits: Tensor = self.head(self.dropout(features(x, self.blocks, self._of_blocks()))).squeeze(1)
         return logits
+
+    def _of_blocks(self) -> list[Tensor]:
+        parts = zip(self.convs, self.norms, strict=True)
+        return [cast(Tensor, value) for conv, norm in parts for value in (conv.weight, conv.bias, norm.weight, norm.bias)]

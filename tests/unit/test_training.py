@@ -1,0 +1,217 @@
+"""The loop: against a plain loop, early stopping, checkpoints in the same bytes, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain import PlainNetwork, write_split
+
+from common import models, training
+from common.augment import Augment
+from common.dataset import Windows
+from common.errors import CorruptArtifact, InputError, TrainingError
+
+SETTINGS = training.Settings(batch_size=8, lr=0.01, max_epochs=4, patience=10, seed_key="key")
+
+
+class Kept:
+    """A checkpoint in memory: keeps every save, gives back the one asked for."""
+
+    wanted = False
+
+    def __init__(self, given: bytes | None = None) -> None:
+        self.given, self.saved = given, []
+
+    def load(self) -> bytes | None:
+        return self.given
+
+    def save(self, data: bytes) -> None:
+        self.saved.append(data)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def sets(tmp_path):
+    return Windows([write_split(tmp_path, "a", "train", 30)]), Windows([write_split(tmp_path, "a", "val", 21, seed=1)])
+
+
+def network(seed: int = 0, **options) -> models.Network:
+    return models.build("test", channels=2, seed=seed, **options)
+
+
+def change(**options) -> training.Settings:
+    return dataclasses.replace(SETTINGS, **options)
+
+
+@pytest.mark.parametrize("pos_weight", [1.0, 2.0])
+def test_fit_equals_a_plain_loop(sets, pos_weight):
+    train, val = sets
+    fitted = training.fit(network(), train, val, change(pos_weight=pos_weight))
+    reference = network()
+    plain, optimizer = PlainNetwork(reference), torch.optim.Adam(reference.parameters(), lr=0.01)
+    x, y = train._parts[0].split.x, train.y
+    for epoch in range(1, 5):
+        generator = torch.Generator().manual_seed(training.epoch_seed("key", epoch, "shuffle"))
+        order, total = torch.randperm(len(y), generator=generator), 0.0
+        for rows in order.split(8):
+            optimizer.zero_grad()
+            logits = plain(x[rows])
+            F.binary_cross_entropy_with_logits(logits, y[rows], pos_weight=torch.tensor(pos_weight)).backward()
+            optimizer.step()
+            total += F.binary_cross_entropy_with_logits(logits.detach(), y[rows], reduction="sum").item()
+        assert math.isclose(fitted.losses["train"][epoch - 1], total / len(y), rel_tol=1e-3)
+    assert fitted.updates == 16
+    with torch.no_grad():
+        loss = F.binary_cross_entropy_with_logits(plain(val._parts[0].split.x), val.y).item()
+    assert math.isclose(fitted.losses["val"][-1], loss, rel_tol=1e-2)
+
+
+def test_a_batch_in_pieces_is_the_same_update(sets, monkeypatch):
+    whole = training.fit(network(), *sets, SETTINGS)
+    monkeypatch.setattr(models.Network, "cached_batch", lambda self, samples: 3)
+    pieces = training.fit(network(), *sets, SETTINGS)
+    for name, value in whole.state.items():
+        torch.testing.assert_close(pieces.state[name], value, rtol=1e-2, atol=1e-3)
+
+
+def full(**options) -> training.Settings:
+    return change(augment=Augment(aug_prob=0.5), from_untouched=True, checkpoint_seconds=0, **options)
+
+
+def test_equal_fits_give_equal_bytes_whatever_ran_before(sets):
+    first = training.fit(network(dropout=0.2), *sets, full())
+    training.fit(network(seed=5), *sets, change(max_epochs=1))
+    torch.manual_seed(99)
+    second = training.fit(network(dropout=0.2), *sets, full())
+    assert training.serialize(first.state) == training.serialize(second.state)
+    assert first.losses == second.losses
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_resumed_fit_ends_in_the_same_bytes(sets, after):
+    kept = Kept()
+    undisturbed = training.fit(network(dropout=0.2), *sets, full(), checkpoint=kept)
+    assert len(kept.saved) == 3  # nothing to keep after the last epoch
+    seen = []
+    resumed = training.fit(network(dropout=0.2), *sets, full(), checkpoint=Kept(kept.saved[after]), progress=seen.append)
+    assert [report["epoch"] for report in seen] == list(range(after + 2, 5))
+    assert training.serialize(resumed.state) == training.serialize(undisturbed.state)
+    assert dataclasses.replace(resumed, state={}) == dataclasses.replace(undisturbed, state={})
+
+
+@pytest.mark.parametrize("bad", [b"", b"junk", "other key", "other threads"])
+def test_a_checkpoint_of_something_else_is_left_aside(sets, bad):
+    kept = Kept()
+    if isinstance(bad, str):
+        settings = full(seed_key="other") if bad == "other key" else full()
+        torch.set_num_threads(2 if bad == "other threads" else 1)
+        training.fit(network(), *sets, settings, checkpoint=kept)
+        torch.set_num_threads(1)
+        bad = kept.saved[0]
+    seen = []
+    training.fit(network(), *sets, full(), checkpoint=Kept(bad), progress=seen.append)
+    assert seen[0]["epoch"] == 1
+
+
+def test_checkpoints_are_kept_once_an_interval(sets):
+    ticks = iter(range(0, 1000, 25))
+    kept = Kept()
+    training.fit(network(), *sets, change(max_epochs=9), checkpoint=kept, clock=lambda: next(ticks))
+    assert 1 <= len(kept.saved) <= 3
+
+
+def test_epoch_zero_is_a_candidate(sets):
+    model = network()
+    before = training.serialize(model.state_dict())
+    fitted = training.fit(model, *sets, change(from_untouched=True, lr=10.0, patience=2, max_epochs=50))
+    assert (fitted.best_epoch, fitted.epochs, fitted.stopped_by, fitted.losses["train"][0]) == (0, 2, "patience", None)
+    assert training.serialize(fitted.state) == before == training.serialize(model.state_dict())
+
+
+def test_without_validation_exactly_max_epochs_are_run_and_the_last_is_taken(sets):
+    model = network()
+    fitted = training.fit(model, sets[0], None, change(patience=1))
+    assert (fitted.best_epoch, fitted.epochs, fitted.stopped_by) == (4, 4, "max_epochs")
+    assert fitted.losses["val"] == [None] * 4
+
+
+def test_patience_counts_epochs_since_the_best(sets):
+    fitted = training.fit(network(), *sets, change(lr=0.5, max_epochs=200, patience=3))
+    assert fitted.stopped_by == "patience"
+    assert fitted.epochs - fitted.best_epoch == 3
+    assert fitted.losses["val"][fitted.best_epoch - 1] == min(fitted.losses["val"])
+
+
+def test_macro_f1_can_decide_instead_of_the_loss(sets):
+    fitted = training.fit(network(), *sets, change(metric="macro_f1", max_epochs=10))
+    scores = fitted.losses["val_macro_f1"]
+    assert fitted.best_epoch - 1 == scores.index(max(scores))
+
+
+def test_macro_f1_cannot_decide_on_one_class(sets):
+    val = Windows([(sets[1]._parts[0].split, torch.tensor([0, 3, 6]).numpy())])
+    with pytest.raises(InputError, match="one class only"):
+        training.fit(network(), sets[0], val, change(metric="macro_f1"))
+
+
+def test_a_loss_that_is_not_a_number_names_its_epoch(sets):
+    with pytest.raises(TrainingError, match=r"training loss became (nan|inf) in epoch \d"):
+        training.fit(network(), sets[0], None, change(lr=1e38, max_epochs=20))
+
+
+def test_only_the_head_moves_in_head_only_fine_tuning(sets):
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fitted = training.fit(model, sets[0], None, change(head_only=True))
+    moved = {name for name, value in fitted.state.items() if not torch.equal(value, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_a_small_set_is_repeated_up_to_the_asked_updates():
+    generator = torch.Generator().manual_seed(0)
+    order, batches = training.epoch_batches(5, 2, 7, generator)
+    assert batches == [2, 2, 1, 2, 2, 1, 2]
+    assert sorted(order[:5].tolist()) == sorted(order[5:10].tolist()) == [0, 1, 2, 3, 4]
+    assert training.epoch_batches(5, 2, 0, generator)[1] == [2, 2, 1]
+
+
+def test_balanced_weighs_positives_by_what_the_training_windows_hold(sets):
+    assert training._pos_weight("balanced", sets[0]) == 2.0
+
+
+def test_predictions_and_evaluation_agree(sets):
+    model, val = network(), sets[1]
+    p = training.predict(model, val)
+    result = training.evaluate(model, val)
+    assert p.shape == (21,)
+    assert p.dtype == "float32"
+    assert sum(result.counts) == 21
+    assert result.counts[3] + result.counts[1] == (p >= 0.5).sum()
+    y = val.y.numpy()
+    assert math.isclose(result.loss, float(-(y * torch.tensor(p).log().numpy() + (1 - y) * torch.tensor(1 - p).log().numpy()).mean()), rel_tol=1e-4)
+
+
+def test_the_compiled_interface_takes_the_place_of_the_eager_one(sets, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
+    one = training.fit(network(), *sets, change(compiled=True))
+    other = training.fit(network(), *sets, SETTINGS)
+    assert len(compiled) == 2
+    assert training.serialize(one.state) == training.serialize(other.state)
+
+
+def test_serialised_weights_come_back_and_damaged_ones_are_refused():
+    state = network().state_dict()
+    data = training.serialize(state)
+    back = training.deserialize(data)
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    with pytest.raises(CorruptArtifact):
+        training.deserialize(data[:100])
