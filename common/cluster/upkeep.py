@@ -44,7 +44,7 @@ def _check_node(server: Server, paths: Paths, files: Sequence[File], sha256: Dat
     devices = ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"]) or f"{facts['cores']} cores"
     line = (
         f"{server.name}: ok: python {facts['python']}, torch {facts['versions']['torch']}, driver {facts['driver'] or 'none'}, {devices}, "
-        f"{len(slots.slots)} slots, {facts['free_bytes'] / 1e9:.0f} GB free, clock {facts['clock'] - time.time():+.0f} s, code {code}, data {data}"
+        f"{len(slots.slots)} slots, {facts['free_bytes'] / 1e9:.0f} GB free, clock {int(facts['clock'] - time.time()):+d} s, code {code}, data {data}"
     )
     return "; ".join([line, *remarks]), True
 

@@ -11,6 +11,7 @@ log, so that prints do no harm. A worker that hears nothing for `--silence` seco
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import errno
 import faulthandler
@@ -255,7 +256,7 @@ class Worker:
         """The script's run(options, progress), or None where it defines none."""
         if script not in self._runs:
             path = self._place(script)
-            self._runs[script] = _import(path).run if "\ndef run(" in path.read_text() else None
+            self._runs[script] = _import(path).run if _defines_run(path) else None
         return self._runs[script]
 
     def _place(self, script: str) -> Path:
@@ -292,6 +293,15 @@ class Worker:
         with open(f"/proc/self/fd/{self._log.fileno()}", "rb") as file:
             file.seek(max(0, size - LOG_TAIL))
             return file.read().decode(errors="replace")
+
+
+def _defines_run(path: Path) -> bool:
+    """Whether the script has a function `run`, found without running the script."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):  # as a process of its own it will say so itself
+        return False
+    return any(isinstance(part, ast.FunctionDef) and part.name == "run" for part in body)
 
 
 def _import(path: Path) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -134,6 +135,30 @@ def test_jobs_of_a_node_that_was_switched_off_are_done_elsewhere(hosts: Hosts, p
     first, run = lose(hosts, project, "kill")
     assert f"lost: {first}: connection lost" in run.said
     nothing_runs(hosts, other(first))
+
+
+def test_with_the_real_limits_a_cut_of_40_s_costs_nothing_and_one_for_good_moves_the_job(hosts: Hosts, project: Project) -> None:
+    base, key = one_base(project, hosts, ("h1", "h2"), heartbeat_seconds=5, suspect_seconds=30, close_seconds=60)
+    with ExitStack() as hold:
+        for name in ("h1", "h2"):
+            hold.enter_context(held(hosts[name].project, key))
+        run = project.start(TWO_PHASE)
+        first = begun_on(project, base)
+        hosts.cut(first)
+        cut = time.monotonic()
+        wait_until(lambda: time.monotonic() - cut >= 40, 60)
+        assert project.found(event="node", node=first, state="suspect")
+        hosts.heal(first)
+        project.wait_for(event="cancelled", job=base, node=other(first))
+        assert not project.found(event="node", state="closed")
+        hosts.cut(first)
+        (closed,) = project.wait_for(event="node", node=first, state="closed", seconds=120)
+        assert 60 <= int(closed["cause"].removeprefix("silent for ").removesuffix(" s")) < 70
+    run.ends_with(0)
+    one_result(project, base)
+    assert {event["node"] for event in project.found(event="done")} == {other(first)}
+    hosts.heal(first)
+    nothing_runs(hosts, "h1", "h2", seconds=90)
 
 
 def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project: Project) -> None:

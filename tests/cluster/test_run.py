@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts
-from tests.cluster.project import TWO_PHASE, Project, opened, write_companions
+from tests.cluster.project import OWN, TWO_PHASE, Project, opened, own_jobs, write_companions
 
 pytestmark = pytest.mark.root
 LOCAL = [{"host": "localhost", "cpu_slots": 2}]
@@ -33,5 +33,48 @@ def test_a_run_over_three_nodes_is_byte_identical_to_a_local_one(hosts: Hosts, p
     assert project.results() == local.results()
     assert len(project.results()) > 50
     assert {event["node"] for event in project.found(event="done")} == {"h1", "h2", "h3"}, said
+    synced = [(event["node"], event["base"]) for event in project.found(event="sync")]
+    assert len(synced) == len(set(synced))  # each base model goes to a node once
     for name in ("h1", "h2", "h3"):
         assert hosts.user_processes(name) == {}
+
+
+def test_local_and_ssh_nodes_work_in_one_run_and_one_that_cannot_be_reached_is_left_out(hosts: Hosts, project: Project) -> None:
+    hosts.kill_all("h2")
+    own_jobs(project, 8, waits=True)
+    servers = [{"host": "localhost", "cpu_slots": 1}, *hosts.servers()[:2]]
+    project.config(servers, ssh_config=str(hosts.ssh_config))
+    run = project.start(*OWN)
+    project.wait_for(event="started", node="localhost")
+    project.wait_for(event="started", node="h1")
+    for folder in (project.folder, hosts["h1"].project):
+        (folder / "go").touch()
+    said = run.ends_with(0)
+    assert "8 done" in said
+    assert "left out: h2: " in said
+    assert f"by hand: rsync -avz --checksum -e 'ssh -F {hosts.ssh_config}' -- base_models/ h2:{hosts['h2'].project}/base_models/" in said
+
+
+def test_a_node_that_comes_up_in_mid_run_joins(hosts: Hosts, project: Project) -> None:
+    hosts.kill_all("h2")
+    own_jobs(project, 4, waits=True)
+    project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config))
+    run = project.start(*OWN)
+    project.wait_for(event="started", node="h1")
+    project.wait_for(event="node", node="h2", state="left")
+    hosts.start_sshd("h2")
+    project.wait_for(event="started", node="h2")
+    for name in ("h1", "h2"):
+        (hosts[name].project / "go").touch()
+    assert "4 done" in run.ends_with(0)
+
+
+def test_login_files_that_print_and_jumps_through_another_node_do_no_harm(hosts: Hosts, project: Project) -> None:
+    (hosts["h2"].home / ".bashrc").write_text("echo welcome to h2; echo warnings >&2; printf 'no line break'\n")
+    hosts.write_ssh_config("Host h2", "  ProxyJump h1", f"  HostName {hosts['h2'].address}")
+    project.grid({"mode": ["target_only_fine_tuning"], "n_base_participants": [1]}, folds=(0,))
+    project.config(hosts.servers()[1:2], ssh_config=str(hosts.ssh_config), suspect_seconds=60, close_seconds=120)
+    project.run(TWO_PHASE)
+    assert len(project.found(event="done", node="h2")) == 2
+    assert hosts["h1"].log.count("Accepted publickey") >= 2  # paramiko's and rsync's
+    assert f"from {hosts['h1'].address}" in hosts["h2"].log
