@@ -35,8 +35,8 @@ FINITE_CHECK_BYTES = 32 << 20
 
 # What torch.load raises for files that are damaged, or are something else: its reader meets nonsense at any depth.
 UNREADABLE = (
-    pickle.UnpicklingError, struct.error, zipfile.BadZipFile, RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError,
-    MemoryError, AssertionError,
+    pickle.UnpicklingError, struct.error, zipfile.BadZipFile, RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError,
+    EOFError, ArithmeticError, MemoryError, AssertionError,
 )  # fmt: skip
 
 _checked: dict[str, tuple[tuple[int, ...], Split]] = {}
