@@ -44,13 +44,16 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             copy_base_model(paths, equal, options)
             return {"base_model_hash": base_hash, "reused": f"copied from {equal}, an equal training"}
 
-        def publish(weights: bytes, metadata: dict[str, Any]) -> None:
+        def unchanged() -> None:
             if base_fingerprints(options, data.sha256) != fingerprints:
                 raise TrainingError(f"base model {base_hash}: the data changed while it was trained: nothing is published, run it again")
+
+        def publish(weights: bytes, metadata: dict[str, Any]) -> None:
+            unchanged()
             _make_way(paths, base_hash, verdict)
             artifacts.publish_base_model(paths, base_hash, weights, metadata)
 
-        resumed = _train(paths, options, base_hash, key, fingerprints, progress, publish)
+        resumed = _train(paths, options, base_hash, key, fingerprints, progress, unchanged, publish)
     return {"base_model_hash": base_hash, "resumed": resumed}
 
 
@@ -61,8 +64,9 @@ def _make_way(paths: Paths, base_hash: str, verdict: Verdict) -> None:
 
 
 def _train(
-    paths: Paths, options: BaseOptions, base_hash: str, key: str, fingerprints: dict[str, str], progress: Progress, publish: Publish
-) -> bool:
+    paths: Paths, options: BaseOptions, base_hash: str, key: str, fingerprints: dict[str, str], progress: Progress, unchanged: Callable[[], None],
+    publish: Publish,
+) -> bool:  # fmt: skip
     device, started, began = prepare(options), now(), time.monotonic()
     people = identity.base_participants(options)
     learnt = Windows(open_splits(paths, options, people, ("train", "val")))
@@ -72,7 +76,8 @@ def _train(
         model.set_normalization(*learnt.normalization())
     model.to(device)
     place(learnt, device), place(chosen, device)
-    checkpoint, log = CheckpointFile(paths, key), Log(f"base model {base_hash}, training {key}, base participants {', '.join(people)}", progress)
+    unchanged()
+    checkpoint, log = CheckpointFile(paths, key, unchanged), Log(f"base model {base_hash}, training {key}, base participants {', '.join(people)}", progress)
     fitted = training.fit(model, learnt, chosen, settings(options, key), progress=log.epoch, checkpoint=checkpoint)
     probabilities, loss = score(model, chosen)
     scores, undefined = metrics.final_scores(chosen.y.numpy(), probabilities, loss=loss)

@@ -105,14 +105,17 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             return {**done, "reused": "already published"}
         refuse_conflict(verdict, overwrite=task.options.overwrite)
 
-        def publish(files: dict[str, bytes], record: dict[str, Any], log: str) -> None:
-            """What stands in the way leaves only now: whatever goes wrong before leaves the disk as it was."""
+        def unchanged() -> None:
             if finetune_fingerprints(task.options, task.people, data.sha256) != task.fingerprints:
                 raise TrainingError(f"{folder}: the data changed while it was trained: nothing is published, run it again")
+
+        def publish(files: dict[str, bytes], record: dict[str, Any], log: str) -> None:
+            """What stands in the way leaves only now: whatever goes wrong before leaves the disk as it was."""
+            unchanged()
             make_way(paths, folder, verdict, overwrite=task.options.overwrite)
             artifacts.publish_experiment(paths, task.prefix, task.name, files, record, log)
 
-        resumed = _train(paths, task, progress, publish)
+        resumed = _train(paths, task, progress, unchanged, publish)
     return {**done, "resumed": resumed}
 
 
@@ -183,13 +186,14 @@ def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
     return _Sets(Windows(parts), Windows([(train, chosen)]), Windows([rows["val"]]) if "val" in rows else None, Windows([rows["test"]]), rows)
 
 
-def _train(paths: Paths, task: _Task, progress: Progress, publish: Publish) -> bool:
+def _train(paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish) -> bool:
     options = task.options
     device, started, began = prepare(options), now(), time.monotonic()
     sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
     for windows in (sets.train, sets.selection, sets.test):
         if windows is not None:
             place(windows, device)
+    unchanged()  # before anything of them is kept, for this training or for others of this worker
     seed_key = f"{identity.effective_seed(options)}/{task.key}"
     model = network(options, sets.train.channels, training.epoch_seed(seed_key, 0, "init"))
     if task.base:
@@ -198,7 +202,7 @@ def _train(paths: Paths, task: _Task, progress: Progress, publish: Publish) -> b
         model.set_normalization(*sets.own.normalization())
     model.to(device)
     before = _untouched.get(_untouched_key(task), lambda: _score(model, sets, "base_", "base_threshold_tuned")) if task.base else None
-    checkpoint, log = CheckpointFile(paths, task.key), Log(f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress)
+    checkpoint, log = CheckpointFile(paths, task.key, unchanged), Log(f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress)
     fitted = training.fit(model, sets.train, sets.selection, _settings(task, seed_key), progress=log.epoch, checkpoint=checkpoint)
     after = _score(model, sets, "", "threshold_tuned")
     record = _metrics(paths, task, sets, fitted, before, after)

@@ -111,15 +111,19 @@ def score(model: Network, windows: Windows) -> tuple[np.ndarray[Any, Any], float
     """Probability of class 1 of every window (float32 [windows]), and the mean loss, in one pass."""
     model.eval()
     with torch.inference_mode():
-        logits = torch.cat([model(x) for x, _ in windows.batches(training.evaluation_batch(windows.window_bytes))]).cpu()
+        logits = torch.cat([model(x) for x, _ in windows.batches(training.evaluation_batch(model, windows))]).cpu()
         loss = F.binary_cross_entropy_with_logits(logits.double(), windows.y.double())
         return torch.sigmoid(logits).numpy(), float(loss)
 
 
 class CheckpointFile:
-    """A training cut short, kept under its key and the code that wrote it; checked before it is loaded."""
+    """A training cut short, kept under its key and the code that wrote it; checked before it is loaded.
 
-    def __init__(self, paths: Paths, key: str) -> None:
+    `unchanged` raises where the data are no longer those of the key: what was learnt from others is not kept.
+    """
+
+    def __init__(self, paths: Paths, key: str, unchanged: Callable[[], None] = lambda: None) -> None:
+        self._unchanged = unchanged
         self._path = paths.checkpoint(f"{key}-{digest(code_fingerprints(), 8)}")
         self.resumed = False
 
@@ -139,6 +143,7 @@ class CheckpointFile:
 
     def save(self, data: bytes) -> None:
         """Replace the checkpoint. Raises Stopped when this process is to stop."""
+        self._unchanged()
         write_file(self._path, sha256(data).encode() + b"\n" + data)
         stopping.saved += 1
         if stopping.wanted:
