@@ -15,7 +15,7 @@ import torch
 
 from common import artifacts, identity, metrics, training
 from common.dataset import Rows, Split, Windows, select_subset
-from common.errors import InputError, TrainingError
+from common.errors import CorruptArtifact, InputError, TrainingError
 from common.manifest import read_manifest
 from common.models import Network
 from common.options import FinetuneOptions
@@ -197,7 +197,7 @@ def _train(paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[]
     seed_key = f"{identity.effective_seed(options)}/{task.key}"
     model = network(options, sets.train.channels, training.epoch_seed(seed_key, 0, "init"))
     if task.base:
-        model.load_state_dict(_bases.get(task.base.sha256, lambda: training.deserialize(task.base.weights if task.base else b"")))
+        _load(model, task.base)
     elif options.normalization == "train":
         model.set_normalization(*sets.own.normalization())
     model.to(device)
@@ -216,6 +216,14 @@ def _train(paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[]
     publish(files, record, log.text)
     checkpoint.remove()
     return checkpoint.resumed
+
+
+def _load(model: Network, base: _Base) -> None:
+    """Raises CorruptArtifact where the bytes are those that were published, but no weights of this network."""
+    try:
+        model.load_state_dict(_bases.get(base.sha256, lambda: training.deserialize(base.weights)))
+    except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
+        raise CorruptArtifact(f"base_models/{base.hash}.pt: no weights of the network that its metadata name: run base training again") from error
 
 
 def _settings(task: _Task, seed_key: str) -> training.Settings:
