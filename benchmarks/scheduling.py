@@ -3,9 +3,9 @@
     python benchmarks/scheduling.py [--seeds 40] [--json FILE]
 
 84 bases and 1,008 fine-tunes. Durations are lognormal (sigma 0.5 and 1) around 600 s for a base and 120 s for a fine-tune, estimates are off by 30 %
-(lognormal, sigma 0.3), and a base takes 4 s to reach a node. Slots are equal, in nodes of four, or each a node of its own with a speed uniform in 0.5 to 2 that is known.
-Ratios are of two makespans of one and the same instance; of each setting the slot count with the worst median is shown. Only the rows about a decision are
-timed, in CPU time, which other programs on the machine disturb less than wall time.
+(lognormal, sigma 0.3), and a base takes 4 s to reach a node. Slots are equal, in nodes of four, or each a node of its own with a speed uniform in 0.5 to 2 that
+is known. Ratios are of two makespans of one and the same instance; of each setting the slot count with the worst median is shown. Only the rows about a
+decision are timed, in CPU time, which other programs on the machine disturb less than wall time.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def instance(setting: tuple[int, float, int, bool]) -> tuple[float, float, float
 
 def worst(name: str, ratios: dict[int, list[float]], target: float | None) -> Row:
     """The row of the slot count whose median is worst."""
-    rows = [Row.of(f"makespan {name} (worst: {slots} slots)", each, target, at_most=True) for slots, each in ratios.items()]
+    rows = [Row.of(f"scheduling: makespan {name} (worst: {slots} slots)", each, target, at_most=True) for slots, each in ratios.items()]
     return max(rows, key=lambda row: row.ratio_median)
 
 
@@ -227,7 +227,7 @@ def makespans(seeds: int) -> list[Row]:
             rows.append(worst(f"the same, durations unknown, {world}", no_durations, None))
             if uniform:
                 rows.append(worst(f"the same, speeds unknown, {world}", no_speeds, None))
-            rows.append(Row.of(f"makespan of barrier and arrival order over ours, {world}, 32 slots", barrier[32], 1.15))
+            rows.append(Row.of(f"scheduling: makespan of barrier and arrival order over ours, {world}, 32 slots", barrier[32], 1.15))
     return rows
 
 
@@ -243,9 +243,9 @@ def decisions() -> list[Row]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 500e6
     where = "100,000 jobs, 1,000 slots"
     return [
-        Row.of(f"scheduler, {where}: time of a decision over 100 us", deciding, 1.0, at_most=True),
-        Row.of(f"scheduler, {where}: all calls of a job over 100 us", all_calls, None, at_most=True),
-        Row.of(f"scheduler, {where}: memory over 500 MB", [memory], 1.0, at_most=True),
+        Row.of(f"scheduling: {where}: time of a decision over 100 us", deciding, 1.0, at_most=True),
+        Row.of(f"scheduling: {where}: all calls of a job over 100 us", all_calls, None, at_most=True),
+        Row.of(f"scheduling: {where}: memory over 500 MB", [memory], 1.0, at_most=True),
     ]
 
 

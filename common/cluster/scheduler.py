@@ -918,6 +918,8 @@ class Scheduler:
         self._copy[row] = copy
         if status != _BUSY:
             self._start[row], self._end[row] = math.inf, -math.inf
+            if self._cancelled:  # an order to stop what has just stopped would hit the next job there
+                self._cancelled = [each for each in self._cancelled if each.slot != self._slots[row]]
         self._mark(row)
         if (old == _DOWN) != (status == _DOWN):
             host.up += 1 if old == _DOWN else -1
