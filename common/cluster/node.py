@@ -406,7 +406,11 @@ class Node:
         except (NodeError, EOFError) as error:
             self.tell(Fetched(self, tuple(jobs), root, 0, str(error)))
             return
-        self.tell(Fetched(self, tuple(jobs), moved.root, moved.bytes))
+        lacking = [job for job in jobs if published_file(job) in moved.missing]
+        for job in lacking:
+            error_text = f"{self.name}: {published_file(job)} is not there as a plain file in a plain folder: results behind links are not taken"
+            self.tell(Fetched(self, (job,), root / "nothing", 0, error_text))
+        self.tell(Fetched(self, tuple(job for job in jobs if job not in lacking), moved.root, moved.bytes))
 
 
 # -- pure helpers ---------------------------------------------------------------------------------------------------------------------
@@ -417,6 +421,11 @@ def result_files(job: str) -> list[str]:
     if "/" not in job:
         return [f"{BASE_MODELS}/{job}.pt", f"{BASE_MODELS}/{job}_metadata.json"]
     return [f"{EXPERIMENTS}/{job}/{name}" for name in (*EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS)]
+
+
+def published_file(job: str) -> str:
+    """The one of a job's result files whose presence makes it published."""
+    return result_files(job)[-1]
 
 
 def code_digests() -> dict[str, str]:

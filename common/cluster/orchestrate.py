@@ -24,7 +24,7 @@ from common.cluster.home import Home
 from common.cluster.journal import Journal, last_failures, new_run_id, past_events
 from common.cluster.needs import File, Needs, code_files, data_files, found_beside, path_of
 from common.cluster.node import inventory, probe, send_code
-from common.cluster.runner import Outcome, Runner, Work
+from common.cluster.runner import SEEN_SECONDS, Outcome, Runner, Work
 from common.errors import BaseModelNotFound, Conflict, InputError, ProjectError
 from common.jobs import KINDS, Job
 from common.paths import CODE_ROOT, Paths
@@ -225,10 +225,15 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
         max_retries=request.max_retries,
         wait_for_all_bases=request.wait_for_all_bases,
     )
-    estimates = Estimates(paths, past_events(paths))
+    past = list(past_events(paths))
+    # Only after an earlier run can nodes have something to tell: a first one does not wait for the slowest to answer.
+    patience = SEEN_SECONDS if any(event.get("event") == "started" for event in past) else 0.0
     push_all = request.sync and not request.train_bases
-    runner = Runner(paths, request.config_path, request.config, work, needs, home, journal, estimates, settings, say, show, push_all=push_all)
-    with _signals(runner, say):
+    runner = Runner(
+        paths, request.config_path, request.config, work, needs, home, journal, Estimates(paths, past), settings, say, show,
+        push_all=push_all, patience=patience,
+    )  # fmt: skip
+    with _signals(runner):
         outcome = runner.run()
     journal.close()
     outcome.blocked += blocked
@@ -250,15 +255,13 @@ def make_room(request: Request, prepared: Prepared, home: Home) -> None:
 
 
 @contextlib.contextmanager
-def _signals(runner: Runner, say: Say) -> Iterator[None]:
-    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now."""
+def _signals(runner: Runner) -> Iterator[None]:
+    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP (unless ignored, as under nohup): stop now. The handler only counts; the runner speaks."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         runner.interrupts = 2 if number != signal.SIGINT else runner.interrupts + 1
-        if runner.interrupts == 1:
-            say("running jobs finish, nothing new starts; Ctrl-C again stops now (everything can be resumed)")
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
     before = [signal.signal(number, on_signal) for number in numbers]
     try:
         yield

@@ -76,6 +76,7 @@ class Runner:
         self.paths, self.config_path, self.config, self.work, self.needs = paths, config_path, config, work, needs
         self.home, self.journal, self.estimates, self.say, self.show = home, journal, estimates, say, show
         self.interrupts = 0  # 1: finish what runs; 2: stop now
+        self._stopping = False
         self._push_all, self._patience = push_all, patience
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._arrived: deque[Callable[[], object]] = deque()
@@ -84,7 +85,7 @@ class Runner:
         self._scheduler = Scheduler(settings)
         self._members: dict[str, Member] = {}
         self._worked = False  # a worker has spoken
-        self._found: dict[str, set[str]] = {}  # base -> experiments found on nodes that can be judged when it is there
+        self._found: dict[str, set[tuple[str, str]]] = {}  # base -> (node, experiment found there), to be judged when it is here
         self._ending: set[WorkerLink] = set()
         self._greeted: set[WorkerLink] = set()
         self._starts: dict[Slot, int] = {}
@@ -155,8 +156,10 @@ class Runner:
             self._arrived.popleft()()
 
     def _periodic(self, now: float) -> None:
-        if self.interrupts == 1:
+        if self.interrupts == 1 and not self._stopping:
+            self._stopping = True
             self._scheduler.stop_starting()
+            self.say("running jobs finish, nothing new starts; Ctrl-C again stops now (everything can be resumed)")
         if now - self._beat_at >= self.config.heartbeat_seconds:
             self._beat_at = now
             for member in self._members.values():
@@ -520,7 +523,7 @@ class Runner:
                 self.journal.event("refused", job=job.id, node=node.name, cause=refused)
                 self._scheduler.node_fault(now, job.id, node.name, refused)
             elif job.needs and not self.paths.base_metadata(job.needs).is_file():
-                self._found.setdefault(job.needs, set()).add(job.id)
+                self._found.setdefault(job.needs, set()).add((node.name, job.id))
             return
         self._finished(now, job, node.name)
         if job.kind == "base":
@@ -539,10 +542,10 @@ class Runner:
         for member in self._members.values():
             if member.node.shared:
                 self._note_arrival(member, hashes)
-            else:
-                for base in hashes:
-                    for found in self._found.get(base, ()):
-                        member.node.fetch(found, urgent=False)
+        for node, found in {pair for base in hashes for pair in self._found.pop(base, ())}:
+            if node in self._members:
+                self._members[node].expected.add(found)
+                self._members[node].node.fetch(found, urgent=False)
         for other in self.work.others:
             if other.needs in hashes and other.id in self.work.waiting and self.home.judge(other, self.paths).state is State.DONE:
                 self._scheduler.finished(now, other.id, "head")

@@ -82,7 +82,7 @@ def one_result(project: Project, base: str) -> None:
 def test_a_link_that_comes_back_in_time_keeps_its_job_and_the_spare_copy_is_cancelled(hosts: Hosts, project: Project) -> None:
     base, key = one_base(project, hosts, ("h1", "h2"), suspect_seconds=3, close_seconds=60)
     with ExitStack() as first_hold, ExitStack() as second_hold:
-        holds = {name: hold for name, hold in (("h1", first_hold), ("h2", second_hold))}
+        holds = {"h1": first_hold, "h2": second_hold}
         for name, hold in holds.items():
             hold.enter_context(held(hosts[name].project, key))
         run = project.start(TWO_PHASE)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts
-from tests.cluster.project import OWN, TWO_PHASE, Project, opened, own_jobs, write_companions
+from tests.cluster.project import OWN, TWO_PHASE, Project, opened, own_jobs, write_companions, write_data
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.root
 LOCAL = [{"host": "localhost", "cpu_slots": 2}]
@@ -78,3 +79,20 @@ def test_login_files_that_print_and_jumps_through_another_node_do_no_harm(hosts:
     assert len(project.found(event="done", node="h2")) == 2
     assert hosts["h1"].log.count("Accepted publickey") >= 2  # paramiko's and rsync's
     assert f"from {hosts['h1'].address}" in hosts["h2"].log
+
+
+def test_hostile_names_arrive_as_they_are_and_none_is_executed(hosts: Hosts, tmp_path: Path) -> None:
+    people = ["an'n $(touch pwned)", 'b;"o"b `touch pwned`', "ćem & ünï > pwned"]
+    node_folder = hosts["h1"].folder / "it's $(touch pwned); `touch pwned` \"there\""
+    with opened(tmp_path / "head's $(touch pwned); \"project\"", data=False) as project:
+        data_path = "data/my; touch pwned $(touch pwned) 'set'"
+        write_data(project.folder / data_path, people)
+        write_companions(project.folder / data_path, people)
+        project.grid({"mode": ["target_only_fine_tuning"], "n_base_participants": [1]}, folds=(0, 1, 2), participants=people, data_path=data_path)
+        prefix = "pre'fix; $(touch pwned) `touch pwned` \"ü\" > pwned"
+        project.edit_jobs(lambda jobs: [job | {"prefix": prefix} for job in jobs])
+        project.config([hosts.servers()[0] | {"path": str(node_folder)}], ssh_config=str(hosts.ssh_config), suspect_seconds=60, close_seconds=120)
+        project.run(TWO_PHASE)
+        assert sorted(path.name for path in (project.folder / "experiments" / prefix).iterdir()) == sorted(f"fold{n}_{name}" for n, name in enumerate(people))
+        assert len(list((node_folder / data_path).glob("*.pt"))) == 9
+        assert not [path for folder in (tmp_path, hosts.folder, ROOT) for path in folder.rglob("pwned")]

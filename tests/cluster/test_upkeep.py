@@ -40,7 +40,8 @@ def test_check_says_one_line_a_node_and_fails_unless_all_can_work(hosts: Hosts, 
     said = project.run(TWO_PHASE, "--check").said
     first = line_of(said, "h1")
     version = ".".join(map(str, sys.version_info[:3]))
-    for part in (f"h1: ok: python {version}, torch ", "driver none", " cores, 1 slots, ", " GB free, clock ", "files will be sent, data 6 of 6 files will be sent"):
+    parts = (f"h1: ok: python {version}, torch ", "driver none", " cores, 1 slots, ", " GB free, clock ", "files will be sent, data 6 of 6 files will be sent")
+    for part in parts:
         assert part in first
     assert len(said.splitlines()) == 2
     assert not (hosts["h1"].project / "common").exists()
