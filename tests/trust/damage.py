@@ -219,7 +219,7 @@ def write_manifest(folder: Path) -> None:
 def change(path: Path, seed: int) -> bytes:
     """Other windows under the same path, inode, size and times (as far as a program can set them). Returns the bytes before."""
     before, status = path.read_bytes(), path.stat()
-    other = path.parent.parent / "other" / path.name  # its name is in its bytes
+    other = path.parent.parent / "other" / path.name
     write_split(other, 1000 + seed)
     assert len(other.read_bytes()) == len(before)
     _overwrite(path, other.read_bytes())

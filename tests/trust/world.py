@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -39,7 +40,9 @@ def write_split(path: Path, seed: int, windows: int = 12) -> None:
     y = torch.arange(windows) % 2
     x = torch.randn(windows, 2, 16, generator=generator) + y[:, None, None] * 0.7
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save((x, y), path)
+    buffer = io.BytesIO()  # a file's own name would be in its bytes
+    torch.save((x, y), buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def write_data(folder: Path, people: Sequence[str] = PEOPLE) -> None:
