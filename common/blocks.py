@@ -174,7 +174,8 @@ def _unpooled(g: Tensor, difference: Tensor, samples: int) -> Tensor:
     second = _relu_backward(g, difference, 0)
     both[..., 1 : 2 * out : 2] = second
     torch.sub(g, second, out=both[..., 0 : 2 * out : 2])
-    both[..., 2 * out :] = 0
+    if samples % 2:
+        both[..., -1] = 0
     return both
 
 

@@ -177,7 +177,7 @@ class _Run:
         self.weights = _flattened(parameters)
         self.optimizer = torch.optim.Adam([self.weights], lr=settings.lr, fused=True)
         self.pos_weight = _pos_weight(settings.pos_weight, train)
-        self.step = make_step(model, self.optimizer, self.pos_weight, compiled=settings.compiled)
+        self.step = make_step(model, self.optimizer, self.pos_weight, compiled_batch=settings.batch_size if settings.compiled else None)
         self.evaluate = make_evaluation(model, compiled=settings.compiled)
         self.done = _Progress()
         self.best: State = {}
@@ -354,13 +354,16 @@ def _keep_freed_memory() -> None:
             mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
-def make_step(model: Network, optimizer: torch.optim.Optimizer, pos_weight: float, *, compiled: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def make_step(
+    model: Network, optimizer: torch.optim.Optimizer, pos_weight: float, *, compiled_batch: int | None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """One update: (x [batch, channels, samples], y [batch]) -> sum of the unweighted losses, a detached scalar on the device.
 
-    On a CPU the batch passes in pieces that stay in its caches and their gradients add up. The captured form stands behind `compiled`: on a GPU
-    forward and backward are replayed as CUDA graphs.
+    On a CPU the batch passes in pieces that stay in its caches and their gradients add up. The captured form stands behind `compiled_batch`: batches
+    of that size are compiled, on a GPU replayed as CUDA graphs; the odd last batch of an epoch is not worth a compilation of its own.
     """
     device = next(model.parameters()).device
+    gradient = optimizer.param_groups[0]["params"][0].grad  # of all trained weights, in one vector
     weight = None if pos_weight == 1.0 else torch.tensor(pos_weight, device=device)
 
     def losses(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,15 +371,20 @@ def make_step(model: Network, optimizer: torch.optim.Optimizer, pos_weight: floa
         loss = F.binary_cross_entropy_with_logits(logits, y, pos_weight=weight, reduction="sum")
         return loss, loss if weight is None else F.binary_cross_entropy_with_logits(logits.detach(), y, reduction="sum")
 
-    if compiled:
-        losses = torch.compile(losses, mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
+    captured = losses
+    if compiled_batch is not None:
+        captured = torch.compile(losses, mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
 
     def step(x: Tensor, y: Tensor) -> Tensor:
-        optimizer.zero_grad(set_to_none=False)
-        piece = len(x) if compiled or device.type != "cpu" else model.cached_batch(x.shape[2])
+        gradient.zero_()
+        form, piece = losses, len(x) if device.type != "cpu" else model.cached_batch(x.shape[2])
+        if len(x) == compiled_batch:
+            form, piece = captured, len(x)
+        if device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
         total: Tensor | None = None
         for xb, yb in zip(torch.split(x, piece), torch.split(y, piece), strict=True):
-            loss, unweighted = losses(xb, yb)
+            loss, unweighted = form(xb, yb)
             (loss / len(x)).backward()  # type: ignore[no-untyped-call]
             total = unweighted.detach() if total is None else total + unweighted.detach()
         optimizer.step()
@@ -394,8 +402,9 @@ def make_evaluation(model: Network, *, compiled: bool = False) -> Callable[[Wind
         model.eval()
         total = torch.zeros(5, dtype=torch.float64, device=windows.device)
         with torch.inference_mode():
-            for x, y in windows.batches(evaluation_batch(model, windows)):
-                logits = forward(x)
+            size = min(evaluation_batch(model, windows), len(windows))
+            for x, y in windows.batches(size):
+                logits = forward(x) if len(x) == size else model(x)
                 total[0] += F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
                 total[1:] += confusion(logits, y)
         loss, *counts = total.tolist()
