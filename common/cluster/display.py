@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from common.cli import visible
 
 PLAIN_SECONDS = 30.0
+SHOWN_SECONDS = 0.5
 
 
 def duration(seconds: float | None) -> str:
@@ -43,21 +45,27 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     silent = "nobody watches; the jobs go on in Slurm" if status.get("engine") == "slurm" else "its orchestrator was killed or hangs"
     state = "ended" if status.get("ended") else "running" if age < 15 else f"no news for {duration(age)}: {silent}"
     lines = [f"run {status['run']}, process {status['pid']}: {state}"]
+    return [*lines, *detail_lines(status), f"  time left: {duration(status['time_left'])}"]
+
+
+def detail_lines(status: Mapping[str, Any]) -> list[str]:
+    """A line a node, a line a phase."""
+    lines = []
     for node in status["nodes"]:
         rate = f"{node['bytes_per_second'] / 1e6:.1f} MB/s"
         running = "; ".join(f"{job['job']}" + (f" epoch {job['epoch']}/{job['of']}" if job.get("epoch") else "") for job in node["running"])
         lines.append(f"  {node['name']}: {node['state']}, {node['slots']} slots, {node['done']} done, {node['failed']} failed, {rate}; {running or 'idle'}")
-    lines += [f"  {phase}: {_numbers(counts)}" for phase, counts in status["phases"].items()]
-    return [*lines, f"  time left: {duration(status['time_left'])}"]
+    return lines + [f"  {phase}: {_numbers(counts)}" for phase, counts in status["phases"].items()]
 
 
 class Display:
-    """One bar for the whole run."""
+    """One bar for the whole run; in a terminal with what --status shows under it, elsewhere now and then a plain line."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
+        self._rows: list[tqdm[Any]] = []
         self._watched = sys.stderr.isatty()
-        self._plain_at = time.monotonic()
+        self._plain_at = self._shown_at = time.monotonic()
 
     def say(self, line: str) -> None:
         """A line, above the bar."""
@@ -65,21 +73,34 @@ class Display:
         sys.stdout.flush()
 
     def show(self, status: Mapping[str, Any]) -> None:
-        """The bar, or now and then a plain line."""
-        counts = totals(status)
-        ended = counts.get("done", 0) + counts.get("failed", 0) + counts.get("blocked", 0)
+        """Bring the bar up to date, or write a plain line when it is time for one."""
+        now = time.monotonic()
         if self._watched:
-            if self._bar is None:
-                self._bar = tqdm(total=sum(counts.values()), unit=" jobs", leave=False, bar_format="{l_bar}{bar}| {n}/{total} {postfix}")
-            self._bar.n = ended
-            working = f"{counts.get('running', 0)} running, {counts.get('failed', 0)} failed"
-            self._bar.set_postfix_str(f"{working}, {duration(status['time_left'])} left", refresh=False)
-            self._bar.refresh()
-        elif time.monotonic() - self._plain_at >= PLAIN_SECONDS:
-            self._plain_at = time.monotonic()
-            self.say(f"{_numbers(counts)}, {duration(status['time_left'])} left")
+            if self._bar is None or now - self._shown_at >= SHOWN_SECONDS:
+                self._shown_at = now
+                self._show_bar(status)
+        elif now - self._plain_at >= PLAIN_SECONDS:
+            self._plain_at = now
+            self.say(f"{_numbers(totals(status))}, {duration(status['time_left'])} left")
+
+    def _show_bar(self, status: Mapping[str, Any]) -> None:
+        counts, size = totals(status), shutil.get_terminal_size()
+        lines = detail_lines(status)
+        if len(lines) > (room := max(1, size.lines - 3)):
+            lines = [*lines[: room - 1], f"  and {len(lines) - room + 1} lines more: --status"]
+        if self._bar is None:
+            self._bar = tqdm(total=sum(counts.values()), unit=" jobs", leave=False, bar_format="{l_bar}{bar}| {n}/{total} {postfix}")
+        self._bar.n = counts.get("done", 0) + counts.get("failed", 0) + counts.get("blocked", 0)
+        working = f"{counts.get('running', 0)} running, {counts.get('failed', 0)} failed"
+        self._bar.set_postfix_str(f"{working}, {duration(status['time_left'])} left", refresh=False)
+        self._bar.refresh()
+        while len(self._rows) < len(lines):
+            self._rows.append(tqdm(total=0, position=len(self._rows) + 1, leave=False, bar_format="{desc}"))
+        for number, row in enumerate(self._rows):
+            row.set_description_str(visible(lines[number])[: size.columns - 1] if number < len(lines) else "")
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
+        for bar in (*reversed(self._rows), *([self._bar] if self._bar else [])):
+            bar.close()
+        self._rows, self._bar = [], None

@@ -63,12 +63,12 @@ def contents(folder: Path) -> dict[str, Any]:
 class Script:
     """A script under way."""
 
-    def __init__(self, project: Project, argv: Sequence[str]) -> None:
+    def __init__(self, project: Project, argv: Sequence[str], stderr: int = subprocess.STDOUT) -> None:
         self.project = project
         self._out = (project.folder.parent / f"out-{os.urandom(4).hex()}.txt").open("w+b")
         command = [sys.executable, str(project.code / argv[0]), *argv[1:]]
         self.process = subprocess.Popen(
-            command, cwd=project.folder, env=project.environment, stdin=subprocess.DEVNULL, stdout=self._out, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=project.folder, env=project.environment, stdin=subprocess.DEVNULL, stdout=self._out, stderr=stderr, start_new_session=True
         )
 
     @property
@@ -123,9 +123,9 @@ class Project:
         (path.with_suffix(".new")).write_text(json.dumps({"servers": list(servers), **SHORT, **more}))
         os.replace(path.with_suffix(".new"), path)
 
-    def start(self, *argv: str) -> Script:
+    def start(self, *argv: str, stderr: int = subprocess.STDOUT) -> Script:
         """Start a script; it is killed with the fixture at the latest."""
-        script = Script(self, argv)
+        script = Script(self, argv, stderr)
         self._scripts.append(script)
         return script
 

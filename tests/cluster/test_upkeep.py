@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
 import shutil
+import struct
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +91,28 @@ def test_status_shows_from_any_terminal_what_runs_where(hosts: Hosts, project: P
     status = project.run(TWO_PHASE, "--status").said
     assert status.splitlines()[0].endswith(": ended")
     assert "  script: 3 done, 0 running, 0 failed, 0 blocked, 0 waiting" in status
+
+
+def test_in_a_terminal_the_run_shows_the_same_under_its_bar(project: Project) -> None:
+    own_jobs(project, 1, waits=True)
+    project.config([{"host": "localhost", "cpu_slots": 1}])
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 200, 0, 0))
+    run = project.start(*OWN, stderr=theirs)
+    shown = bytearray()
+
+    def seen(*parts: bytes) -> bool:
+        if select.select([ours], [], [], 0.1)[0]:
+            shown.extend(os.read(ours, 65536))
+        return all(part in shown for part in parts)
+
+    parts = (b"0/1", b"1 running, 0 failed", b"  localhost: open, 1 slots, 0 done", b"job0 epoch 1/2", b"  script: 0 done, 1 running")
+    wait_until(lambda: seen(*parts), 30, "the bar")
+    (project.folder / "go").touch()
+    wait_until(lambda: seen() or run.process.poll() is not None, 30)
+    run.ends_with(0)
+    os.close(theirs)
+    os.close(ours)
 
 
 def test_clean_nodes_removes_only_what_the_head_has_byte_for_byte(hosts: Hosts, project: Project) -> None:
