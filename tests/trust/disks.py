@@ -195,6 +195,7 @@ def every_failure(name: str, parent: Path) -> int:
             assert not broken(folder), where
             publish.act(folder)
             assert publish.read(folder) == publish.new, where
+            assert operation.call == "unlink" or not list(folder.rglob(f"{TEMPORARY}*")), f"{where}: left over"
             shutil.rmtree(folder.parent)
             count += 1
     return count

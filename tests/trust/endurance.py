@@ -41,10 +41,10 @@ class Size:
         return cls(int(status["RssAnon"].split()[0]), len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]))
 
 
-def tiny_jobs(parent: Path, jobs: int = 2_000, seed: int = 0) -> int:
+def tiny_jobs(parent: Path, jobs: int = 2_000, seed: int = 0, script: str = TINY_SCRIPT) -> int:
     """So many jobs of milliseconds through two local workers: memory of head and workers, descriptors, threads and event log stay flat."""
     with opened(parent, f"tiny {seed}", data=False) as world:
-        (world.folder / "tiny.py").write_text(TINY_SCRIPT)
+        (world.folder / "tiny.py").write_text(script)
         (world.folder / "jobs.json").write_text(json.dumps([{"number": number} for number in range(jobs)]))
         head = world.start(ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "tiny.py")
         log = _Log(world)
@@ -136,8 +136,8 @@ def watched(*planted: str) -> Iterator[Watch]:
         yield watch
     finally:
         watch.stop()
-    assert watch.looks > 3
     assert not watch.found, f"a secret in {watch.found}"
+    assert watch.looks > 3
 
 
 def files_with(folder: Path, *planted: str) -> list[str]:

@@ -190,10 +190,10 @@ def _killed_after(pid: int, seconds: float) -> bool:
 # -- two at once -------------------------------------------------------------------------------------------------------------------------
 
 
-def two_heads(seed: int, parent: Path) -> int:
+def two_heads(seed: int, parent: Path, **world_form: Any) -> int:
     """Two heads started at once, or a moment apart: exactly one runs, the other is refused and names it."""
     rng = random.Random(seed)
-    with opened(parent, f"two heads {seed}", data=False, cores=1) as world:
+    with opened(parent, f"two heads {seed}", data=False, cores=1, **world_form) as world:
         (world.folder / "waiting.py").write_text(WAITING_SCRIPT)
         (world.folder / "jobs.json").write_text(json.dumps([{"name": "a"}]))
         argv = (ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "waiting.py")

@@ -6,13 +6,9 @@ Each arrives literally or is refused in one line; nothing runs, nothing lies out
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +18,9 @@ from unittest import mock
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from common.cli import run_script
 from common.errors import NodeError
 from tests.trust.kills import finetune_values, here
-from tests.trust.world import BASE, FIXED, GRID, PEOPLE, World, opened, write_split
+from tests.trust.world import BASE, FIXED, GRID, PEOPLE, World, call, opened, write_split
 
 MARK = "pwned"
 HOSTILE = (
@@ -65,25 +60,11 @@ class Sandbox:
 
     def call(self, script: str, argv: Sequence[str]) -> tuple[int, str, str]:
         """The script's exit code and what it said, judged."""
-        out, err = io.StringIO(), io.StringIO()
-        with self._inside(), mock.patch.object(sys, "argv", [script, *argv]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                run_script(importlib.import_module(script.removesuffix(".py")).main)
-            except SystemExit as end:
-                code = int(end.code or 0)
-        self.judge(code, out.getvalue(), err.getvalue(), f"{script} {argv!r}")
-        return code, out.getvalue(), err.getvalue()
-
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        before = Path.cwd()
-        os.chdir(self.world.folder)
         refused = mock.Mock(side_effect=NodeError("no node is asked here"))
-        try:
-            with mock.patch("common.cluster.orchestrate.connect", refused), mock.patch.object(subprocess, "Popen", side_effect=_only_git(subprocess.Popen)):
-                yield
-        finally:
-            os.chdir(before)
+        with mock.patch("common.cluster.orchestrate.connect", refused), mock.patch.object(subprocess, "Popen", side_effect=_only_git(subprocess.Popen)):
+            code, out, err = call(self.world.folder, script, *argv)
+        self.judge(code, out, err, f"{script} {argv!r}")
+        return code, out, err
 
     def judge(self, code: int, out: str, err: str, what: str) -> None:
         """Refused in one line or done; nothing else happened."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -16,9 +17,11 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
+from common.cli import run_script
 from tests.conftest import ROOT, script_environment, wait_until
 from tests.trust.checker import Checker, Planned, contents
 
@@ -55,8 +58,8 @@ def write_data(folder: Path, people: Sequence[str] = PEOPLE) -> None:
 class World:
     """One project folder and all that a trial starts in it."""
 
-    def __init__(self, parent: Path, name: str = "project", *, data: bool = True, cores: int = 2) -> None:
-        self.folder, self.temporary = parent / name, parent / f"{name} tmp"
+    def __init__(self, parent: Path, name: str = "project", *, data: bool = True, cores: int = 2, code: Path = ROOT) -> None:
+        self.code, self.folder, self.temporary = code, parent / name, parent / f"{name} tmp"
         self.folder.mkdir(parents=True)
         self.temporary.mkdir()
         self.environment = script_environment(self.temporary)
@@ -82,7 +85,7 @@ class World:
         own = self.folder / argv[0]
         with self._output(self.outputs).open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, str(own if own.exists() else ROOT / argv[0]), *argv[1:]], cwd=self.folder, env={**self.environment, **environment},
+                [sys.executable, str(own if own.exists() else self.code / argv[0]), *argv[1:]], cwd=self.folder, env={**self.environment, **environment},
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
@@ -181,6 +184,20 @@ def opened(parent: Path, name: str = "project", **more: Any) -> Iterator[World]:
         yield world
     finally:
         world.close()
+
+
+def call(folder: Path, script: str, *argv: str) -> tuple[int, str, str]:
+    """A script in this process: exit code, standard output, standard error."""
+    out, err, before, code = io.StringIO(), io.StringIO(), Path.cwd(), 0
+    os.chdir(folder)
+    try:
+        with mock.patch.object(sys, "argv", [script, *argv]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run_script(importlib.import_module(script.removesuffix(".py")).main)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        os.chdir(before)
+    return code, out.getvalue(), err.getvalue()
 
 
 @cache
