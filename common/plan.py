@@ -67,13 +67,15 @@ def _judge_base_job(made: Plan, paths: Paths, job: Job, sha256: DataSha256, trai
 def _judge_finetune_job(made: Plan, paths: Paths, job: Job, sha256: DataSha256, retrain: bool) -> None:
     weights, base = None, [""]
     if job.needs:
+        # A base that is only copied has the weights of its source: whether the fine-tune is done is known before the copy is made.
+        published = made.copies.get(job.needs, job.needs)
         planned = made.bases.get(job.needs)
-        if planned and planned.state is not State.DONE:
+        if planned and planned.state is not State.DONE and job.needs not in made.copies:
             made.waiting.add(job.id)
             made.finetunes[job.id] = Verdict(State.NEW, "waits for its base model")
             return
         try:
-            metadata = read_base_metadata(paths, job.needs)
+            metadata = read_base_metadata(paths, published)
             weights, base = metadata["weights_sha256"], metadata["base_participants"]
         except (BaseModelNotFound, CorruptArtifact) as error:
             made.missing_base[job.id] = job.needs

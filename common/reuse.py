@@ -19,13 +19,13 @@ DataSha256 = Callable[[str, str], str]
 
 
 class State(Enum):
-    """How a result stands."""
+    """How a result stands, in the order in which people are told."""
 
-    NEW = "new"
     DONE = "done"
     STALE = "stale"
     DAMAGED = "damaged"
     CONFLICT = "conflict"
+    NEW = "new"
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,7 @@ class _Base(_Ended):
 
 
 class _Experiment(_Ended):
+    base_model_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
     code_fingerprints: dict[str, str]
 
 
@@ -191,16 +192,20 @@ def experiment_record(job: Job, config: Mapping[str, Any], metrics: Mapping[str,
     common: Json = {
         "fold": options.fold,
         "target_participant": identity.target(options),
-        "base_model_hash": job.needs,
         "base_weights_sha256": weights,
     }
     fields = identity.experiment_fields(options)
     _compare(job, "config.json", config, common | {"base_participants": base, "data_fingerprints": dict(data), "experiment_fields": fields})
     _compare(job, "metrics.json", metrics, common | {"mode": options.mode, "target_data_pct": options.target_data_pct})
     _same_options(job, config.get("options"), FinetuneOptions, identity.experiment_fields)
+    # The hash may be another one of the same training, from a grid with other participants: the weights say what it started from.
+    for where, record in (("config.json", config), ("metrics.json", metrics)):
+        if (job.needs is None) != (record.get("base_model_hash") is None):
+            _compare(job, where, record, {"base_model_hash": job.needs})
     _form(job, _Experiment, {**metrics, "code_fingerprints": config.get("code_fingerprints")})
     for name, value in metrics.items():
-        if name.startswith(("val_", "test_", "base_", "threshold_")) and name not in common and not (value is None or _number(value) is not None):
+        scored = name.startswith(("val_", "test_", "base_", "threshold_")) and name not in (*common, "base_model_hash")
+        if scored and value is not None and _number(value) is None:
             raise CorruptArtifact(f"{job.id}: {name} in metrics.json is no number: it is not used")
 
 

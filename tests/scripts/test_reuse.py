@@ -1,0 +1,189 @@
+"""Nothing is trained twice, and nothing stale is reused: which jobs run again is counted from the event log. One project, changed step by step."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import artifacts
+from common.paths import Paths
+from tests.scripts.made import PEOPLE, write_person
+from tests.scripts.projects import QUICK, Project, made
+
+AXES = {"mode": ["target_only_fine_tuning"], "target_data_pct": [0.5], "n_base_participants": [1]}
+FIXED = QUICK | {"max_epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Four people, one base participant each: bob, cyd and dan all start from ann's base, ann from bob's."""
+    project = made(tmp_path_factory.mktemp("reuse"))
+    project.generate(AXES, FIXED)
+    return project
+
+
+def newly_run(project: Project, *argv: object) -> tuple[Counter[str], str]:
+    """How often each job was started by one more run, and what the run said."""
+    before = project.ran()
+    said = project.run("run_two_phase_distributed.py", *argv).stdout
+    return project.ran() - before, said
+
+
+def bases(ran: Counter[str]) -> int:
+    return sum(number for job, number in ran.items() if "/" not in job)
+
+
+def targets(ran: Counter[str]) -> list[str]:
+    return sorted(job.rpartition("_")[2] for job in ran.elements() if "/" in job)
+
+
+def test_two_hashes_with_one_training_key_are_trained_once(project: Project) -> None:
+    jobs = project.jobs("base_training_jobs.json")
+    assert len({job["base_model_hash"] for job in jobs}) == 4
+    assert len({job["training_key"] for job in jobs}) == 2
+    ran, said = newly_run(project)
+    assert (bases(ran), targets(ran)) == (2, ["ann", "bob", "cyd", "dan"])
+    assert set(ran.values()) == {1}
+    assert "4 new; 2 trainings to run" in said
+    models = [artifacts.open_base_model(Paths(project.folder), job["base_model_hash"]) for job in jobs]
+    equal = [model for model in models if model.metadata["base_participants"] == ["ann"]]
+    assert len({model.weights for model in equal}) == 1
+    assert {model.metadata["trained_as"] for model in equal} == {jobs[1]["base_model_hash"]}
+    assert [model.metadata["target_participant"] for model in models] == list(PEOPLE)
+
+
+def test_the_same_again_does_nothing_and_says_so(project: Project) -> None:
+    ran, said = newly_run(project)
+    assert not ran
+    assert "nothing to do: all 8 results are there" in said
+    listed = project.run("generate_jobs.py", "--grid", "grid.json").stdout
+    assert "base models: 4 done" in listed
+    assert "fine-tunes:  4 done" in listed
+
+
+def test_another_grid_value_runs_only_its_own_cells(project: Project) -> None:
+    said = project.generate(AXES | {"target_data_pct": [0.5, 1.0]}, FIXED)
+    assert "fine-tunes:  4 done, 4 new" in said
+    ran, _ = newly_run(project)
+    assert (bases(ran), targets(ran)) == (0, ["ann", "bob", "cyd", "dan"])
+    assert all("pct1_" in job for job in ran)
+
+
+def test_one_more_participant_runs_only_that_person(project: Project) -> None:
+    """Every hash is another one, as the list of participants is part of it; no training and no other person's result is."""
+    write_person(project.folder / "data/made", "eve")
+    said = project.generate(AXES | {"target_data_pct": [0.5, 1.0]}, FIXED | {"participants": [*PEOPLE, "eve"]})
+    assert "base models: 5 new (5 of them only copied from an equal training)" in said
+    ran, said = newly_run(project)
+    assert (bases(ran), targets(ran)) == (0, ["eve", "eve"])
+    assert len(artifacts.published_base_hashes(Paths(project.folder))) == 9
+    assert "nothing to do" in newly_run(project)[1]
+
+
+def test_changed_data_run_again_exactly_what_read_them(project: Project) -> None:
+    """cyd's windows are read by nobody's base model; bob's by ann's."""
+    write_person(project.folder / "data/made", "cyd", seed=1)
+    listed = project.run("generate_jobs.py", "--grid", "grid.json").stdout
+    assert "fine-tunes:  8 done, 2 stale" in listed
+    assert "data changed (cyd_test.pt, cyd_train.pt, cyd_val.pt)" in listed
+    ran, said = newly_run(project)
+    assert (bases(ran), targets(ran)) == (0, ["cyd", "cyd"])
+    assert "is stale: data changed (cyd_test.pt, cyd_train.pt, cyd_val.pt)" in said
+    assert len(list((project.folder / "superseded/experiments").glob("*/*"))) == 2
+
+    write_person(project.folder / "data/made", "bob", seed=1)
+    ran, said = newly_run(project)
+    assert (bases(ran), targets(ran)) == (1, ["ann", "ann", "bob", "bob"])
+    assert "is stale: data changed (bob_" in said
+    assert "nothing to do" in newly_run(project)[1]
+
+
+def test_data_written_again_with_the_same_content_run_nothing(project: Project) -> None:
+    for name in ("ann", "dan"):
+        write_person(project.folder / "data/made", name)
+    assert "nothing to do" in newly_run(project)[1]
+
+
+def test_what_is_damaged_or_half_written_is_made_anew_with_the_same_bytes(project: Project) -> None:
+    before = project.published()
+    jobs = project.jobs("base_training_jobs.json")
+    trained = next(job["base_model_hash"] for job in jobs if job["fold"] == 0)  # no other hash of today's list shares ann's base
+    weights = project.folder / f"base_models/{trained}.pt"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(bytes(content))
+    half = project.folder / "experiments" / project.jobs("finetune_jobs.json")[3]["prefix"] / "fold1_bob"
+    (half / "metrics.json").unlink()
+    ran, said = newly_run(project)
+    assert bases(ran) == 1
+    assert targets(ran) == ["bob"]  # ann's fine-tunes: their base came back with the same bytes
+    assert "its SHA-256 is not that of its metadata" in said
+    after = project.published()
+    assert [name for name in before if before[name] != after.get(name)] == []
+
+
+def test_a_damaged_copy_is_copied_again_not_trained(project: Project) -> None:
+    shared = [job["base_model_hash"] for job in project.jobs("base_training_jobs.json") if job["fold"] != 0]
+    for base_hash in shared[:2]:
+        (project.folder / f"base_models/{base_hash}.pt").write_bytes(b"cut")
+    ran, _ = newly_run(project)
+    assert not ran
+    for base_hash in shared:
+        artifacts.open_base_model(Paths(project.folder), base_hash)
+
+
+def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain(project: Project) -> None:
+    paths = Paths(project.folder)
+    before = project.published()
+    (base_hash,) = (job["base_model_hash"] for job in project.jobs("base_training_jobs.json") if job["fold"] == 0)
+    model = artifacts.open_base_model(paths, base_hash)
+    artifacts.publish_base_model(
+        paths, base_hash, model.weights, {**model.metadata, "code_fingerprints": {**model.metadata["code_fingerprints"], "models.py": "0" * 64}}
+    )
+    job = next(job for job in project.jobs("finetune_jobs.json") if job["fold"] == 2)
+    folder = paths.experiment(job["prefix"], "fold2_cyd")
+    found = artifacts.open_experiment(folder)
+    files = {name: (folder / name).read_bytes() for name in found.metrics["files"]}
+    files["config.json"] = artifacts.to_json({**found.config, "code_fingerprints": {**found.config["code_fingerprints"], "training.py": "0" * 64}})
+    artifacts.publish_experiment(paths, job["prefix"], "fold2_cyd", files, found.metrics)
+
+    ran, said = newly_run(project)
+    assert not ran
+    assert "2 results made by other versions of models.py, training.py are reused; --retrain makes them anew" in said
+    dry = project.run("run_two_phase_distributed.py", "--retrain", "--dry-run").stdout
+    assert f"would train {base_hash}" in dry
+    ran, said = newly_run(project, "--retrain")
+    assert (bases(ran), targets(ran)) == (1, ["cyd"])
+    assert [name for name, value in project.published().items() if before[name] != value] == []
+    assert "nothing to do" in newly_run(project, "--retrain")[1]
+
+
+def test_by_hand_the_same_rules_hold(project: Project) -> None:
+    from tests.scripts.projects import flags
+
+    again = project.run("train_base.py", *flags(FIXED | {"n_base_participants": 1, "fold": 1, "participants": [*PEOPLE, "eve"]})).stdout
+    assert "(already published: nothing to train)" in again
+    copied = project.run("train_base.py", *flags(FIXED | {"n_base_participants": 1, "fold": 1, "participants": ["ann", "eve", "bob"]})).stdout
+    assert "an equal training: nothing to train)" in copied
+
+
+def test_what_changes_while_it_is_trained_is_not_published(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    import train_base
+    from common.errors import TrainingError
+
+    monkeypatch.chdir(project.folder)
+    torch.set_num_threads(1)
+    before = project.tree("cache", "locks")
+
+    def progress(state: object) -> None:
+        write_person(Path("data/made"), "dan", seed=5)
+
+    with pytest.raises(TrainingError, match="the data changed while it was trained"):
+        train_base.run(FIXED | {"fold": 0, "n_base_participants": 3, "base_order_seed": 3}, progress)
+    after = project.tree("cache", "locks")
+    assert [name for name in after if after[name] != before.get(name) and not name.startswith("data/")] == []
+    assert json.dumps(sorted(after)) == json.dumps(sorted(before))
