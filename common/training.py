@@ -381,7 +381,7 @@ def make_step(
         if len(x) == compiled_batch:
             form, piece = captured, len(x)
         if device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         total: Tensor | None = None
         for xb, yb in zip(torch.split(x, piece), torch.split(y, piece), strict=True):
             loss, unweighted = form(xb, yb)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import zipfile
 
 import numpy as np
@@ -229,7 +230,8 @@ def test_the_prefetcher_ends_when_its_reader_leaves_and_hands_over_errors(three,
     windows, _ = three
     chunks = windows.chunks(torch.arange(15), [1] * 15, prefetch=True)
     next(chunks)
-    chunks.close()  # joins the thread
+    chunks.close()
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
     monkeypatch.setattr(Windows, "_gather", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(windows.chunks(torch.arange(15), [15], prefetch=True))
