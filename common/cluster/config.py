@@ -91,8 +91,8 @@ class Server(_Model):
 
 
 _OURS = frozenset(
-    "array dependency job-name output error open-mode signal requeue no-requeue kill-on-invalid-dep chdir wrap ntasks nodes time partition account "
-    "cpus-per-task mem gres test-only parsable wait".split()
+    ("array", "dependency", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "kill-on-invalid-dep", "chdir", "wrap", "ntasks")
+    + ("nodes", "time", "partition", "account", "cpus-per-task", "mem", "gres", "test-only", "parsable", "wait")
 )
 
 

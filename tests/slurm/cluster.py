@@ -178,11 +178,11 @@ class SlurmCluster:
     def steps(self) -> list[str]:
         """Command lines of the processes in which slurmd runs tasks: 'slurmstepd: [5.0]'."""
         mark, found = f"SLURM_CONF={self.configuration}".encode(), []
-        for entry in os.listdir("/proc"):
+        for entry in filter(str.isdecimal, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                if entry.isdecimal() and Path(f"/proc/{entry}/comm").read_text().startswith("slurmstepd"):
-                    if mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                        found.append(Path(f"/proc/{entry}/cmdline").read_text())
+                ours = Path(f"/proc/{entry}/comm").read_text().startswith("slurmstepd")
+                if ours and mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                    found.append(Path(f"/proc/{entry}/cmdline").read_text())
         return found
 
     def reset(self) -> None:

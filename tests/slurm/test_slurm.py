@@ -26,7 +26,7 @@ from tests.slurm.conftest import write_config
 TWO_PHASES = "run_two_phase_distributed.py"
 ONE_PHASE = "run_distributed_training.py"
 # Long enough to be interrupted several times: some seconds without an end to its patience.
-LONG = {**QUICK, "max_epochs": 1500, "early_stopping_patience": 1_000_000}
+LONG = {**QUICK, "max_epochs": 800, "early_stopping_patience": 1_000_000}
 
 
 def events(project: Project, event: str) -> list[dict[str, Any]]:
