@@ -93,6 +93,10 @@ def three_channels(name: str) -> Spoil:
     return lambda project: write_person(project.folder / "data/made", name, channels=3)
 
 
+def write_huge(project: Project) -> None:
+    os.truncate(project.write("huge.json", []), 20 << 30)
+
+
 def start(says: str, *argv: object, spoil: Spoil | None = None) -> Case:
     """run_distributed_training.py."""
     return Case(says, argv, spoil, "run_distributed_training.py")
@@ -228,9 +232,7 @@ CASES: dict[str, Case] = {
     "a fraction above 1 in a job file": job_file("job 0: target_data_pct", json.dumps([{**BASE, "target_data_pct": 2}]), kind="finetune"),
     "two jobs for one place": job_file("job 1: writes to the same place", TWICE, kind="finetune"),
     "a missing job file": start("none.json: not found", "--jobs-config", "none.json", "--script-path", "train_base.py"),
-    "a huge job file": start(
-        "huge.json: larger than", "--jobs-config", "huge.json", "--script-path", "train_base.py", spoil=lambda p: os.truncate(p.write("huge.json", []), 20 << 30)
-    ),
+    "a huge job file": start("huge.json: larger than", "--jobs-config", "huge.json", "--script-path", "train_base.py", spoil=write_huge),
     "a script that is not there": start("none.py: not found", "--jobs-config", "x.json", "--script-path", "none.py"),
     "a script elsewhere": start("must lie in the project folder", "--jobs-config", "x.json", "--script-path", "/bin/true"),
     "no data for the jobs": job_file("data/none", job(data_path="data/none")),
