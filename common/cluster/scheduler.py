@@ -3,9 +3,7 @@
 The runner tells what happened (every call takes `now`, monotonic seconds) and asks `assign(now)` what to start, `cancellations()` what to stop and `changes()`
 what to log. Call `assign` after events and at least once a second: silence, set-aside nodes and overdue jobs are judged there.
 
-Policy. Ready jobs are taken longest remaining chain first (a base counts with its longest fine-tune: the upward rank of HEFT, Topcuoglu, Hariri and Wu, IEEE
-TPDS 13(3), 2002). Each goes where it is done soonest, transfer of its base included; when that is a faster slot that is still busy, the job waits for it,
-unless the slower slot is done before the run can end anyway. Estimates are corrected by what is observed: one factor per kind of job, one speed per node.
+Where a job is started is `placement.py`'s choice; this file keeps the books: it is the only one that changes the state of a job, a node or a slot.
 """
 
 from __future__ import annotations
@@ -14,199 +12,27 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from common.cluster.placement import BUSY, DOWN, FREE, Placement, View
+from common.cluster.schedule import (
+    ENDED,
+    LEFT,
+    Assignment,
+    Cancellation,
+    Change,
+    Copy,
+    Corrections,
+    Job,
+    Node,
+    Record,
+    Settings,
+    Slot,
+    State,
+)
 
-Floats = npt.NDArray[np.float64]
+__all__ = ["ENDED", "Assignment", "Cancellation", "Change", "Job", "Scheduler", "Settings", "Slot", "State"]
 
-
-class State(str, Enum):
-    """Of a job, as DESIGN.md names them. A job whose node is suspect is READY again though its first copy still runs."""
-
-    WAITING = "waiting"
-    READY = "ready"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    BLOCKED = "blocked"
-
-
-ENDED = frozenset({State.DONE, State.FAILED, State.BLOCKED})
-LEFT = frozenset({State.WAITING, State.READY})  # no copy of it is known to be working
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Limits; times in seconds."""
-
-    suspect_after: float = 30.0
-    close_after: float = 60.0
-    max_retries: int = 2
-    faults_in_a_row: int = 3
-    set_aside: float = 30.0  # first delay of a node that is set aside; doubles each time, up to set_aside_most
-    set_aside_most: float = 1800.0
-    no_node_limit: float = 600.0
-    wait_for_all_bases: bool = False
-    bytes_per_second: float = 50e6  # of a node for which the runner gives none
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job.
-
-    id: unique. estimate: seconds at speed 1. kind: "base", "finetune" or any other word; jobs of one kind share an estimate factor, and `wait_for_all_bases`
-    holds back every kind but "base". needs: id of the base job that must be done first, or None. base: name of the base model that must be on the node
-    (default: `needs`). base_bytes: its size, for the time of the transfer.
-    """
-
-    id: str
-    estimate: float
-    kind: str = "job"
-    needs: str | None = None
-    base: str | None = None
-    base_bytes: int = 0
-
-
-class Slot(NamedTuple):
-    """One place where one job runs at a time."""
-
-    node: str
-    number: int
-
-
-class Assignment(NamedTuple):
-    """Start `job` on `slot`; `fetch` is the base model that its node does not hold yet, or None."""
-
-    job: str
-    slot: Slot
-    fetch: str | None
-
-
-class Cancellation(NamedTuple):
-    """Stop this copy; report `slot_free` when the slot is idle again. `slot` is None when only its result was still on its way."""
-
-    job: str
-    node: str
-    slot: Slot | None
-
-
-class Change(NamedTuple):
-    """For the event log. `what` is "job" (state: a State's value) or "node" (state: open, suspect, closed, set aside, draining)."""
-
-    what: str
-    name: str
-    state: str
-    cause: str
-
-
-@dataclass(slots=True, eq=False)
-class _Copy:
-    """One run of a job on a node; `row` is its slot, -1 once the slot is free and only the result is on its way."""
-
-    job: _Record
-    node: _Node
-    row: int
-    order: int
-
-
-@dataclass(slots=True, eq=False)
-class _Record:
-    job: Job
-    base: str | None
-    order: int
-    state: State = State.WAITING
-    queued: bool = False
-    copies: dict[str, _Copy] = field(default_factory=dict)
-    dependants: list[_Record] | None = None
-    tail: float = 0.0  # the longest dependant's estimate
-    tail_kind: str = ""
-    lost: int = 0  # attempts that ended in a fault
-    spares: int = 0  # copies started because a node was suspect
-    avoid: set[str] | None = None
-    deaths: list[str] | None = None
-    cause: str = ""
-    hold: tuple[float, float, int, float] | None = None  # see _holds
-
-
-@dataclass(slots=True, eq=False)
-class _Node:
-    name: str
-    state: str = "open"
-    draining: bool = False
-    heard: float = 0.0
-    epoch: int = 0  # of its silence timer
-    rows: dict[int, int] = field(default_factory=dict)
-    up: int = 0  # slots free or busy
-    gpus: dict[int, str] = field(default_factory=dict)
-    retired: set[int] = field(default_factory=set)
-    copies: dict[str, _Copy] = field(default_factory=dict)
-    holds: set[str] = field(default_factory=set)
-    coming: set[str] = field(default_factory=set)
-    recent: list[str] = field(default_factory=list)  # bases that came last
-    faults: int = 0  # in a row
-    aside_until: float | None = None
-    asides: int = 0
-    deaths: set[str] = field(default_factory=set)
-    bytes_per_second: float = 1.0
-    prior: float = 1.0
-    speed: float = 1.0
-    seen: float = 0.0  # observations
-    log_sum: float = 0.0
-    usable: bool = False
-    able: bool = False
-
-
-_FREE, _BUSY, _DOWN = 0, 1, 2
 _RECENT = 8  # bases of a node that are looked at when a job there would save a transfer
-_FEW = 4  # free slots that are looked at one by one instead of as arrays
-_PATIENCE = 32  # jobs that may wait for a faster slot before the rest of the queue is left for the next call
-_SKIP = 1000  # retried jobs that may be passed over because the free slots are where they were lost
-_MARGIN = 0.15  # waiting for a busy slot must gain at least this share of the job's time on the free one
-_SAFETY = 1.5  # a slow slot is taken without asking further when the job is done there by the horizon though it takes this much longer
-_REVIEW = 0.1  # the decision to wait for a busy slot holds for this share of the job's time at most
-_OVERDUE = 0.2  # a job past its estimate is taken to need this share of the time that it has run
-
-
-class Estimates:
-    """Corrects estimates: a factor per kind of job (observed over estimated) and the scatter that is left around it."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, float, float]] = {}
-        self._squares = 4 * 0.3**2  # a prior worth four observations: 30 %
-        self._count = 4
-
-    def factor(self, kind: str) -> float:
-        """Seconds at speed 1 for each estimated second; 1 before anything is seen, and held back by two jobs' worth of doubt."""
-        seen = self._seen.get(kind)
-        if seen is None:
-            return 1.0
-        count, observed, estimated = seen
-        doubt = 2.0 * estimated / count
-        return (observed + doubt) / (estimated + doubt)
-
-    def observe(self, kind: str, estimate: float, seconds: float) -> float:
-        """Record one job (seconds at speed 1) and return the logarithm of seconds over the estimate as it stood."""
-        residual = math.log(seconds / (estimate * self.factor(kind)))
-        count, observed, estimated = self._seen.get(kind, (0, 0.0, 0.0))
-        self._seen[kind] = (count + 1, observed + seconds, estimated + estimate)
-        self._squares += residual * residual
-        self._count += 1
-        return residual
-
-    @property
-    def scatter(self) -> float:
-        """Variance of the logarithm of seconds over estimate."""
-        return self._squares / self._count
-
-
-def _larger(old: Floats, size: int, fill: float) -> Floats:
-    new = np.full(size, fill)
-    new[: len(old)] = old
-    return new
 
 
 class Scheduler:
@@ -214,37 +40,19 @@ class Scheduler:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
-        self.estimates = Estimates()
-        self._jobs: dict[str, _Record] = {}
-        self._nodes: dict[str, _Node] = {}
-        self._heaps: dict[str, list[tuple[float, int, _Record]]] = {}
-        self._by_base: dict[str, dict[str, _Record]] = {}  # ready jobs by the base they need
+        self.corrections = Corrections()
+        self._placement = Placement(self.corrections)
+        self._jobs: dict[str, Record] = {}
+        self._nodes: dict[str, Node] = {}
         self._users: dict[str, int] = {}  # jobs not ended, by base
-        self._holders: dict[str, set[_Node]] = {}  # nodes that hold a base or are about to
-        self._missing: dict[str, Floats] = {}  # per base and slot: seconds a byte takes to come, 0 where the node holds it
         self._counts: dict[str, dict[State, int]] = {}
-        self._todo: dict[str, float] = {}  # estimated seconds without a working copy, by kind
         self._left = 0
-        self._gated: list[_Record] = []
+        self._gated: list[Record] = []
         self._open_bases = 0
         self._order = itertools.count()
-        self._slots: list[Slot] = []
-        self._owner: list[_Node] = []
-        self._status: list[int] = []
-        self._copy: list[_Copy | None] = []
-        self._free: set[int] = set()
-        none = np.empty(0)
-        self._rate: Floats = none  # speed; 0 where nothing may start
-        self._inverse: Floats = none  # seconds for each second of work; infinite where nothing may start
-        self._inverse_free: Floats = none  # the same, free slots only
-        self._seconds_per_byte: Floats = none
-        self._start: Floats = none  # of the job there
-        self._end: Floats = none  # expected
-        self._grow(16)
-        self._timers: list[tuple[float, int, str, _Node, float]] = []
+        self._timers: list[tuple[float, int, str, Node, float]] = []
         self._cancelled: list[Cancellation] = []
         self._changes: list[Change] = []
-        self._able = 0
         self._idle = 0.0  # seconds without a node that can work
         self._idle_from: float | None = None
         self._stopping = False
@@ -268,8 +76,7 @@ class Scheduler:
         """The copy on `node` has begun to train (its base is there): its expected end counts from now."""
         copy = self._jobs[job].copies.get(node)
         if copy is not None and copy.row >= 0:
-            self._start[copy.row] = now
-            self._end[copy.row] = now + self._work(copy.job) / copy.node.speed
+            self._placement.expect(copy.row, now, self._placement.work(copy.job) / copy.node.speed)
 
     def observe(self, job: str, node: str, seconds: float) -> None:
         """A whole training of `job` took `seconds` on `node`: mends the estimates of its kind and the node's speed.
@@ -280,14 +87,14 @@ class Scheduler:
         record, host = self._jobs[job], self._nodes[node]
         if seconds <= 0:
             return
-        residual = self.estimates.observe(record.job.kind, record.job.estimate, seconds * host.speed)
+        residual = self.corrections.observe(record.job.kind, record.job.estimate, seconds * host.speed)
         host.seen += 1
         host.log_sum += math.log(host.speed) - residual
-        doubt = self.estimates.scatter / 0.3**2
+        doubt = self.corrections.scatter / 0.3**2
         speed = math.exp((doubt * math.log(host.prior) + host.log_sum) / (doubt + host.seen))
         if abs(speed / host.speed - 1) > 0.01:
             host.speed = speed
-            self._mark_all(host)
+            self._placement.mark_node(host)
 
     def finished(self, now: float, job: str, node: str, verified: bool = True) -> bool:
         """The result of `job` from `node` is on the head. Returns True when it made the job done: the first verified result wins.
@@ -303,7 +110,7 @@ class Scheduler:
             self._praise(host)
         copy = record.copies.get(node)
         if copy is not None:
-            self._drop(copy, _FREE)
+            self._drop(copy, FREE)
         if record.state not in ENDED:
             for other in list(record.copies.values()):
                 self._cancel(now, other)
@@ -320,7 +127,7 @@ class Scheduler:
         copy = self._jobs[job].copies.get(node)
         if copy is not None:
             self._clock(now)
-            self._drop(copy, _FREE)
+            self._drop(copy, FREE)
             self._fail(now, copy.job, cause)
             self._watch(now)
 
@@ -333,7 +140,7 @@ class Scheduler:
         host = self._nodes[node]
         copy = self._jobs[job].copies.get(node) if job is not None else None
         if copy is not None:
-            self._drop(copy, _DOWN)
+            self._drop(copy, DOWN)
             self._avoid(copy)
         self._fault(now, host, cause)
         if copy is not None:
@@ -350,9 +157,9 @@ class Scheduler:
             return
         self._clock(now)
         record, host = copy.job, copy.node
-        self._drop(copy, _DOWN)
+        self._drop(copy, DOWN)
         self._avoid(copy)
-        alone = self._able == host.able  # no other node could take it
+        alone = self._placement.able == host.able  # no other node could take it
         record.deaths = [*(record.deaths or []), node]
         host.deaths.add(job)
         if len(host.deaths) > 1:
@@ -370,11 +177,11 @@ class Scheduler:
         self.job_killed(now, job, node, "out of GPU memory")
         if row < 0:
             return None
-        slot, host = self._slots[row], self._nodes[node]
+        slot, host = self._placement.slots[row], self._nodes[node]
         mates = [index for index in host.rows if host.gpus.get(index) == gpu and index not in host.retired]
         if len(mates) < 2 or slot.number in host.retired:
             return None
-        self._set_slot(row, _DOWN)
+        self._set_slot(row, DOWN)
         host.retired.add(slot.number)
         self._watch(now)
         return slot
@@ -394,7 +201,7 @@ class Scheduler:
         self._clock(now)
         host = self._nodes.get(name)
         if host is None:
-            host = self._nodes[name] = _Node(name, state="closed", prior=speed, speed=speed)
+            host = self._nodes[name] = Node(name, state="closed", prior=speed, speed=speed)
         host.bytes_per_second = bytes_per_second or self.settings.bytes_per_second
         host.draining = False
         if host.state == "closed":
@@ -435,11 +242,11 @@ class Scheduler:
             host.gpus[slot.number] = gpu
         row = host.rows.get(slot.number)
         if row is None:
-            row = self._new_row(host, slot)
-        copy = self._copy[row]
+            row = self._placement.add_row(host, slot)
+        copy = self._placement.copies[row]
         if copy is not None:
             copy.row = -1
-        self._set_slot(row, _FREE)
+        self._set_slot(row, FREE)
         self._watch(now)
         return True
 
@@ -449,10 +256,10 @@ class Scheduler:
         row = self._nodes[slot.node].rows.get(slot.number)
         if row is None:
             return
-        copy = self._copy[row]
-        self._set_slot(row, _DOWN)
+        copy = self._placement.copies[row]
+        self._set_slot(row, DOWN)
         if copy is not None:
-            self._drop(copy, _DOWN)
+            self._drop(copy, DOWN)
             self._lose(now, copy.job, "its worker is gone")
         self._watch(now)
 
@@ -482,7 +289,7 @@ class Scheduler:
         host = self._nodes[node]
         host.holds.discard(base)
         host.coming.discard(base)
-        self._absent(host, base)
+        self._placement.absent(host, base)
 
     def tick(self, now: float) -> None:
         """Judge silence and let set-aside nodes try again. `assign` does this too."""
@@ -504,27 +311,12 @@ class Scheduler:
         """Decide what starts now. Each returned job is running and its slot busy from here on."""
         self.tick(now)
         made: list[Assignment] = []
-        passed: list[_Record] = []
-        waiting = 0
-        view: _View | None = None
-        while self._free and not self._stopping and waiting < _PATIENCE and len(passed) < _SKIP:
-            record = self._pop()
-            if record is None:
-                break
-            view = view or self._view(now)
-            row, patient = (None, True) if self._holds(record, view) else self._place(record, view)
-            if row is None:
-                waiting += patient
-                passed.append(record)
-                continue
-            chosen = self._swap(record, row, view)
-            if chosen is not record:
-                self._queue(record)
-            made.append(self._begin(now, chosen, row, view))
-            view.fastest_free = None
-        for record in passed:
-            self._queue(record)
-        self._watch(now)
+        if self._placement.free and not self._stopping:
+            view = self._placement.view(now)
+            while (choice := self._placement.next(view)) is not None:
+                made.append(self._begin(now, *choice, view))
+            self._placement.finish(view)
+            self._watch(now)
         return made
 
     def cancellations(self) -> list[Cancellation]:
@@ -578,7 +370,7 @@ class Scheduler:
     def job_at(self, slot: Slot) -> str | None:
         """The job that occupies `slot`, or None."""
         row = self._nodes[slot.node].rows.get(slot.number)
-        copy = self._copy[row] if row is not None else None
+        copy = self._placement.copies[row] if row is not None else None
         return copy.job.job.id if copy is not None else None
 
     def left(self) -> list[str]:
@@ -600,20 +392,8 @@ class Scheduler:
         return self._timers[0][0] if self._timers else None
 
     def time_left(self, now: float) -> float | None:
-        """Expected seconds until all is done; None while no slot can work. The work over the slots' speed, or the longest chain if that is longer."""
-        view = self._view(now)
-        if view.speed <= 0:
-            return 0.0 if self._left == 0 else None
-        fastest = float(self._rate[: len(self._slots)].max())
-        chains = [view.horizon - now]
-        for copy in self._copy:
-            if copy is not None:
-                chains.append(float(view.ready[copy.row]) - now + self._tail(copy.job) / fastest)
-        for heap in self._heaps.values():
-            self._clean(heap)
-            if heap:
-                chains.append(self._rank(heap[0][2]) / fastest)
-        return max(chains) if self._left else 0.0
+        """Expected seconds until all is done; None while no slot can work."""
+        return self._placement.time_left(now) if self._left else 0.0
 
     # ---- jobs
 
@@ -631,16 +411,16 @@ class Scheduler:
                 raise ValueError(f"job {job.id} needs {job.needs}, which needs a job itself; a base job needs none")
 
     def _enter(self, job: Job) -> None:
-        record = self._jobs[job.id] = _Record(job, job.base or job.needs, next(self._order))
+        record = self._jobs[job.id] = Record(job, job.base or job.needs, next(self._order))
         counts = self._counts.setdefault(job.kind, dict.fromkeys(State, 0))
         counts[State.WAITING] += 1
-        self._todo[job.kind] = self._todo.get(job.kind, 0.0) + job.estimate
+        self._placement.todo[job.kind] = self._placement.todo.get(job.kind, 0.0) + job.estimate
         self._left += 1
         self._open_bases += job.kind == "base"
         if record.base is not None:
             self._users[record.base] = self._users.get(record.base, 0) + 1
 
-    def _link(self, record: _Record) -> None:
+    def _link(self, record: Record) -> None:
         if record.job.needs is None:
             return
         parent = self._jobs[record.job.needs]
@@ -649,9 +429,9 @@ class Scheduler:
         if record.job.estimate > parent.tail:
             parent.tail, parent.tail_kind = record.job.estimate, record.job.kind
             if parent.queued:
-                self._queue(parent)
+                self._placement.queue(parent)
 
-    def _open(self, record: _Record) -> None:
+    def _open(self, record: Record) -> None:
         """Make a waiting job ready if its base is done and no barrier holds it back; blocked if its base failed."""
         if record.state is not State.WAITING:
             return
@@ -662,9 +442,9 @@ class Scheduler:
             self._gated.append(record)
         elif parent is None or parent.state is State.DONE:
             self._move(record, State.READY, "")
-            self._queue(record)
+            self._placement.queue(record)
 
-    def _move(self, record: _Record, state: State, cause: str) -> None:
+    def _move(self, record: Record, state: State, cause: str) -> None:
         old, kind = record.state, record.job.kind
         record.cause = cause or record.cause
         if old is state:
@@ -673,24 +453,24 @@ class Scheduler:
         counts = self._counts[kind]
         counts[old] -= 1
         counts[state] += 1
-        self._todo[kind] += record.job.estimate * ((state in LEFT) - (old in LEFT))
+        self._placement.todo[kind] += record.job.estimate * ((state in LEFT) - (old in LEFT))
         self._note("job", record.job.id, state.value, cause)
 
-    def _finish(self, record: _Record, state: State, cause: str) -> None:
+    def _finish(self, record: Record, state: State, cause: str) -> None:
         """Done, failed or blocked: for good. Dependants are opened or blocked with it."""
         stack = [(record, state, cause)]
         while stack:
             one, state, cause = stack.pop()
             if one.state in ENDED:
                 continue
-            self._dequeue(one)
+            self._placement.dequeue(one)
             self._move(one, state, cause)
             self._left -= 1
             self._open_bases -= one.job.kind == "base"
             if one.base is not None:
                 self._users[one.base] -= 1
                 if not self._users[one.base]:
-                    self._missing.pop(one.base, None)
+                    self._placement.unused(one.base)
             dependants = sorted(one.dependants or [], key=lambda child: -child.job.estimate)
             if state is State.DONE:
                 for child in dependants:
@@ -702,16 +482,16 @@ class Scheduler:
             for one in gated:
                 self._open(one)
 
-    def _fail(self, now: float, record: _Record, cause: str) -> None:
+    def _fail(self, now: float, record: Record, cause: str) -> None:
         for copy in list(record.copies.values()):
             self._cancel(now, copy)
         self._finish(record, State.FAILED, cause)
 
-    def _lose(self, now: float, record: _Record, cause: str) -> None:
+    def _lose(self, now: float, record: Record, cause: str) -> None:
         record.lost += 1
         self._settle(now, record, cause)
 
-    def _settle(self, now: float, record: _Record, cause: str) -> None:
+    def _settle(self, now: float, record: Record, cause: str) -> None:
         """Set the state that follows from a job's copies and lost attempts: running, ready (again), or failed."""
         if record.state in ENDED:
             return
@@ -728,34 +508,35 @@ class Scheduler:
             again = True
         if again:
             self._move(record, State.READY, cause)
-            self._queue(record)
+            self._placement.queue(record)
         else:
-            self._dequeue(record)
+            self._placement.dequeue(record)
             self._move(record, State.RUNNING, cause)
 
     # ---- copies
 
-    def _begin(self, now: float, record: _Record, row: int, view: _View) -> Assignment:
-        host = self._owner[row]
+    def _begin(self, now: float, record: Record, row: int, view: View) -> Assignment:
+        host = self._placement.owner[row]
         record.spares += bool(record.copies)
-        copy = _Copy(record, host, row, next(self._order))
+        copy = Copy(record, host, row, next(self._order))
         record.copies[host.name] = host.copies[record.job.id] = copy
-        self._dequeue(record)
+        self._placement.dequeue(record)
         self._move(record, State.RUNNING, "")
         fetch = record.base if record.base is not None and record.base not in host.holds else None
-        seconds = self._work(record) / host.speed
+        seconds = self._placement.work(record) / host.speed
         if fetch is not None and fetch not in host.coming:
             seconds += record.job.base_bytes / host.bytes_per_second
             host.coming.add(fetch)
-            self._present(host, fetch)
-        self._set_slot(row, _BUSY, copy)
-        self._start[row], self._end[row] = now, now + seconds
+            self._placement.present(host, fetch)
+        self._set_slot(row, BUSY, copy)
+        self._placement.expect(row, now, seconds)
         view.ready[row] = now + seconds
+        view.fastest_free = None
         if host.faults:
             self._refresh(host)
-        return Assignment(record.job.id, self._slots[row], fetch)
+        return Assignment(record.job.id, self._placement.slots[row], fetch)
 
-    def _drop(self, copy: _Copy, status: int) -> None:
+    def _drop(self, copy: Copy, status: int) -> None:
         """Forget a copy; its slot, if it has one, becomes `status`."""
         del copy.job.copies[copy.node.name]
         del copy.node.copies[copy.job.job.id]
@@ -764,23 +545,23 @@ class Scheduler:
         if copy.node.faults:
             self._refresh(copy.node)
 
-    def _cancel(self, now: float, copy: _Copy) -> None:
+    def _cancel(self, now: float, copy: Copy) -> None:
         """Its slot stays busy until the runner says that it is free."""
         row = copy.row
-        slot = self._slots[row] if row >= 0 else None
+        slot = self._placement.slots[row] if row >= 0 else None
         copy.row = -1
-        self._drop(copy, _BUSY)
+        self._drop(copy, BUSY)
         if row >= 0:
-            self._set_slot(row, _BUSY)
-            self._start[row] = self._end[row] = now
+            self._set_slot(row, BUSY)
+            self._placement.expect(row, now, 0.0)
         self._cancelled.append(Cancellation(copy.job.job.id, copy.node.name, slot))
 
-    def _avoid(self, copy: _Copy) -> None:
-        copy.job.avoid = (copy.job.avoid or set()) | {copy.node.name}
+    def _avoid(self, copy: Copy) -> None:
+        copy.job.avoid = (copy.job.avoid or set()) | {copy.node}
 
     # ---- nodes
 
-    def _judge(self, now: float, host: _Node) -> None:
+    def _judge(self, now: float, host: Node) -> None:
         """A silence timer rang."""
         silent = now - host.heard
         if silent >= self.settings.close_after:
@@ -796,19 +577,19 @@ class Scheduler:
         else:
             self._timer(host.heard + self.settings.suspect_after, "silence", host, host.epoch)
 
-    def _close(self, now: float, host: _Node, cause: str) -> None:
+    def _close(self, now: float, host: Node, cause: str) -> None:
         if host.state == "closed":
             return
         host.state = "closed"
         self._note("node", host.name, "closed", cause)
         copies = list(host.copies.values())
         for copy in copies:
-            self._drop(copy, _DOWN)
+            self._drop(copy, DOWN)
             self._avoid(copy)
         for row in host.rows.values():
-            self._set_slot(row, _DOWN)
+            self._set_slot(row, DOWN)
         for base in host.coming:
-            self._absent(host, base)
+            self._placement.absent(host, base)
         host.coming.clear()
         if not host.draining:
             self._fault(now, host, cause)
@@ -816,7 +597,7 @@ class Scheduler:
         for copy in copies:
             self._lose(now, copy.job, cause)
 
-    def _fault(self, now: float, host: _Node, cause: str) -> None:
+    def _fault(self, now: float, host: Node, cause: str) -> None:
         """Count a fault; the third in a row, and each one of the trials after it, sets the node aside for a growing time."""
         if host.aside_until is not None:
             return
@@ -829,46 +610,43 @@ class Scheduler:
             self._note("node", host.name, "set aside", f"{cause}; tried again in {delay:.0f} s")
         self._refresh(host)
 
-    def _praise(self, host: _Node) -> None:
+    def _praise(self, host: Node) -> None:
         """A verified result: the row of faults is broken."""
         if host.faults or host.deaths:
             host.faults, host.asides, host.aside_until = 0, 0, None
             host.deaths.clear()
             self._refresh(host)
 
-    def _hold(self, host: _Node, base: str) -> None:
+    def _hold(self, host: Node, base: str) -> None:
         host.coming.discard(base)
         if base in host.holds:
             return
         host.holds.add(base)
         host.recent = [base, *host.recent[: _RECENT - 1]]
-        self._present(host, base)
+        self._placement.present(host, base)
 
-    def _present(self, host: _Node, base: str) -> None:
-        self._holders.setdefault(base, set()).add(host)
-        missing = self._missing.get(base)
-        if missing is not None:
-            for row in host.rows.values():
-                missing[row] = 0.0
-
-    def _absent(self, host: _Node, base: str) -> None:
-        if base not in host.holds:
-            self._holders.get(base, set()).discard(host)
-            self._missing.pop(base, None)
-
-    def _refresh(self, host: _Node) -> None:
+    def _refresh(self, host: Node) -> None:
         """Recompute whether a node may get jobs. On trial after being set aside it gets one at a time."""
         healthy = host.faults < self.settings.faults_in_a_row
         works = host.state == "open" and not host.draining and host.aside_until is None
         usable = works and (healthy or not host.copies)
         able = works and healthy and host.up > 0
-        self._able += able - host.able
+        self._placement.able += able - host.able
         host.able = able
         if usable != host.usable:
             host.usable = usable
-            self._mark_all(host)
+            self._placement.mark_node(host)
 
-    def _timer(self, when: float, kind: str, host: _Node, token: float) -> None:
+    def _set_slot(self, row: int, status: int, copy: Copy | None = None) -> None:
+        host = self._placement.owner[row]
+        had = host.up
+        self._placement.set_slot(row, status, copy)
+        if status != BUSY and self._cancelled:  # an order to stop what has just stopped would hit the next job there
+            self._cancelled = [each for each in self._cancelled if each.slot != self._placement.slots[row]]
+        if (host.up > 0) != (had > 0):
+            self._refresh(host)
+
+    def _timer(self, when: float, kind: str, host: Node, token: float) -> None:
         heapq.heappush(self._timers, (when, next(self._order), kind, host, token))
 
     def _note(self, what: str, name: str, state: str, cause: str) -> None:
@@ -882,219 +660,9 @@ class Scheduler:
 
     def _watch(self, now: float) -> None:
         """Start, pause or reset that count: reset by a sound node, paused while a node on trial runs a job."""
-        if self._able or not self._left:
+        if self._placement.able or not self._left:
             self._idle, self._idle_from = 0.0, None
         elif any(host.state == "open" and host.copies for host in self._nodes.values()):
             self._idle_from = None
         elif self._idle_from is None:
             self._idle_from = now
-
-    # ---- slots: one row each in parallel arrays
-
-    def _grow(self, size: int) -> None:
-        self._rate = _larger(self._rate, size, 0.0)
-        self._inverse = _larger(self._inverse, size, math.inf)
-        self._inverse_free = _larger(self._inverse_free, size, math.inf)
-        self._seconds_per_byte = _larger(self._seconds_per_byte, size, 0.0)
-        self._start = _larger(self._start, size, math.inf)
-        self._end = _larger(self._end, size, -math.inf)
-        self._missing.clear()
-
-    def _new_row(self, host: _Node, slot: Slot) -> int:
-        row = len(self._slots)
-        if row == len(self._rate):
-            self._grow(2 * row)
-        self._slots.append(slot)
-        self._owner.append(host)
-        self._status.append(_DOWN)
-        self._copy.append(None)
-        host.rows[slot.number] = row
-        self._missing.clear()
-        return row
-
-    def _set_slot(self, row: int, status: int, copy: _Copy | None = None) -> None:
-        host, old = self._owner[row], self._status[row]
-        self._status[row] = status
-        self._copy[row] = copy
-        if status != _BUSY:
-            self._start[row], self._end[row] = math.inf, -math.inf
-            if self._cancelled:  # an order to stop what has just stopped would hit the next job there
-                self._cancelled = [each for each in self._cancelled if each.slot != self._slots[row]]
-        self._mark(row)
-        if (old == _DOWN) != (status == _DOWN):
-            host.up += 1 if old == _DOWN else -1
-            self._refresh(host)
-
-    def _mark(self, row: int) -> None:
-        host, status = self._owner[row], self._status[row]
-        open_ = host.usable and status != _DOWN
-        free = open_ and status == _FREE
-        inverse = 1.0 / host.speed
-        self._rate[row] = host.speed if open_ else 0.0
-        self._seconds_per_byte[row] = 1.0 / host.bytes_per_second
-        self._inverse[row] = inverse if open_ else math.inf
-        self._inverse_free[row] = inverse if free else math.inf
-        (self._free.add if free else self._free.discard)(row)
-
-    def _mark_all(self, host: _Node) -> None:
-        for row in host.rows.values():
-            self._mark(row)
-
-    # ---- the queue and the choice
-
-    def _work(self, record: _Record) -> float:
-        return record.job.estimate * self.estimates.factor(record.job.kind)
-
-    def _tail(self, record: _Record) -> float:
-        return record.tail * self.estimates.factor(record.tail_kind) if record.tail else 0.0
-
-    def _rank(self, record: _Record) -> float:
-        """Seconds of the remaining chain. A job that killed a worker comes after all others: it may do it again, and set aside the node that they need."""
-        return 0.0 if record.deaths else self._work(record) + self._tail(record)
-
-    def _queue(self, record: _Record) -> None:
-        record.queued = True
-        heap = self._heaps.setdefault(record.job.kind, [])
-        heapq.heappush(heap, (0.0 if record.deaths else -(record.job.estimate + record.tail), record.order, record))
-        if record.base is not None:
-            self._by_base.setdefault(record.base, {})[record.job.id] = record
-
-    def _dequeue(self, record: _Record) -> None:
-        """Its entry in the heap is left behind and skipped when met."""
-        record.queued = False
-        if record.base is not None:
-            mates = self._by_base.get(record.base)
-            if mates is not None and mates.pop(record.job.id, None) is not None and not mates:
-                del self._by_base[record.base]
-
-    def _clean(self, heap: list[tuple[float, int, _Record]]) -> None:
-        while heap and not heap[0][2].queued:
-            heapq.heappop(heap)
-
-    def _pop(self) -> _Record | None:
-        """The ready job with the longest remaining chain, taken out of the queue."""
-        best: list[tuple[float, int, _Record]] | None = None
-        for heap in self._heaps.values():
-            self._clean(heap)
-            if heap and (best is None or self._rank(heap[0][2]) > self._rank(best[0][2])):
-                best = heap
-        if best is None:
-            return None
-        record = heapq.heappop(best)[2]
-        record.queued = False
-        return record
-
-    def _view(self, now: float) -> _View:
-        """When each slot is expected to be free, and a lower estimate of when all work can be done."""
-        size = len(self._slots)
-        end, start, rate = self._end[:size], self._start[:size], self._rate[:size]
-        ready = now * (1.0 + _OVERDUE) - _OVERDUE * start
-        np.maximum(ready, end, out=ready)
-        np.maximum(ready, now, out=ready)
-        speed = float(rate.sum())
-        work = sum(todo * self.estimates.factor(kind) for kind, todo in self._todo.items())
-        busy = float(np.dot(ready, rate)) - now * speed
-        return _View(now, ready, speed, now + (work + busy) / speed if speed > 0 else math.inf)
-
-    def _place(self, record: _Record, view: _View) -> tuple[int | None, bool]:
-        """The free slot on which to start, or None: True with it when waiting for a busy slot is better, False when no free slot will do."""
-        work = self._work(record)
-        barred = self._barred(record)
-        row, seconds = self._best_free(record, work, barred)
-        if seconds == math.inf:
-            return None, False
-        end = view.now + seconds
-        if view.now + _SAFETY * (seconds + self._tail(record)) <= view.horizon:
-            return row, False
-        on_busy = self._cost(record, work, self._inverse, barred) + view.ready
-        better = int(on_busy.argmin())
-        if float(on_busy[better]) < end - _MARGIN * seconds:
-            until = min(float(view.ready[better]), view.now + _REVIEW * seconds)
-            record.hold = (until, self._fastest_free(view), better, float(on_busy[better] - view.ready[better]))
-            view.ready[better] = on_busy[better]  # spoken for, in this round
-            return None, True
-        return row, False
-
-    def _holds(self, record: _Record, view: _View) -> bool:
-        """True when an earlier decision to wait still stands; the slot waited for is spoken for again.
-
-        It stands until its time, as long as no free slot is faster than those that were turned down then.
-        """
-        if record.hold is None:
-            return False
-        until, speed, row, seconds = record.hold
-        if view.now >= until or self._rate[row] == 0.0 or self._fastest_free(view) > speed:
-            record.hold = None
-            return False
-        view.ready[row] += seconds
-        return True
-
-    def _fastest_free(self, view: _View) -> float:
-        if view.fastest_free is None:
-            view.fastest_free = 1.0 / float(self._inverse_free[: len(self._slots)].min())
-        return view.fastest_free
-
-    def _best_free(self, record: _Record, work: float, barred: set[str]) -> tuple[int, float]:
-        """The free slot that is done first, and its seconds (infinite if there is none); most often only one or two are free."""
-        if len(self._free) > _FEW:
-            cost = self._cost(record, work, self._inverse_free, barred)
-            row = int(cost.argmin())
-            return row, float(cost[row])
-        best, least = -1, math.inf
-        for row in sorted(self._free):
-            host = self._owner[row]
-            seconds = work / host.speed + self._transfer(record, host)
-            if seconds < least and host.name not in barred:
-                best, least = row, seconds
-        return best, least
-
-    def _transfer(self, record: _Record, host: _Node) -> float:
-        base = record.base
-        return 0.0 if base is None or base in host.holds or base in host.coming else record.job.base_bytes / host.bytes_per_second
-
-    def _cost(self, record: _Record, work: float, inverse: Floats, barred: set[str]) -> Floats:
-        """Seconds that the job would take on each slot, transfer included; infinite where it may not run."""
-        size = len(self._slots)
-        cost = work * inverse[:size]
-        if record.base is not None and record.job.base_bytes:
-            missing = self._missing.get(record.base)
-            if missing is None:
-                missing = self._missing[record.base] = self._seconds_per_byte[:size].copy()
-                for host in self._holders.get(record.base, ()):
-                    missing[list(host.rows.values())] = 0.0
-            cost += record.job.base_bytes * missing
-        for name in barred:
-            cost[list(self._nodes[name].rows.values())] = math.inf
-        return cost
-
-    def _barred(self, record: _Record) -> set[str]:
-        """Nodes that have a copy of the job, and those where it was lost if another can take it."""
-        barred = set(record.copies)
-        if record.avoid and self._able > sum(self._nodes[name].able for name in record.avoid):
-            barred |= record.avoid
-        return barred
-
-    def _swap(self, record: _Record, row: int, view: _View) -> _Record:
-        """Another ready job whose base is on this node, if `record` would wait for a transfer here and can as well start after it."""
-        host = self._owner[row]
-        if record.base is None or record.base in host.holds or not record.job.base_bytes:
-            return record
-        for base in host.recent:
-            mate = next(iter(self._by_base.get(base, {}).values()), None)
-            if mate is None or not mate.queued or mate.copies or mate.avoid:
-                continue
-            if view.now + (self._work(mate) + self._rank(record)) / host.speed <= view.horizon:
-                return mate
-        return record
-
-
-@dataclass(slots=True)
-class _View:
-    """One round of decisions: when each slot is expected to be free (changed as slots are spoken for), the speed of all, the end of all work if it could be
-    divided."""
-
-    now: float
-    ready: Floats
-    speed: float
-    horizon: float
-    fastest_free: float | None = None

@@ -256,6 +256,21 @@ def test_the_first_verified_result_wins_and_the_other_copy_is_cancelled() -> Non
     assert world.scheduler.state("j") is State.DONE
 
 
+def test_a_node_that_is_silent_again_and_again_does_not_make_copies_without_end() -> None:
+    world = cluster("n1", jobs=one(seconds=10_000))
+    world.step()
+    world.add_node("n2")
+    for _ in range(5):
+        world.mute.add("n1")
+        world.step(40)
+        world.mute.clear()
+        world.step(5)
+        if world.slots[Slot("n2", 0)] == "stopping":
+            world.free(Slot("n2", 0))
+    assert world.starts["j"] == 3
+    assert world.scheduler.copies("j") == ["n1"]
+
+
 def test_a_closed_node_gets_nothing_until_it_joins_again() -> None:
     world = cluster("n", jobs=one())
     world.step()
@@ -375,7 +390,7 @@ def test_a_node_is_blamed_when_a_second_job_dies_there() -> None:
 
 
 def test_a_job_that_killed_a_worker_is_tried_again_after_all_others() -> None:
-    world = cluster("n", jobs=[Job("killer", 100), Job("a", 10), Job("b", 10)])
+    world = cluster("n", jobs=[Job("killer", 100, "base"), Job("a", 10, "base"), Job("b", 10, "finetune")])
     assert world.step() == ["killer"]
     world.scheduler.job_killed(0, "killer", "n", "out of memory")
     world.free(Slot("n", 0))
@@ -483,8 +498,8 @@ def test_observed_durations_mend_the_estimates_of_that_kind_and_the_time_left() 
         (job,) = world.step()
         world.step(30)
         world.end(job)
-    assert world.scheduler.estimates.factor("finetune") > 1.5
-    assert world.scheduler.estimates.factor("base") == 1 or "b" in world.ended
+    assert world.scheduler.corrections.factor("finetune") > 1.5
+    assert world.scheduler.corrections.factor("base") == 1 or "b" in world.ended
     left = world.scheduler.time_left(world.now)
     assert left is not None
     assert left > 120
