@@ -32,7 +32,7 @@ from common.identity import code_fingerprints, digest
 from common.manifest import Sha256Cache
 from tests.trust.checker import contents
 from tests.trust.damage import Published, cold_worker, refusal
-from tests.trust.kills import here
+from tests.trust.kills import fork, here
 from tests.trust.world import BASE
 
 Make = Callable[[str], bytes]  # the file that the payload would touch -> bytes of a file that is loaded
@@ -136,7 +136,14 @@ def kinds() -> int:
 
 
 def really_runs(mark: Path) -> int:
-    """How many of them a careless load executes: payloads that do nothing would prove nothing."""
+    """How many of them a careless load executes, in a child: payloads that do nothing would prove nothing."""
+    said = mark.with_name("said")
+    _, status = os.waitpid(fork(lambda: _run_them(mark), said), 0)
+    assert status == 0, said.read_text()
+    return int(json.loads(said.read_text()))
+
+
+def _run_them(mark: Path) -> int:
     count = 0
     for content in payloads(str(mark)).values():
         with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings():  # only whether it ran is of interest
