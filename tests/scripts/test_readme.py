@@ -16,8 +16,8 @@ from tests.scripts.made import write_data
 from tests.scripts.projects import Project
 
 README = (ROOT / "README.md").read_text()
-# Builds a whole environment: tested where nodes are, in tests/cluster/test_upkeep.py.
-ELSEWHERE = {"python3 run_two_phase_distributed.py --setup-nodes"}
+# They build environments: the first is tested where nodes are, in tests/cluster/test_upkeep.py, the second is part of `make test`.
+ELSEWHERE = {"python3 run_two_phase_distributed.py --setup-nodes", "python3 -m pip install -r requirements-slurm.txt"}
 
 
 def commands() -> list[str]:
