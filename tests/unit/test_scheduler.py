@@ -242,6 +242,17 @@ def test_the_slot_of_a_cancelled_copy_is_used_only_when_it_says_that_it_is_free(
     assert world.step() == ["next"]
 
 
+def test_an_order_to_stop_a_copy_whose_slot_is_free_again_is_dropped_lest_it_hit_the_next_job() -> None:
+    world = cluster("n1", jobs=one())
+    world.step()
+    world.add_node("n2")
+    world.mute.add("n1")
+    world.step(40)
+    world.scheduler.heartbeat(world.now, "n1")
+    world.free(Slot("n2", 0))
+    assert world.scheduler.cancellations() == []
+
+
 def test_the_first_verified_result_wins_and_the_other_copy_is_cancelled() -> None:
     world = cluster("n1", jobs=one())
     world.step()
