@@ -99,6 +99,15 @@ def test_a_fine_tune_prefers_the_node_that_holds_its_base() -> None:
     assert world.scheduler.assign(0) == [Assignment("tune", Slot("with", 0), None)]
 
 
+def test_among_many_free_slots_too_the_node_that_holds_the_base_is_found() -> None:
+    world = SimulatedCluster(Settings(bytes_per_second=1.0))
+    world.add_jobs(Job("tune", 100, "finetune", base="published", base_bytes=10))
+    for i in range(9):
+        world.add_node(f"without{i}")
+    world.add_node("with", holds=("published",))
+    assert world.scheduler.assign(0) == [Assignment("tune", Slot("with", 0), None)]
+
+
 def test_a_transfer_is_worth_it_when_the_other_node_is_so_much_faster() -> None:
     world = SimulatedCluster(Settings(bytes_per_second=1.0))
     world.add_jobs(Job("tune", 100, "finetune", base="published", base_bytes=10))
@@ -292,6 +301,16 @@ def test_a_closed_node_gets_nothing_until_it_joins_again() -> None:
     assert world.step(20) == []
     world.add_node("n")
     assert world.step() == ["j"]
+
+
+def test_a_node_that_is_named_again_while_it_is_suspect_stays_so_until_it_speaks() -> None:
+    world = cluster("n", jobs=one())
+    world.mute.add("n")
+    world.scheduler.tick(31)
+    world.scheduler.add_node(31, "n")
+    assert world.scheduler.node_state("n") == "suspect"
+    world.scheduler.heartbeat(32, "n")
+    assert world.scheduler.node_state("n") == "open"
 
 
 def test_a_short_silence_limit_is_a_setting() -> None:
