@@ -202,6 +202,7 @@ def experiment_record(job: Job, config: Mapping[str, Any], metrics: Mapping[str,
     for where, record in (("config.json", config), ("metrics.json", metrics)):
         if (job.needs is None) != (record.get("base_model_hash") is None):
             _compare(job, where, record, {"base_model_hash": job.needs})
+    _compare(job, "metrics.json", metrics, {"base_model_hash": config.get("base_model_hash")})
     _form(job, _Experiment, {**metrics, "code_fingerprints": config.get("code_fingerprints")})
     for name, value in metrics.items():
         scored = name.startswith(("val_", "test_", "base_", "threshold_")) and name not in (*common, "base_model_hash")

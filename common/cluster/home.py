@@ -54,6 +54,16 @@ class Home:
         weights, base = self._base_of(job)
         there = artifacts.open_experiment(root.experiments / job.id)
         answers.experiment_record(job, there.config, there.metrics, weights, base, finetune_fingerprints(job.finetune, base, self._sha256))
+        named = there.config["base_model_hash"]
+        if root.root != self._paths.root and named != job.needs and self._weights_of(named) != weights:
+            raise CorruptArtifact(f"{job.id}: names base model {named}, which has not the weights that it started from: it is not used")
+
+    def _weights_of(self, base_hash: str) -> str | None:
+        """SHA-256 of a base model's weights, None where it is not published here."""
+        try:
+            return str(artifacts.read_base_metadata(self._paths, base_hash)["weights_sha256"])
+        except (BaseModelNotFound, CorruptArtifact):
+            return None
 
     def _base_of(self, job: Job) -> tuple[str | None, list[str]]:
         """SHA-256 and participants of the base model that a fine-tune starts from, as published here."""
