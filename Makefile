@@ -28,7 +28,7 @@ demo: env
 	$(BIN)/python report.py
 
 test: dev system-packages lint types
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=25
 
 check: dev lint types
 	$(BIN)/python -m pytest tests/unit tests/scripts
