@@ -76,7 +76,11 @@ def take_slot(name: str, owner: str) -> IO[str]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            _make_way(file, name, owner, patient=time.monotonic() < deadline)
+            try:
+                _make_way(file, name, owner, patient=time.monotonic() < deadline)
+            except SlotHeld:
+                file.close()
+                raise
             time.sleep(0.05)
     file.seek(0)
     file.truncate()

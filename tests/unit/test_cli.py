@@ -1,0 +1,78 @@
+"""The edge of every script: one line and the right exit code for whatever goes wrong, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from common.cli import Parser, one_line, run_script
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError, NodeError, ProjectError, TrainingError, nearest
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("a: b"), 2), (BaseModelNotFound("a: b"), 2), (Conflict("a: b"), 2), (CorruptArtifact("a: b"), 2), (TrainingError("a: b"), 1),
+        (NodeError("a: b"), 1), (ProjectError("a: b"), 1),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line_and_its_own_exit_code(error: ProjectError, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script(raising(error))
+    assert ended.value.code == code
+    assert capsys.readouterr().err == "error: a: b\n"
+
+
+def test_a_disk_error_names_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script(raising(OSError(errno.ENOSPC, "No space left on device", "/p/x.pt")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: /p/x.pt: No space left on device; ")
+
+
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script(raising(KeyboardInterrupt()))
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_what_main_returns_is_the_exit_code(code: int) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: code)
+    assert ended.value.code == code
+
+
+def test_a_bug_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_script(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\rb", "a\x1b[31mb", "a\u2028b", "a\x00b", "\na\n"])
+def test_no_text_can_fake_a_second_line(text: str) -> None:
+    assert len(one_line(text).splitlines()) == 1
+    assert one_line(text).isprintable()
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest() -> None:
+    flags = Parser("what it does")
+    flags.add_argument("--batch_size")
+    with pytest.raises(InputError, match="unknown argument --batch_sise, did you mean --batch_size"):
+        flags.parse(["--batch_sise=3"])
+    with pytest.raises(InputError, match="unknown argument --batch"):
+        flags.parse(["--batch", "3"])  # no abbreviations: a new flag must not change what an old command means
+    with pytest.raises(InputError, match="expected one argument"):
+        flags.parse(["--batch_size"])
+
+
+def test_nearest_is_silent_where_nothing_is_near() -> None:
+    assert nearest("zzz", ["lr", "fold"]) == ""
