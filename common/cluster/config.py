@@ -90,10 +90,11 @@ class Server(_Model):
         return self
 
 
-_OURS = frozenset(
-    ("array", "dependency", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "kill-on-invalid-dep", "chdir", "wrap", "ntasks")
-    + ("nodes", "time", "partition", "account", "cpus-per-task", "mem", "gres", "test-only", "parsable", "wait")
-)
+# Flags of sbatch that are decided here, or that have a key of their own.
+_OURS = frozenset((
+    "array", "dependency", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "kill-on-invalid-dep", "chdir", "wrap",
+    "ntasks", "nodes", "time", "partition", "account", "cpus-per-task", "mem", "gres", "test-only", "parsable", "wait",
+))  # fmt: skip
 
 
 class Slurm(_Model):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from common.cluster.journal import past_events
+from common.cluster.slurm_queue import project_mark
 from common.paths import Paths
 from tests.conftest import failed_in_one_line, wait_until
 from tests.scripts.made import DOCUMENTED_PEOPLE, write_data
@@ -26,7 +27,7 @@ from tests.slurm.conftest import write_config
 TWO_PHASES = "run_two_phase_distributed.py"
 ONE_PHASE = "run_distributed_training.py"
 # Long enough to be interrupted several times: some seconds without an end to its patience.
-LONG = {**QUICK, "max_epochs": 800, "early_stopping_patience": 1_000_000}
+LONG = {**QUICK, "max_epochs": 600, "early_stopping_patience": 1_000_000}
 
 
 def events(project: Project, event: str) -> list[dict[str, Any]]:
@@ -101,7 +102,8 @@ def test_fine_tunes_of_a_failing_base_never_start_and_the_others_are_not_held_up
     assert "2 done, 1 failed, 1 blocked, 0 left" in done.stdout
     assert "Traceback" in (slurm_project.folder / events(slurm_project, "failed")[0]["log"]).read_text()
     wait_until(lambda: not slurm.waiting_or_running(), what="the end of what can never start")
-    mine = [task for task in slurm.tasks() if task["name"].endswith("tune0c0")]
+    mark = project_mark(Paths(slurm_project.folder))
+    mine = [task for task in slurm.tasks() if task["name"].startswith(mark) and task["name"].endswith("tune0c0")]
     assert sorted((task["state"], task["reason"]) for task in mine) == [("CANCELLED", "DependencyNeverSatisfied"), ("COMPLETED", "None")]
     bases = {job["prefix"]: job["base_model_hash"] for job in slurm_project.jobs("finetune_jobs.json")}
     assert {bases[event["job"].partition("/")[0]] for event in events(slurm_project, "started") if "/" in event["job"]} == {by_rate[0.01]}
@@ -115,7 +117,6 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_notice_and_ends_in
 ) -> None:
     job = {**LONG, "fold": 0, "n_base_participants": 1}
     slurm_project.write("base_training_jobs.json", [job])
-    base = ""
 
     def running(times: int) -> bool:
         """The training has been started so often, and this time an epoch has ended."""
