@@ -129,6 +129,16 @@ class _Windows(_Model):
     hours: Score = None
 
 
+class _Counts(_Model):
+    train: _Windows
+    selection: _Windows
+
+
+class _AllCounts(_Counts):
+    test: _Windows
+    base_train: _Windows | None = None
+
+
 class _Provenance(_Model):
     versions: Names
     device: Text
@@ -154,12 +164,12 @@ class _Ended(_Model):
     epochs: Count
     updates: Count
     stopped_by: Literal["patience", "max_epochs"]
-    counts: dict[Literal["train", "selection", "test", "base_train"], _Windows]
     undefined: Names
     provenance: _Provenance
 
 
 class _Base(_Ended):
+    counts: _Counts
     trained_as: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     channels: Annotated[int, Field(ge=1, le=2**20)]
     metrics: dict[str, Score]
@@ -168,6 +178,7 @@ class _Base(_Ended):
 
 
 class _Experiment(_Ended):
+    counts: _AllCounts
     base_model_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
     code_fingerprints: dict[str, str]
 
@@ -186,18 +197,20 @@ def base_record(job: Job, metadata: Mapping[str, Any], data: Mapping[str, str]) 
     _form(job, _Base, metadata)
 
 
-def experiment_record(job: Job, config: Mapping[str, Any], metrics: Mapping[str, Any], weights: str | None, base: list[str], data: Mapping[str, str]) -> None:
-    """The same for an experiment; `weights` and `base`: SHA-256 and participants of its base model on the head."""
-    options = job.finetune
+def experiment_record(job: Job, config: Mapping[str, Any], metrics: Mapping[str, Any], base: Mapping[str, Any] | None, data: Mapping[str, str]) -> None:
+    """The same for an experiment; `base`: metadata of its base model on the head, or None where it starts from none."""
+    options, base = job.finetune, base or {}
     common: Json = {
         "fold": options.fold,
         "target_participant": identity.target(options),
-        "base_weights_sha256": weights,
+        "base_weights_sha256": base.get("weights_sha256"),
     }
     fields = identity.experiment_fields(options)
-    _compare(job, "config.json", config, common | {"base_participants": base, "data_fingerprints": dict(data), "experiment_fields": fields})
+    known = {"base_participants": base.get("base_participants", []), "training_key": base.get("training_key"), "experiment_fields": fields}
+    _compare(job, "config.json", config, common | known | {"data_fingerprints": dict(data)})
     _compare(job, "metrics.json", metrics, common | {"mode": options.mode, "target_data_pct": options.target_data_pct})
-    _same_options(job, config.get("options"), FinetuneOptions, identity.experiment_fields)
+    _same_options(job, config.get("options"), FinetuneOptions, _named_by)
+    _compare(job, "options", config["options"], {"prefix": job.values["prefix"]})
     # The hash may be another one of the same training, from a grid with other participants: the weights say what it started from.
     for where, record in (("config.json", config), ("metrics.json", metrics)):
         if (job.needs is None) != (record.get("base_model_hash") is None):
@@ -210,16 +223,31 @@ def experiment_record(job: Job, config: Mapping[str, Any], metrics: Mapping[str,
             raise CorruptArtifact(f"{job.id}: {name} in metrics.json is no number: it is not used")
 
 
+def _named_by(options: FinetuneOptions) -> Json:
+    """What an experiment is named by; the list of people may have grown since."""
+    return identity.experiment_fields(options) | {"fold": options.fold, "target": identity.target(options)}
+
+
 def _compare(job: Job, where: str, record: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     for name, value in expected.items():
-        if record.get(name) != value:
+        if not _same(record.get(name), value):
             raise CorruptArtifact(f"{job.id}: {name} in its {where} is {_text(record.get(name))[:100]}, not {_text(value)[:100]}: it is not used")
+
+
+def _same(there: object, value: object) -> bool:
+    """Equal, and true is not 1."""
+    if isinstance(there, dict) and isinstance(value, dict):
+        return there.keys() == value.keys() and all(_same(there[key], value[key]) for key in value)
+    if isinstance(there, list) and isinstance(value, list):
+        return len(there) == len(value) and all(map(_same, there, value))
+    return isinstance(there, bool) == isinstance(value, bool) and there == value
 
 
 def _same_options(job: Job, there: object, model: type[O], fields: Callable[[O], Json]) -> None:
     """As far as they name a result: what has no meaning in a job may differ."""
     try:
-        same = isinstance(there, dict) and fields(model.parse(there, "its options")) == fields(model.model_construct(**job.values))
+        whole = isinstance(there, dict) and there.keys() >= model.model_fields.keys()  # the head will read them all
+        same = isinstance(there, dict) and whole and fields(model.parse(there, "its options", strict=True)) == fields(model.model_construct(**job.values))
     except (InputError, IndexError, TypeError, AssertionError):
         same = False
     if not same:

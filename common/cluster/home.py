@@ -43,17 +43,19 @@ class Home:
         if job.kind == "base":
             data = base_fingerprints(job.base, self._sha256)
             return judge_base(root, job.id, identity.training_key(job.base, data), data)
-        weights, base = self._base_of(job)
-        return judge_experiment(root.experiments / job.id, job.finetune, weights, finetune_fingerprints(job.finetune, base, self._sha256))
+        base = self._base_of(job)
+        people, weights = (base["base_participants"], base["weights_sha256"]) if base else ([], None)
+        return judge_experiment(root.experiments / job.id, job.finetune, weights, finetune_fingerprints(job.finetune, people, self._sha256))
 
     def _check_record(self, job: Job, root: Paths) -> None:
         """What the head will read of it later is what the head knows, in the right form. Raises CorruptArtifact."""
         if job.kind == "base":
             answers.base_record(job, artifacts.read_base_metadata(root, job.id), base_fingerprints(job.base, self._sha256))
             return
-        weights, base = self._base_of(job)
+        base = self._base_of(job)
+        people, weights = (base["base_participants"], base["weights_sha256"]) if base else ([], None)
         there = artifacts.open_experiment(root.experiments / job.id)
-        answers.experiment_record(job, there.config, there.metrics, weights, base, finetune_fingerprints(job.finetune, base, self._sha256))
+        answers.experiment_record(job, there.config, there.metrics, base, finetune_fingerprints(job.finetune, people, self._sha256))
         named = there.config["base_model_hash"]
         if root.root != self._paths.root and named != job.needs and self._weights_of(named) != weights:
             raise CorruptArtifact(f"{job.id}: names base model {named}, which has not the weights that it started from: it is not used")
@@ -65,12 +67,9 @@ class Home:
         except (BaseModelNotFound, CorruptArtifact):
             return None
 
-    def _base_of(self, job: Job) -> tuple[str | None, list[str]]:
-        """SHA-256 and participants of the base model that a fine-tune starts from, as published here."""
-        if not job.needs:
-            return None, []
-        metadata = artifacts.read_base_metadata(self._paths, job.needs)
-        return metadata["weights_sha256"], metadata["base_participants"]
+    def _base_of(self, job: Job) -> artifacts.Json | None:
+        """Metadata of the base model that a fine-tune starts from, as published here; None where it starts from none."""
+        return artifacts.read_base_metadata(self._paths, job.needs) if job.needs else None
 
     def copy(self, source_hash: str, sibling: Job) -> None:
         """Publish a sibling of a base model that is published here."""
