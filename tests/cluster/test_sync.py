@@ -116,11 +116,16 @@ def test_data_changed_at_equal_size_and_time_are_noticed_there_and_here(hosts: H
     forget(project, hosts["h1"].project)
     project.run(TWO_PHASE)
     assert project.results() == reference
-    flip(project.folder / "data/tiny/bob_train.pt")
+    mine = project.folder / "data/tiny/bob_train.pt"
+    before = mine.stat()
+    write_data(project.folder / "data/tiny/new", ("bob",), seed=1)
+    mine.write_bytes((project.folder / "data/tiny/new/bob_train.pt").read_bytes())
+    os.utime(mine, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert mine.stat().st_size == before.st_size
     said = project.run(TWO_PHASE).said
     assert "is stale: data changed (bob_train.pt)" in said
     assert len(project.found(event="done")) == 2
-    assert (project.folder / "data/tiny/bob_train.pt").read_bytes() == (hosts["h1"].project / "data/tiny/bob_train.pt").read_bytes()
+    assert mine.read_bytes() == (hosts["h1"].project / "data/tiny/bob_train.pt").read_bytes()
     assert project.results().keys() == reference.keys()
     assert project.results() != reference
 
