@@ -122,6 +122,20 @@ def test_the_end_of_its_input_ends_it_and_all_that_it_started(worker: Worker) ->
     wait_until(lambda: all(processes.start_time(pid) is None for pid in below), what="the end of the child")
 
 
+def test_children_of_a_script_in_its_own_process_end_with_its_job(folder: Path, worker: Worker) -> None:
+    nap = '[sys.executable, "-S", "-c", "import time; time.sleep(1000)"]'
+    (folder / "plain.py").write_text(
+        "import subprocess, sys\n"
+        f"found = [subprocess.Popen({nap}, start_new_session=apart).pid for apart in (False, True)]\n"
+        "open('pids', 'w').write(' '.join(map(str, found)))\n"
+    )
+    worker.send(job="j0", script="plain.py", values={})
+    assert worker.answer("done")["result"] == {}
+    pids = [int(pid) for pid in (folder / "pids").read_text().split()]
+    wait_until(lambda: all(processes.start_time(pid) is None for pid in pids), 10, "the end of the children")
+    assert worker.process.poll() is None
+
+
 def test_silence_of_the_head_ends_it(folder: Path) -> None:
     worker = Worker(folder, "me", "--silence=0.5")
     assert worker.process.wait(30) == 1
