@@ -87,19 +87,25 @@ class _Attempt:
         self._job = task.jobs[0]
 
     def run(self) -> None:
+        """Run the jobs that are left. Raises ProjectError when one failed; does not return where the task is requeued or was cancelled."""
         os.chdir(self._task.project)
         signal.signal(signal.SIGUSR2, self._on_notice)
         signal.signal(signal.SIGALRM, self._on_alarm)
         signal.signal(signal.SIGTERM, self._on_term)
-        try:
-            with self._log() as log:
-                worker = Worker(self, CODE_ROOT, self._task.device, log)
-                failed = [error for job in self._task.jobs if job.id not in self._task.settled and (error := self._run_job(worker, log, job))]
-        except Stopped:
-            self._leave()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.closing(self._journal):
+            try:
+                failed = self._run_jobs()
+            except Stopped:
+                self._leave()
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if failed:
             raise ProjectError(f"{len(failed)} of {len(self._task.jobs)} jobs failed, the first: {failed[0]}")
+
+    def _run_jobs(self) -> list[str]:
+        """Why those failed that did."""
+        with self._log() as log:
+            worker = Worker(self, CODE_ROOT, self._task.device, log)
+            return [error for job in self._task.jobs if job.id not in self._task.settled and (error := self._run_job(worker, log, job))]
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[IO[bytes]]:

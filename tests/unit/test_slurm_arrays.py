@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.cluster.config import Slurm
+from common.cluster.journal import last_failures, past_events
 from common.cluster.runner import Work
-from common.cluster.slurm_arrays import Base, check_submitit, flags, lay_out, parameters, ranges
-from common.cluster.slurm_queue import Seen, plain
-from common.errors import InputError
+from common.cluster.slurm_arrays import Base, Record, check_submitit, flags, hand_over, lay_out, parameters, ranges
+from common.cluster.slurm_queue import Seen, SlurmError, final_states, plain
+from common.cluster.slurm_task import STALLS, Task, _Attempt
+from common.errors import InputError, TrainingError
 from common.jobs import Job
+from common.paths import Paths
+from common.stopping import stopping
 
 
 def finetune(name: str, needs: str | None) -> Job:
@@ -108,3 +115,64 @@ def test_without_submitit_the_way_to_install_it_is_said(monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"requirements-slurm\.txt"):
         check_submitit()
+
+
+def _command(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_what_squeue_has_forgotten_sacct_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    _command(tmp_path, "sacct", "printf '7_0|COMPLETED\\n7_1|CANCELLED by 0\\n7_[2-5]|PENDING\\n8|FAILED\\n'")
+    assert final_states(["7", "8"]) == {("7", 0): "COMPLETED", ("7", 1): "CANCELLED"}
+    assert final_states([]) == {}
+    _command(tmp_path, "sacct", "echo 'sacct: error: Slurm accounting storage is disabled' >&2; exit 1")
+    with pytest.raises(SlurmError, match="Slurm accounting storage is disabled"):
+        final_states(["7"])
+
+
+def test_what_a_killed_head_had_not_handed_over_is_handed_over_by_the_next(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    for name in ("tune0c0_0.pkl", "tune0c0_12.pkl", "tune0c1_0.pkl"):
+        (tmp_path / name).write_bytes(name.encode())
+    hand_over(str(tmp_path), "tune0c0", "77")
+    hand_over(str(tmp_path), "tune0c0", "77")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "77_0_submitted.pkl": "tune0c0_0.pkl", "77_12_submitted.pkl": "tune0c0_12.pkl", "tune0c1_0.pkl": "tune0c1_0.pkl"
+    }  # fmt: skip
+
+
+def test_a_record_is_read_as_it_was_written_and_is_empty_where_there_is_none(tmp_path: Path) -> None:
+    equal = work(["a"], [finetune("1", "c")], {"a": ["c"]})
+    record = Record(Paths(tmp_path), "run", lay_out(equal, {}, 10, 2), equal.siblings)
+    record.write()
+    record.submitted("base0", "5")
+    again = Record.read(Paths(tmp_path), "run")
+    assert again.arrays == record.arrays
+    assert again.arrays["base0"]["id"] == "5"
+    assert (again.jobs("base0", 0), again.publishes("base0", 0), again.jobs("tune0c0", 0)) == (["a"], ["a", "c"], ["p1/fold0_ann"])
+    assert Record.read(Paths(tmp_path), "other").jobs("base0", 0) == []
+
+
+def test_a_task_in_which_no_epoch_ends_is_requeued_twice_and_then_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "saved", 0)
+    task = Task(str(tmp_path), "run", "base0", 0, (Job("base", "a", {}),), (), {}, False, "cpu", 90)
+    requeued: list[int] = []
+
+    def by_submitit(number: int, frame: object) -> None:
+        requeued.append(number)
+        raise SystemExit(255)
+
+    before = signal.signal(signal.SIGUSR2, by_submitit)
+    try:
+        for expected in [SystemExit] * (STALLS - 1) + [TrainingError]:
+            attempt = _Attempt(task)
+            with contextlib.closing(attempt._journal), pytest.raises(expected):
+                attempt._requeue()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert len(requeued) == STALLS - 1
+    assert [event["event"] for event in past_events(Paths(tmp_path))] == ["job", "job", "failed"]
+    assert "raise time in cluster_config" in last_failures(Paths(tmp_path))["a"]["error"]
