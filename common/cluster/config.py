@@ -65,6 +65,8 @@ class Server(_Model):
             raise ValueError("may not begin with - nor hold spaces or shell characters")
         if value and "@" in value:
             raise ValueError('write the user as its own key, "user"')
+        if value and ("/" in value or value in (".", "..")):  # a node's name is also that of a folder below incoming/
+            raise ValueError("may not hold / nor be . or ..")
         return value
 
     @field_validator("path", "python", "ssh_key", "ssh_config")

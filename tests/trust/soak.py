@@ -30,8 +30,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 ROW = re.compile(r"^\| (?P<when>[0-9 :-]+) \| (?P<seed>\d+) \| (?P<fault>[^|]+) \| (?P<trials>\d+) \| (?P<failures>\d+) \| (?P<seeds>[^|]*) \|$")
 HEAD = """# Trust: what was tried, in all
 
-Written by `make soak MINUTES=60`, which adds to it. A trial is one fault: one kill, one damaged file, one crash state, one hostile configuration. The small size, which
-`make test` runs, is not counted here. A failure is repeated by `python -m tests.trust.soak --only FAULT --trial SEED`.
+Written by `make soak MINUTES=60`, which adds to it. A trial is one fault: one kill, one damaged file, one crash state, one hostile configuration. The small
+size, which `make test` runs, is not counted here. A failure is repeated by `python -m tests.trust.soak --only FAULT --trial SEED`.
 
 """
 
