@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := env/bin
 MINUTES ?= 60
 
-.PHONY: env dev demo test check lint types bench soak system-packages clean
+.PHONY: env dev demo test alone check lint types bench soak system-packages clean
 
 env: env/.runtime
 dev: env/.development
@@ -28,7 +28,11 @@ demo: env
 	$(BIN)/python report.py
 
 test: dev system-packages lint types
-	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=25
+	$(BIN)/python -m pytest -n 3 --dist loadfile --durations=25 || $(MAKE) --no-print-directory alone
+
+# What failed beside other tests runs once more with the machine to itself: a real failure fails again, and both are shown.
+alone:
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none -v
 
 check: dev lint types
 	$(BIN)/python -m pytest tests/unit tests/scripts
