@@ -28,7 +28,7 @@ class Home:
         try:
             verdict = self.judge(job, root)
             if verdict.state is not State.DONE:
-                return verdict.reason or f"{job.id}: nothing is published"
+                return one_line(verdict.reason) or f"{job.id}: nothing is published"
             self._check_record(job, root)
         except (BaseModelNotFound, CorruptArtifact, InputError) as error:
             return one_line(error)
