@@ -22,7 +22,7 @@ from common.cluster.estimates import Estimates, kind
 from common.cluster.home import Home
 from common.cluster.journal import Journal
 from common.cluster.members import REJOIN_SECONDS, Item, Member, Waiting
-from common.cluster.needs import Needs, beside_files, data_files
+from common.cluster.needs import Needs, beside_files, data_files, path_of
 from common.cluster.node import Arrived, Broken, Ended, Event, Fetched, Joined, Left, Node, Said, Seen, WorkerLink
 from common.cluster.scheduler import Scheduler, Slot
 from common.errors import ProjectError
@@ -468,6 +468,8 @@ class Runner:
         bases = [item for item in event.items if isinstance(item, str)]
         for base in bases:
             self.journal.event("sync", node=name, base=base, **({"error": event.error} if event.error else {"bytes": event.bytes}))
+        if files := [path_of(item) for item in event.items if not isinstance(item, str)]:
+            self.journal.event("data", node=name, files=files, **({"error": event.error} if event.error else {"bytes": event.bytes}))
         if event.error:
             folder = BASE_MODELS if bases else event.items[0][0]
             self.say(f"{event.error}; by hand: {manual_rsync_command(event.node.server, folder)}")

@@ -215,7 +215,7 @@ def opened(folder: Path, **more: Any) -> Iterator[Project]:
         project.close()
 
 
-# A user's own script: one job waits for a file `go` in the folder it runs in, the others leave a trace there.
+# A user's own script: its jobs may wait for a file `go`, or `go-` and their number, in the folder they run in, and leave a trace there.
 OWN_SCRIPT = """
 import json, os, time
 from pathlib import Path
@@ -223,10 +223,13 @@ from pathlib import Path
 def run(options, progress):
     print("chatter on standard output")
     os.write(1, b"more of it")
-    if options.get("waits"):
-        while not Path("go").exists():
+    try:
+        while options.get("waits") and not Path("go").exists() and not Path("go-" + str(options["number"])).exists():
             progress({"epoch": 1, "of": 2})
             time.sleep(0.02)
+    except BaseException as reason:
+        Path("stopped-" + str(options["number"])).write_text(type(reason).__name__)
+        raise
     seen = {"cuda": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": options["device"], "per_gpu": os.environ.get("JOBS_PER_GPU"), "pid": os.getpid()}
     Path("trace-" + str(options["number"])).write_text(json.dumps(seen))
     return {}

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.cluster.hosts import Hosts
-from tests.cluster.project import ONE_PHASE, TWO_PHASE, Project, Script, opened
+from tests.cluster.project import ONE_PHASE, TWO_PHASE, Project, Script, opened, own_jobs, traces
+from tests.cluster.project import OWN as OWN_JOBS
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.root
@@ -99,6 +100,30 @@ def test_a_link_that_comes_back_in_time_keeps_its_job_and_the_spare_copy_is_canc
     nothing_runs(hosts, "h1", "h2")
 
 
+def test_a_cancelled_copy_is_stopped_where_it_runs(hosts: Hosts, tmp_path: Path) -> None:
+    with opened(tmp_path / "own head", data=False) as project:
+        own_jobs(project, 4, waits=True)
+        servers = [server | {"cpu_slots": slots} for server, slots in zip(hosts.servers(), (1, 3), strict=False)]
+        project.config(servers, ssh_config=str(hosts.ssh_config), suspect_seconds=3, close_seconds=60)
+        run = project.start(*OWN_JOBS)
+        project.wait_for(event="started", count=4)  # every slot is taken
+        (job,) = [event["job"] for event in project.found(event="started", node="h1")]
+        there = project.found(event="started", node="h2")[0]["job"]
+        (hosts["h2"].project / f"go-{there.removeprefix('job')}").touch()
+        project.wait_for(event="done", job=there)  # one is free
+        hosts.cut("h1")
+        project.wait_for(event="started", node="h2", job=job)
+        hosts.heal("h1")
+        stopped = hosts["h2"].project / f"stopped-{job.removeprefix('job')}"
+        wait_until(stopped.exists, 30, "the end of the spare copy")
+        assert stopped.read_text() == "Cancelled"
+        for name in ("h1", "h2"):
+            (hosts[name].project / "go").touch()
+        assert "4 done" in run.ends_with(0)
+        assert len(traces(hosts["h1"].project)) == 1
+        assert len(traces(hosts["h2"].project)) == 3
+
+
 def lose(hosts: Hosts, project: Project, how: str) -> tuple[str, Script]:
     """A run whose base is being trained on a node when that node is lost. Returns that node and the run, which has ended well."""
     base, key = one_base(project, hosts, ("h1", "h2"))
@@ -120,6 +145,7 @@ def test_jobs_of_a_node_that_was_cut_off_are_done_elsewhere_and_it_ends_them_its
     first, _ = lose(hosts, project, "cut")
     states = [event["state"] for event in project.found(event="node", node=first)]
     assert states.index("suspect") < states.index("closed")
+    nothing_runs(hosts, first)  # it is still cut off: nobody but the worker itself can have ended it
     hosts.heal(first)
     nothing_runs(hosts, "h1", "h2")
 
@@ -171,6 +197,7 @@ def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project
         project.wait_for(event="worker", node="h1", state="ended", job=base)
     run.ends_with(0)
     one_result(project, base)
+    assert not project.found(event="node", state="closed")  # nobody waited for the node's silence
 
 
 def test_nothing_outlives_a_killed_head_and_the_next_start_does_only_what_is_missing(hosts: Hosts, project: Project) -> None:
@@ -230,7 +257,7 @@ def jobs_of(project: Project, hosts: Hosts, whats: list[str], servers: list[dict
 OWN = (ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "own script.py")
 
 
-@pytest.mark.parametrize(("what", "words"), [("crash", "Segmentation fault"), ("memory", "MemoryError")])
+@pytest.mark.parametrize(("what", "words"), [("crash", "Fatal Python error: Segmentation fault"), ("memory", "MemoryError: no memory")])
 def test_a_job_that_takes_its_worker_with_it_fails_alone(hosts: Hosts, project: Project, what: str, words: str) -> None:
     jobs_of(project, hosts, [what, *["work"] * 12], hosts.servers()[:2])
     said = project.run(*OWN, code=1).said

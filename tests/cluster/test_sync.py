@@ -70,6 +70,8 @@ def test_only_files_that_jobs_read_are_sent_and_only_where_they_run(hosts: Hosts
     use(project, hosts, "h1")
     project.run(TWO_PHASE)
     assert project.results() == reference
+    sent = [event["files"] for event in project.found(event="data", node="h1")]  # what the base needs, then what else its fine-tune does
+    assert [sorted(Path(name).name[:3] for name in files) for files in sent] == [["bob"] * 3, ["ann"] * 3]
     there = sorted(path.name for path in (hosts["h1"].project / "data/tiny").iterdir())
     assert there == ["ann_test.pt", "ann_train.pt", "ann_val.pt", "bob_test.pt", "bob_train.pt", "bob_val.pt"]
 
