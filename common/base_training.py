@@ -85,7 +85,6 @@ def _train(
         training.serialize(fitted.state),
         {
             "training_key": key,
-            "trained_as": base_hash,
             "config": options.model_dump() | {"device": "auto", "prefix": None},
             "base_participants": people,
             "target_participant": identity.target(options),
@@ -100,7 +99,8 @@ def _train(
             "stopped_by": fitted.stopped_by,
             "counts": {"train": _counts(learnt), "selection": _counts(chosen)},
             "channels": learnt.channels,
-            "provenance": provenance(options, device_name(device), started, time.monotonic() - began),
+            # Which of several equal hashes was trained depends on the order of jobs: that is provenance.
+            "provenance": provenance(options, device_name(device), started, time.monotonic() - began) | {"trained_as": base_hash},
         },
     )
     checkpoint.remove()

@@ -1,12 +1,13 @@
 """The networks, by name.
 
 Each is a stack of blocks: convolution over time, layer norm over channels, ReLU, in some blocks max-pooling by 2; then the average over time
-and one linear layer that gives the logit. How blocks are computed is in blocks.py.
+and a head that gives the logit: one linear layer, or two with a ReLU between them. How blocks are computed is in blocks.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,13 +19,22 @@ from common.errors import InputError, nearest
 CACHED_BYTES = 6 << 20  # activations of one block up to this size are fastest on a CPU
 
 
-def _test(base_channels: int | None, num_blocks: int | None) -> list[Block]:
+@dataclass(frozen=True)
+class Form:
+    """Blocks, and the width of a hidden layer in the head; 0: the head is one linear layer."""
+
+    blocks: list[Block]
+    hidden: int = 0
+
+
+def _test(base_channels: int | None, num_blocks: int | None) -> Form:
     base, count = base_channels or 8, num_blocks or 4
-    return [Block(base if i < count - 1 else 2 * base, 1, i < 2) for i in range(count)]
+    return Form([Block(base if i < count - 1 else 2 * base, 1, i < 2) for i in range(count)])
 
 
-def _cnn64(base_channels: int | None, num_blocks: int | None) -> list[Block]:
-    return [Block(base_channels or 64, 2 ** min(i, 8), i < 2) for i in range(num_blocks or 4)]
+def _cnn64(base_channels: int | None, num_blocks: int | None) -> Form:
+    base = base_channels or 64
+    return Form([Block(base, 2 ** min(i, 8), i < 2) for i in range(num_blocks or 4)], hidden=2 * base)
 
 
 NETWORKS = {"test": _test, "cnn64": _cnn64}
@@ -56,17 +66,18 @@ class Network(nn.Module):
     mean: Tensor
     sd: Tensor
 
-    def __init__(self, channels: int, blocks: list[Block], dropout: float) -> None:
+    def __init__(self, channels: int, form: Form, dropout: float) -> None:
         super().__init__()
-        self.blocks = blocks
+        self.blocks = form.blocks
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         before = channels
-        for block in blocks:
+        for block in form.blocks:
             self.convs.append(nn.Conv1d(before, block.channels, 3, padding=block.dilation, dilation=block.dilation))
             self.norms.append(nn.LayerNorm(block.channels, eps=EPS))
             before = block.channels
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(before, 1)
+        wide = form.hidden
+        self.head = nn.Sequential(nn.Linear(before, wide), nn.ReLU(), nn.Linear(wide, 1)) if wide else nn.Linear(before, 1)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("sd", torch.ones(channels))
         self.normalized = False  # known on the host, so that the identity costs nothing
@@ -84,7 +95,7 @@ class Network(nn.Module):
         return result
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The last layer's, which head_only_fine_tuning trains."""
+        """The head's, which head_only_fine_tuning trains."""
         return list(self.head.parameters())
 
     def cached_batch(self, samples: int) -> int:

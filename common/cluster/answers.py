@@ -153,6 +153,10 @@ class _Provenance(_Model):
     checksum: Text
 
 
+class _BaseProvenance(_Provenance):
+    trained_as: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
 class _Losses(_Model):
     train: list[Score]
     val: list[Score]
@@ -170,7 +174,7 @@ class _Ended(_Model):
 
 class _Base(_Ended):
     counts: _Counts
-    trained_as: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    provenance: _BaseProvenance
     channels: Annotated[int, Field(ge=1, le=2**20)]
     metrics: dict[str, Score]
     losses: _Losses

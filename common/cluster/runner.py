@@ -549,9 +549,14 @@ class Runner:
                 self._members[node].expected.add(found)
                 self._members[node].node.fetch(found, urgent=False)
         for other in self.work.others:
-            if other.needs in hashes and other.id in self.work.waiting and self.home.judge(other, self.paths).state is State.DONE:
+            if other.needs in hashes and other.id in self.work.waiting and self._is_current(other):
                 self._scheduler.finished(now, other.id, "head")
                 self.journal.event("reused", job=other.id)
+
+    def _is_current(self, job: Job) -> bool:
+        """Whether a fine-tune that waited for its base is there already: the base may have come out as it was before."""
+        verdict = self.home.judge(job, self.paths)
+        return verdict.state is State.DONE and not (self.work.retrain and verdict.other_code)
 
     def _keep_log(self, job: str, message: Mapping[str, Any]) -> None:
         if text := str(message.get("log") or ""):

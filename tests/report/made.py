@@ -71,12 +71,11 @@ class Made:
         if name not in self.bases:
             metadata = {
                 "training_key": identity.training_key(options, None),
-                "trained_as": name,
                 "config": options.model_dump(),
                 "base_participants": identity.base_participants(options),
                 "target_participant": identity.target(options),
                 "stopped_by": stopped_by,
-                "provenance": provenance(seconds),
+                "provenance": provenance(seconds) | {"trained_as": name},
             }
             self.bases[name] = publish_base_model(self.paths, name, weights or name.encode(), metadata)
         return self.bases[name]

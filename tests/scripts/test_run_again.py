@@ -52,7 +52,7 @@ def test_two_hashes_with_one_training_key_are_trained_once(project: Project) -> 
     models = [artifacts.open_base_model(Paths(project.folder), job["base_model_hash"]) for job in jobs]
     equal = [model for model in models if model.metadata["base_participants"] == ["ann"]]
     assert len({model.weights for model in equal}) == 1
-    assert {model.metadata["trained_as"] for model in equal} == {jobs[1]["base_model_hash"]}
+    assert {model.metadata["provenance"]["trained_as"] for model in equal} == {jobs[1]["base_model_hash"]}
     assert [model.metadata["target_participant"] for model in models] == list(PEOPLE)
 
 
@@ -144,20 +144,22 @@ def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain
     artifacts.publish_base_model(
         paths, base_hash, model.weights, {**model.metadata, "code_fingerprints": {**model.metadata["code_fingerprints"], "models.py": "0" * 64}}
     )
-    job = next(job for job in project.jobs("finetune_jobs.json") if job["fold"] == 2)
-    folder = paths.experiment(job["prefix"], "fold2_cyd")
-    found = artifacts.open_experiment(folder)
-    files = {name: (folder / name).read_bytes() for name in found.metrics["files"]}
-    files["config.json"] = artifacts.to_json({**found.config, "code_fingerprints": {**found.config["code_fingerprints"], "training.py": "0" * 64}})
-    artifacts.publish_experiment(paths, job["prefix"], "fold2_cyd", files, found.metrics)
+    # One whose base is made anew, with the same weights as before, and one whose base is not.
+    for fold, name in ((0, "fold0_ann"), (2, "fold2_cyd")):
+        job = next(job for job in project.jobs("finetune_jobs.json") if job["fold"] == fold)
+        folder = paths.experiment(job["prefix"], name)
+        found = artifacts.open_experiment(folder)
+        files = {file: (folder / file).read_bytes() for file in found.metrics["files"]}
+        files["config.json"] = artifacts.to_json({**found.config, "code_fingerprints": {**found.config["code_fingerprints"], "training.py": "0" * 64}})
+        artifacts.publish_experiment(paths, job["prefix"], name, files, found.metrics)
 
     ran, said = newly_run(project)
     assert not ran
-    assert "2 results made by other versions of models.py, training.py are reused; --retrain makes them anew" in said
+    assert "3 results made by other versions of models.py, training.py are reused; --retrain makes them anew" in said
     dry = project.run("run_two_phase_distributed.py", "--retrain", "--dry-run").stdout
     assert f"would train {base_hash}" in dry
     ran, said = newly_run(project, "--retrain")
-    assert (bases(ran), targets(ran)) == (1, ["cyd"])
+    assert (bases(ran), targets(ran)) == (1, ["ann", "cyd"])
     assert [name for name, value in project.published().items() if before[name] != value] == []
     assert "nothing to do" in newly_run(project, "--retrain")[1]
 

@@ -35,7 +35,7 @@ def test_what_is_published_tells_how_it_was_made(project: Path) -> None:
     assert epochs == [1, 2, 3, 4]
     metadata = artifacts.open_base_model(Paths(project), result["base_model_hash"]).metadata
     assert (metadata["base_participants"], metadata["target_participant"]) == (["ann", "cyd"], "bob")
-    assert metadata["trained_as"] == metadata["base_model_hash"] == result["base_model_hash"]
+    assert metadata["provenance"]["trained_as"] == metadata["base_model_hash"] == result["base_model_hash"]
     assert metadata["counts"] == {"train": {"windows": 72, "positives": 36}, "selection": {"windows": 24, "positives": 12}}
     assert sorted(metadata["data_fingerprints"]) == sorted(f"{name}_{split}.pt" for name in ("ann", "cyd") for split in ("train", "val", "test"))
     assert [len(metadata["losses"][name]) for name in ("train", "val", "val_macro_f1")] == [4, 4, 4]

@@ -110,6 +110,10 @@ def test_normalisation_is_kept_in_the_state_and_applied():
     torch.testing.assert_close(other(x), plain((x - 10) / 5))
 
 
-def test_the_head_is_one_linear_layer():
-    network = models.build("test", channels=6)
-    assert [tuple(p.shape) for p in network.head_parameters()] == [(1, 16), (1,)]
+def test_the_head_is_one_linear_layer_or_two():
+    assert [tuple(p.shape) for p in models.build("test", channels=6).head_parameters()] == [(1, 16), (1,)]
+    assert [tuple(p.shape) for p in models.build("cnn64", channels=6).head_parameters()] == [(128, 64), (128,), (1, 128), (1,)]
+
+
+def test_cnn64_has_about_50_000_parameters():
+    assert 45_000 < sum(p.numel() for p in models.build("cnn64", channels=6).parameters()) < 55_000

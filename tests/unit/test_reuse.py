@@ -71,7 +71,7 @@ def test_a_copy_has_equal_weights_and_its_own_configuration(paths: Paths) -> Non
     assert identity.training_key(other, data) == key
     record = {
         "training_key": key,
-        "trained_as": identity.base_hash(source),
+        "provenance": {"trained_as": identity.base_hash(source)},
         "config": source.model_dump(),
         "target_participant": "bob",
         "data_fingerprints": data,
@@ -81,7 +81,7 @@ def test_a_copy_has_equal_weights_and_its_own_configuration(paths: Paths) -> Non
     copied = artifacts.open_base_model(paths, copy_base_model(paths, identity.base_hash(source), other))
     assert copied.hash == identity.base_hash(other) != identity.base_hash(source)
     assert (copied.weights, copied.metadata["target_participant"]) == (b"weights", "cyd")
-    assert (copied.metadata["trained_as"], copied.metadata["config"]["fold"]) == (identity.base_hash(source), 2)
+    assert (copied.metadata["provenance"]["trained_as"], copied.metadata["config"]["fold"]) == (identity.base_hash(source), 2)
     assert judge_base(paths, copied.hash, key, data).state is State.DONE
     assert (
         judge_base(paths, copied.hash, "another", {**data, "ann_val.pt": "x"}).reason
