@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.blocks import EPS, Block, features
 from common.errors import InputError, nearest
 
-CACHED_BYTES = 6 << 20  # activations of one block up to this size are fastest on a CPU
+CACHED_BYTES = 12 << 20  # activations of one block up to this size are fastest on a CPU
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How long a job will take, in seconds: from the bytes of windows that it learns from, and from jobs already done in this run and in earlier ones."""
+"""How long a job will take, in seconds, and how fast a node is: from the bytes of windows that jobs learn from, and from jobs done in earlier runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from common.paths import Paths, split_file
 SECONDS_PER_BYTE = 4e-8
 EPOCHS = 40
 OVERHEAD_SECONDS = 0.2
+JOBS_SEEN = 200  # the latest ones, of a kind and of a node, tell
 
 
 def kind(job: Job) -> str:
@@ -23,17 +24,27 @@ def kind(job: Job) -> str:
 
 
 class Estimates:
-    """Seconds by job; sharper with each `past` event."""
+    """Seconds by job at speed 1, which is that of the nodes of earlier runs on average, and the speed of each node; sharper with each `past` event."""
 
     def __init__(self, paths: Paths, past: Iterable[dict[str, Any]]) -> None:
         self._paths = paths
         self._sizes: dict[tuple[str, str], int] = {}
-        seen: dict[str, list[float]] = defaultdict(list)
+        rates: dict[str, list[float]] = defaultdict(list)
+        by_node: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
         for event in past:
             seconds, work = event.get("seconds"), event.get("work")
-            if event.get("event") == "done" and isinstance(seconds, (int, float)) and isinstance(work, (int, float)) and work > 0:
-                seen[str(event.get("kind"))].append(max(0.0, seconds - OVERHEAD_SECONDS) / work)
-        self._rates = {name: statistics.median(rates[-200:]) for name, rates in seen.items()}
+            if event.get("event") == "done" and isinstance(seconds, (int, float)) and isinstance(work, (int, float)) and seconds > 0 and work > 0:
+                rates[str(event.get("kind"))].append(max(0.0, seconds - OVERHEAD_SECONDS) / work)
+                by_node[str(event.get("node"))].append((str(event.get("kind")), work, seconds))
+        self._rates = {name: statistics.median(found[-JOBS_SEEN:]) for name, found in rates.items()}
+        self._speeds = {
+            node: statistics.median((OVERHEAD_SECONDS + work * self._rates[name]) / seconds for name, work, seconds in done[-JOBS_SEEN:])
+            for node, done in by_node.items()
+        }
+
+    def speed(self, node: str) -> float:
+        """1 for a node that has done nothing yet."""
+        return self._speeds.get(node, 1.0)
 
     def work(self, job: Job) -> float:
         """Bytes of windows that pass through the network, over all epochs that are to be expected."""

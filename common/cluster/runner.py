@@ -346,7 +346,8 @@ class Runner:
         if member.stage != "open":
             # Only now: before its first worker speaks, the silence of a node says nothing.
             trusted = member.node.shared or self.needs.trusted
-            self._scheduler.add_node(now, slot.node, holds=self._published_bases() if trusted else member.holds)
+            holds = self._published_bases() if trusted else member.holds
+            self._scheduler.add_node(now, slot.node, self.estimates.speed(slot.node), holds=holds)
             member.stage, member.pause, self._worked = "open", REJOIN_SECONDS[0], True
             if member.draining:
                 self._scheduler.drain_node(now, slot.node)
