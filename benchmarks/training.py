@@ -204,6 +204,7 @@ def measured(case: Case, repeats: int) -> list[Row]:
             found.append(Row.of(f"{title}, plain per core", [s["ours"] / s["per core"] for s in speeds], None))
             if case.compiled:
                 found.append(Row.of(f"{title}, compiled", [s["compiled"] / s["plain"] for s in speeds], case.compiled[number]))
+                found.append(Row.of(f"{title}, compiled, plain per core", [s["compiled"] / s["per core"] for s in speeds], None))
         for side in sides.values():
             side.close()
     return found
