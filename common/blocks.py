@@ -1,8 +1,9 @@
 """The networks' blocks, and their gradients, as few and fast passes over memory on a CPU; and as stock operators.
 
-A block is convolution over time, layer norm over channels, max-pooling by 2 in some, ReLU (ReLU and pooling commute). Three forms of one mathematics:
+A block is convolution over time, layer norm over channels, max-pooling by 2 in some, ReLU (ReLU and pooling commute). Four forms of one mathematics:
 
-    stock    PyTorch's operators on a channels-last image of height 1; on a GPU, and under torch.compile, which fuses them
+    stock    PyTorch's operators on a channels-last image of height 1; on a GPU
+    fusible  the same, norm and pooling in plain sums: what torch.compile makes the fastest code of
     narrow   few channels, short windows: activations [channels, batch * samples], convolution as one matrix product. The fewest operators, since here
              their fixed cost is what one pays for
     wide     all else: activations [batch, samples, channels], oneDNN's convolution
@@ -45,7 +46,9 @@ def features(x: Tensor, blocks: Sequence[Block], parameters: Sequence[Tensor]) -
 
     parameters: for each block the convolution's weight [channels, channels before, 3] and bias, the norm's gain and shift.
     """
-    if x.is_cuda or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return _fusible(x, blocks, parameters)
+    if x.is_cuda:
         return _stock(x, blocks, parameters)
     narrow = max(block.channels for block in blocks) <= NARROW_CHANNELS and x.shape[2] <= NARROW_SAMPLES
     form = _Narrow if narrow else _Wide
@@ -66,6 +69,21 @@ def _stock(x: Tensor, blocks: Sequence[Block], parameters: Sequence[Tensor]) -> 
         x = F.layer_norm(x.permute(0, 2, 3, 1), list(gain.shape), gain, shift, EPS).permute(0, 3, 1, 2)
         if block.pool and x.shape[3] > 1:
             x = F.max_pool2d(x, (1, 2))
+        x = F.relu(x)
+    return x.mean(dim=(2, 3))
+
+
+def _fusible(x: Tensor, blocks: Sequence[Block], parameters: Sequence[Tensor]) -> Tensor:
+    x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    for block, (weight, bias, gain, shift) in zip(blocks, _by_four(parameters), strict=True):
+        filters = (weight - weight.mean(0)).unsqueeze(2)
+        x = F.conv2d(x, filters, bias - bias.mean(), padding=(0, block.dilation), dilation=(1, block.dilation))
+        rstd = torch.rsqrt((x * x).mean(1, keepdim=True) + EPS)
+        x = x * rstd * gain[:, None, None] + shift[:, None, None]
+        if block.pool and x.shape[3] > 1:
+            out = x.shape[3] // 2
+            # Equal neighbours share the gradient, where max-pooling gives it to the first: its backward pass would cost as much as the rest.
+            x = torch.maximum(x[..., 0 : 2 * out : 2], x[..., 1 : 2 * out : 2])
         x = F.relu(x)
     return x.mean(dim=(2, 3))
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from common.augment import Augment
 from common.dataset import UNREADABLE, Windows, chunk_batches, load_plain
@@ -175,7 +176,7 @@ class _Run:
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is trained for trained in parameters))
         self.weights = _flattened(parameters)
-        self.optimizer = torch.optim.Adam([self.weights], lr=settings.lr, fused=True)
+        self.optimizer = _Adam(self.weights, settings.lr)
         self.pos_weight = _pos_weight(settings.pos_weight, train)
         self.step = make_step(model, self.optimizer, self.pos_weight, compiled_batch=settings.batch_size if settings.compiled else None)
         self.evaluate = make_evaluation(model, compiled=settings.compiled)
@@ -271,7 +272,7 @@ class _Run:
                 "binding": self._binding(),
                 "progress": asdict(self.done),
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.optimizer.state,
                 "best": self.best,
             }
         )
@@ -289,7 +290,7 @@ class _Run:
             return
         self.done = _Progress(**payload["progress"])
         self.model.load_state_dict(payload["model"])
-        self.optimizer.load_state_dict(payload["optimizer"])
+        self.optimizer.load(payload["optimizer"])
         self.best = {name: value.to(self.device) for name, value in payload["best"].items()}
 
 
@@ -332,6 +333,37 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class _Adam:
+    """Adam on one vector of weights, through PyTorch's function: the class torch.optim.Adam imports the compiler, a second before the first step, and
+    costs twice as much a step.
+
+    Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    """
+
+    def __init__(self, weights: nn.Parameter, lr: float) -> None:
+        assert weights.grad is not None
+        self.weights, self.gradient, self.lr = weights.detach(), weights.grad, lr
+        self.state: State = {
+            "step": torch.zeros((), device=weights.device),
+            "exp_avg": torch.zeros_like(self.weights),
+            "exp_avg_sq": torch.zeros_like(self.weights),
+        }
+
+    def load(self, state: State) -> None:
+        """Go on from the state of an earlier one."""
+        for name, value in self.state.items():
+            value.copy_(state[name])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update by the gradient as it stands."""
+        step, mean, square = self.state.values()
+        adam(
+            [self.weights], [self.gradient], [mean], [square], [], [step], fused=True, amsgrad=False, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8,
+            weight_decay=0.0, maximize=False,
+        )  # fmt: skip
+
+
 def _flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
     """One vector of which the parameters and their gradients become views: the optimiser then handles one tensor instead of eighteen."""
     flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
@@ -355,7 +387,7 @@ def _keep_freed_memory() -> None:
 
 
 def make_step(
-    model: Network, optimizer: torch.optim.Optimizer, pos_weight: float, *, compiled_batch: int | None
+    model: Network, optimizer: _Adam, pos_weight: float, *, compiled_batch: int | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """One update: (x [batch, channels, samples], y [batch]) -> sum of the unweighted losses, a detached scalar on the device.
 
@@ -363,7 +395,7 @@ def make_step(
     of that size are compiled, on a GPU replayed as CUDA graphs; the odd last batch of an epoch is not worth a compilation of its own.
     """
     device = next(model.parameters()).device
-    gradient = optimizer.param_groups[0]["params"][0].grad  # of all trained weights, in one vector
+    gradient = optimizer.gradient
     weight = None if pos_weight == 1.0 else torch.tensor(pos_weight, device=device)
 
     def losses(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,11 +61,16 @@ def test_equal_neighbours_send_their_gradient_to_the_first_as_max_pooling_does(m
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_the_stock_form_agrees_too():
-    network = _randomised("test")
-    x = torch.randn(4, 6, 50, generator=torch.Generator().manual_seed(2))
-    stock = blocks._stock(x, network.blocks, network._of_blocks())
-    torch.testing.assert_close(stock, blocks.features(x, network.blocks, network._of_blocks()), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("form", [blocks._stock, blocks._fusible])
+@pytest.mark.parametrize("name", ["test", "cnn64"])
+def test_the_forms_of_a_gpu_and_of_the_compiler_agree_too(monkeypatch, name, form):
+    network = _randomised(name)
+    generator = torch.Generator().manual_seed(2)
+    x, y = torch.randn(4, 6, 51, generator=generator), torch.tensor([0.0, 1.0, 1.0, 0.0])
+    ours = _gradients(network, network, x, y)
+    monkeypatch.setattr(models, "features", form)
+    for one, other in zip(_gradients(network, network, x, y), ours, strict=True):
+        assert torch.linalg.norm(one - other) <= 1e-5 * torch.linalg.norm(other) + 1e-6
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])

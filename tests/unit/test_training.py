@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+import tempfile
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from common import models, training
 from common.augment import Augment
 from common.dataset import Windows
 from common.errors import CorruptArtifact, InputError, TrainingError
+from tests.conftest import ROOT
 
 SETTINGS = training.Settings(batch_size=8, lr=0.01, max_epochs=4, patience=10, seed_key="key")
 
@@ -215,3 +220,33 @@ def test_serialised_weights_come_back_and_damaged_ones_are_refused():
     assert all(torch.equal(back[name], value) for name, value in state.items())
     with pytest.raises(CorruptArtifact):
         training.deserialize(data[:100])
+
+
+def test_a_training_imports_no_compiler():
+    """It costs a second and more before the first step of every process."""
+    code = """
+import sys, torch
+from common import models, training
+from common.dataset import Windows, open_split
+torch.save((torch.randn(8, 2, 16), torch.arange(8) % 2), "a_train.pt")
+windows = Windows([open_split(".", "a", "train")])
+training.fit(models.build("test", channels=2), windows, windows, training.Settings(4, 1e-3, 2, 2, "k"))
+print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_adam_is_that_of_pytorch():
+    weights = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+    weights.grad = torch.zeros(50)
+    other = torch.nn.Parameter(weights.detach().clone())
+    ours, theirs = training._Adam(weights, 0.01), torch.optim.Adam([other], lr=0.01, fused=True)
+    for number in range(5):
+        gradient = torch.sin(torch.arange(50.0) + number)
+        ours.gradient.copy_(gradient)
+        other.grad = gradient
+        ours.step()
+        theirs.step()
+    assert torch.equal(weights, other)
