@@ -1,15 +1,16 @@
 """The long size: trials of every fault, from new seeds, for as long as is asked. What was tried adds up in RESULTS.md.
 
     python -m tests.trust.soak --minutes 60
-    python -m tests.trust.soak --minutes 10 --only "nodes" --seed 7
+    python -m tests.trust.soak --minutes 10 --only "nodes" --only "rsync" --seed 7
 
-Exit code 1 when a trial failed; its seed repeats it.
+Next is always the fault that is farthest from the trials wanted of it. Several soaks may run at once. Exit code 1 when a trial failed; its seed repeats it.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import random
 import re
 import shutil
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,42 +39,44 @@ size, which `make test` runs, is not counted here. A failure is repeated by `pyt
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of trial: from a seed and a folder, how many trials were made. `share`: of the time."""
+    """One kind of trial: from a seed and a folder, how many trials were made. `wanted`: in all, over all soaks. `remote`: needs the three hosts."""
 
     name: str
     run: Callable[[int, Path], int]
-    share: float = 1.0
+    wanted: int = 1_000
+    remote: bool = False
 
 
 def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
-    """All of them; those of nodes where there are hosts."""
-    faults = [
-        Fault("kill -9 of the head, local", lambda seed, folder: kills.head_killed(seed, shared), 3),
-        Fault("kill -9 of a worker", lambda seed, folder: kills.worker_killed(seed, shared), 2),
-        Fault("kill -9 of a training", lambda seed, folder: kills.training_killed(seed, folder, 40)),
-        Fault("two heads at once", lambda seed, folder: kills.two_heads(seed, folder)),
-        Fault("two equal trainings at once", lambda seed, folder: kills.two_trainings(seed, folder), 0.3),
-        Fault("every call failing once, publishing", lambda seed, folder: _all_publishes(disks.every_failure, seed, folder), 0.3),
-        Fault("every call failing once, training", _failing_training, 1),
-        Fault("crash states, publishing", lambda seed, folder: _all_publishes(disks.every_crash, seed, folder), 0.5),
-        Fault("crash states, training", _crashed_training, 1),
-        Fault("damaged artifacts", lambda seed, folder: damage.damaged_artifacts(seed, folder, 1000), 0.5),
-        Fault("damaged checkpoints, caches, data", _other_damage, 0.3),
-        Fault("payloads", _payloads, 0.3),
-        Fault("data changed before a run", lambda seed, folder: damage.changed_before(seed, folder), 0.5),
-        Fault("data changed during a run", lambda seed, folder: damage.changed_during(seed, folder, ("base", "finetune")[seed % 2]), 0.5),
-        Fault("hostile names and configurations", _names, 1),
-        Fault("hostile nodes", _hostile, 1),
-        Fault("tiny jobs", lambda seed, folder: endurance.tiny_jobs(folder, 4_000, seed), 0.5),
-        Fault("planted secrets", lambda seed, folder: endurance.planted_secrets(seed, folder), 0.3),
+    """All of them; the remote ones work only with hosts."""
+    return [
+        Fault("kill -9 of the head, local", lambda seed, folder: kills.head_killed(seed, shared), 500),
+        Fault("kill -9 of a worker", lambda seed, folder: kills.worker_killed(seed, shared), 300),
+        Fault("kill -9 of a training", lambda seed, folder: kills.training_killed(seed, folder, 40), 400),
+        Fault("two heads at once", lambda seed, folder: kills.two_heads(seed, folder), 250),
+        Fault("two equal trainings at once", lambda seed, folder: kills.two_trainings(seed, folder), 50),
+        Fault("every call failing once, publishing", lambda seed, folder: _all_publishes(disks.every_failure, seed, folder), 2_000),
+        Fault("every call failing once, training", _failing_training, 500),
+        Fault("crash states, publishing", lambda seed, folder: _all_publishes(disks.every_crash, seed, folder), 2_000),
+        Fault("crash states, training", _crashed_training, 4_000),
+        Fault("damaged artifacts", lambda seed, folder: damage.damaged_artifacts(seed, folder, 1000), 10_000),
+        Fault("damaged checkpoints, caches, data", _other_damage, 5_000),
+        Fault("payloads", _payloads, 2_000),
+        Fault("data changed before a run", lambda seed, folder: damage.changed_before(seed, folder), 80),
+        Fault("data changed during a run", lambda seed, folder: damage.changed_during(seed, folder, ("base", "finetune")[seed % 2]), 120),
+        Fault("hostile names and configurations", _names, 10_000),
+        Fault("hostile nodes", _hostile, 10_000),
+        Fault("tiny jobs", lambda seed, folder: endurance.tiny_jobs(folder, 4_000, seed), 20_000),
+        Fault("planted secrets", lambda seed, folder: endurance.planted_secrets(seed, folder), 20),
+        Fault("kill -9 of the head, three nodes", lambda seed, folder: nodes.head_killed(seed, shared, _there(hosts)), 500, remote=True),
+        Fault("kill -9 of rsync", lambda seed, folder: nodes.rsync_killed(seed, shared, _there(hosts)), 300, remote=True),
+        Fault("nodes cut, frozen, rebooted", lambda seed, folder: nodes.node_harmed(seed, shared, _there(hosts)), 200, remote=True),
     ]
-    if hosts is not None:
-        faults += [
-            Fault("kill -9 of the head, three nodes", lambda seed, folder: nodes.head_killed(seed, shared, hosts), 3),
-            Fault("kill -9 of rsync", lambda seed, folder: nodes.rsync_killed(seed, shared, hosts), 2),
-            Fault("nodes cut, frozen, rebooted", lambda seed, folder: nodes.node_harmed(seed, shared, hosts), 3),
-        ]
-    return faults
+
+
+def _there(hosts: Hosts | None) -> Hosts:
+    assert hosts is not None
+    return hosts
 
 
 def _all_publishes(trial: Callable[[str, Path], int], seed: int, folder: Path) -> int:
@@ -135,19 +138,22 @@ class Tally:
         self.seconds += time.monotonic() - began
 
 
-def soak(minutes: float, seed: int, only: str, trial: int | None = None) -> dict[str, Tally]:
-    """Trials until the time is over: next is always the fault that has had least of its share."""
+def soak(minutes: float, seed: int, only: Sequence[str], tallies: dict[str, Tally], trial: int | None = None) -> None:
+    """Trials, counted in `tallies`, until the time is over."""
+    before = totals(rows(RESULTS.read_text()) if RESULTS.exists() else [])
     rng, deadline = random.Random(seed), time.monotonic() + 60 * minutes
     folder = Path(tempfile.mkdtemp(prefix="trust soak "))
     with ExitStack() as stack:
         shared = folder / "shared"
         shared.mkdir()
-        hosts = None if missing_parts() else stack.enter_context(Hosts(folder))
-        faults = [fault for fault in every_fault(shared, hosts) if only in fault.name]
-        tallies = {fault.name: Tally() for fault in faults}
+        hosts: Hosts | None = None
+        if any(fault.remote for fault in _chosen(every_fault(shared, None), only)) and not missing_parts():
+            hosts = stack.enter_context(Hosts(folder))
+        faults = [fault for fault in _chosen(every_fault(shared, hosts), only) if hosts or not fault.remote]
+        tallies |= {fault.name: Tally() for fault in faults}
         number = 0
         while faults and (trial is None or number == 0) and time.monotonic() < deadline:
-            fault = min(faults, key=lambda fault: tallies[fault.name].seconds / fault.share)
+            fault = min(faults, key=lambda fault: (before.get(fault.name, (0, 0))[0] + tallies[fault.name].trials) / fault.wanted)
             number += 1
             tallies[fault.name].add(fault, rng.randrange(2**31) if trial is None else trial, folder / f"trial {number}")
             told = tallies[fault.name]
@@ -155,7 +161,10 @@ def soak(minutes: float, seed: int, only: str, trial: int | None = None) -> dict
             sys.stdout.flush()
     if not any(tally.failures for tally in tallies.values()):
         shutil.rmtree(folder, ignore_errors=True)
-    return tallies
+
+
+def _chosen(faults: Sequence[Fault], only: Sequence[str]) -> list[Fault]:
+    return [fault for fault in faults if not only or any(word in fault.name for word in only)]
 
 
 # -- RESULTS.md --------------------------------------------------------------------------------------------------------------------------
@@ -168,14 +177,20 @@ def rows(text: str) -> Iterator[tuple[str, int, str, int, int, str]]:
             yield found["when"].strip(), int(found["seed"]), found["fault"].strip(), int(found["trials"]), int(found["failures"]), found["seeds"].strip()
 
 
+def totals(done: Iterable[tuple[str, int, str, int, int, str]]) -> dict[str, tuple[int, int]]:
+    """By fault: trials and failures of all soaks."""
+    sums: dict[str, tuple[int, int]] = {}
+    for _, _, fault, trials, failures, _ in done:
+        so_far = sums.get(fault, (0, 0))
+        sums[fault] = so_far[0] + trials, so_far[1] + failures
+    return sums
+
+
 def page(done: Sequence[tuple[str, int, str, int, int, str]]) -> str:
     """RESULTS.md."""
-    sums: dict[str, list[int]] = {}
-    for _, _, fault, trials, failures, _ in done:
-        total = sums.setdefault(fault, [0, 0])
-        total[0] += trials
-        total[1] += failures
-    lines = ["| fault | trials in all | failures in all |", "|---|---|---|", *(f"| {fault} | {t:,} | {f:,} |" for fault, (t, f) in sorted(sums.items()))]
+    wanted = {fault.name: f"{fault.wanted:,}" for fault in every_fault(Path(), None)}
+    lines = ["| fault | trials in all | wanted | failures in all |", "|---|---|---|---|"]
+    lines += [f"| {fault} | {t:,} | {wanted.get(fault, '')} | {f:,} |" for fault, (t, f) in sorted(totals(done).items())]
     lines += ["", "## Runs", "", "| when (UTC) | seed | fault | trials | failures | seeds that failed |", "|---|---|---|---|---|---|"]
     lines += [f"| {when} | {seed} | {fault} | {trials} | {failures} | {seeds} |" for when, seed, fault, trials, failures, seeds in done]
     return HEAD + "\n".join(lines) + "\n"
@@ -184,9 +199,13 @@ def page(done: Sequence[tuple[str, int, str, int, int, str]]) -> str:
 def write(tallies: dict[str, Tally], seed: int) -> None:
     """Add a run to RESULTS.md."""
     when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M")
-    done = list(rows(RESULTS.read_text())) if RESULTS.exists() else []
-    done += [(when, seed, name, tally.trials, tally.failures, " ".join(map(str, tally.failed))) for name, tally in tallies.items() if tally.trials]
-    RESULTS.write_text(page(done))
+    with RESULTS.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        done = list(rows(file.read()))
+        done += [(when, seed, name, tally.trials, tally.failures, " ".join(map(str, tally.failed))) for name, tally in tallies.items() if tally.trials]
+        file.truncate(0)
+        file.write(page(done))
 
 
 def main() -> int:
@@ -194,13 +213,18 @@ def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--minutes", type=float, default=60, help="how long (default: 60); the trial under way is finished")
     flags.add_argument("--seed", type=int, default=None, help="of the choice of trials (default: a new one)")
-    flags.add_argument("--only", default="", help="faults whose name holds this")
+    flags.add_argument("--only", action="append", default=[], help="faults whose name holds this")
     flags.add_argument("--trial", type=int, default=None, help="one trial from this seed, with --only; nothing is written")
     args = flags.parse_args()
     seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
-    tallies = soak(args.minutes, seed, args.only, args.trial)
-    if args.trial is None:
-        write(tallies, seed)
+    tallies: dict[str, Tally] = {}
+    try:
+        soak(args.minutes, seed, args.only, tallies, args.trial)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the trials made so far count\n")
+    finally:
+        if args.trial is None:
+            write(tallies, seed)
     return int(any(tally.failures for tally in tallies.values()))
 
 
