@@ -30,17 +30,22 @@ class Estimates:
         self._paths = paths
         self._sizes: dict[tuple[str, str], int] = {}
         rates: dict[str, list[float]] = defaultdict(list)
-        by_node: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
+        done: list[tuple[str, str, float, float]] = []
         for event in past:
             seconds, work = event.get("seconds"), event.get("work")
             if event.get("event") == "done" and isinstance(seconds, (int, float)) and isinstance(work, (int, float)) and seconds > 0 and work > 0:
                 rates[str(event.get("kind"))].append(max(0.0, seconds - OVERHEAD_SECONDS) / work)
-                by_node[str(event.get("node"))].append((str(event.get("kind")), work, seconds))
+                done.append((str(event.get("node")), str(event.get("kind")), work, seconds))
         self._rates = {name: statistics.median(found[-JOBS_SEEN:]) for name, found in rates.items()}
-        self._speeds = {
-            node: statistics.median((OVERHEAD_SECONDS + work * self._rates[name]) / seconds for name, work, seconds in done[-JOBS_SEEN:])
-            for node, done in by_node.items()
-        }
+        self._speeds = self._compared(done)
+
+    def _compared(self, done: list[tuple[str, str, float, float]]) -> dict[str, float]:
+        """How much sooner than expected each node was done, over how much sooner all were."""
+        sooner: dict[str, list[float]] = defaultdict(list)
+        for node, name, work, seconds in done:
+            sooner[node].append((OVERHEAD_SECONDS + work * self._rates[name]) / seconds)
+        average = statistics.median([value for found in sooner.values() for value in found[-JOBS_SEEN:]] or [1.0])
+        return {node: statistics.median(found[-JOBS_SEEN:]) / average for node, found in sooner.items()}
 
     def speed(self, node: str) -> float:
         """1 for a node that has done nothing yet."""

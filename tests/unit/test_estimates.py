@@ -55,3 +55,9 @@ def test_nodes_are_compared_on_jobs_of_equal_kinds(tmp_path: Path) -> None:
 def test_what_says_nothing_is_left_out(tmp_path: Path, job: Job, event: dict[str, Any]) -> None:
     estimates, none = Estimates(Paths(tmp_path), [event]), Estimates(Paths(tmp_path), [])
     assert (estimates.seconds(job), estimates.speed("n1")) == (none.seconds(job), 1)
+
+
+def test_a_new_node_is_thought_as_fast_as_the_others(tmp_path: Path) -> None:
+    tiny = [done(node, OVERHEAD_SECONDS / 10) for node in ("n1", "n2")]  # all sooner than the start-up that is expected
+    estimates = Estimates(Paths(tmp_path), tiny)
+    assert [estimates.speed(node) for node in ("n1", "n2", "new")] == [1, 1, 1]
