@@ -450,6 +450,8 @@ class Runner:
             self._progress.pop(job, None)
             self._keep_log(job, {"log": event.log or event.words})
             self._scheduler.job_killed(now, job, node.name, how)
+        elif member.stage == "open":
+            self._scheduler.slot_gone(now, slot)  # nothing may be given to it until the next worker speaks
         self._restart(now, member, worker, how)
 
     def _restart(self, now: float, member: Member, worker: WorkerLink, how: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.conftest import wait_until
 from tests.trust.checker import contents, whole
-from tests.trust.world import BASE, ONE_PHASE, TWO_PHASE, World, opened, random_moment, same_bytes, undisturbed
+from tests.trust.world import BASE, GRID, ONE_PHASE, TWO_PHASE, World, opened, random_moment, same_bytes, undisturbed
 
 RUN_SECONDS = 6.0  # about as long as an undisturbed run of the standard grid takes
 # Runs inside the worker until the trial lets it go.
@@ -31,6 +31,25 @@ def run(options, progress):
         progress({"epoch": 0, "of": 1})
         time.sleep(0.02)
     return {}
+"""
+# run_two_phase_distributed.py on a machine where a worker that died takes its time to come back.
+SLOW_TO_RESTART = """
+import sys, time
+sys.path.insert(0, {root!r})
+import run_two_phase_distributed
+from common.cli import run_script
+from common.cluster.node import Node
+
+start, started = Node._start_worker, set()
+
+def slowly(node, slot):
+    if slot.index in started:
+        time.sleep(6)
+    started.add(slot.index)
+    start(node, slot)
+
+Node._start_worker = slowly
+run_script(run_two_phase_distributed.main)
 """
 
 
@@ -100,6 +119,25 @@ def worker_killed(seed: int, parent: Path, kills: int = 3) -> int:
         world.must_be_whole(planned, reference)
         world.nothing_runs()
     return hits
+
+
+def idle_worker_killed(seed: int, parent: Path) -> int:
+    """A worker that has nothing to do is killed, and work for it appears before the next one is there: it is not given to the dead one."""
+    with opened(parent, f"idle worker killed {seed}") as world:
+        planned = world.jobs({**GRID, "fold": [0]})
+        (world.folder / "slow_to_restart.py").write_text(SLOW_TO_RESTART.format(root=str(world.code)))
+        head = world.start("slow_to_restart.py")
+        wait_until(lambda: any(event["event"] == "started" for event in world.events()), 60, "the base training")
+        (busy,) = [event["slot"] for event in world.events() if event["event"] == "started"]
+        wait_until(lambda: len(world.workers()) == 2, 60, "both workers")
+        (idle,) = world.processes(f"--slot=cpu{1 - busy}")
+        os.kill(idle, signal.SIGKILL)
+        wait_until(lambda: any(event["event"] == "worker" for event in world.events()), 60, "the end of the worker")
+        assert head.wait(120) == 0, world.said
+        world.must_be_whole(planned)
+        (ended,) = [event for event in world.events() if event["event"] == "worker"]
+        assert ended["job"] is None, ended
+    return 1
 
 
 # -- trainings, in forks of this process: torch is imported only once -----------------------------------------------------------------------

@@ -26,6 +26,10 @@ def test_a_run_whose_workers_are_killed_goes_on_by_itself(shared: Path, seed: in
     assert kills.worker_killed(seed, shared) >= 1
 
 
+def test_no_job_is_given_to_a_worker_that_died_idle(tmp_path: Path) -> None:
+    kills.idle_worker_killed(1, tmp_path)
+
+
 def test_a_training_killed_by_hand_is_done_again_to_the_same_bytes(tmp_path: Path) -> None:
     assert kills.training_killed(1, tmp_path) >= 5
 
