@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import wait_until
-from tests.trust.checker import contents, whole
+from tests.trust.checker import Planned, contents, whole
 from tests.trust.world import BASE, GRID, ONE_PHASE, TWO_PHASE, World, opened, random_moment, same_bytes, undisturbed
 
 RUN_SECONDS = 6.0  # about as long as an undisturbed run of the standard grid takes
@@ -75,23 +75,27 @@ def not_made_again(world: World, kept: Mapping[str, bytes]) -> dict[str, bytes]:
 
 def head_killed(seed: int, parent: Path, kills: int = 5) -> int:
     """One project whose head is killed again and again, and then left alone."""
-    rng, reference = random.Random(seed), undisturbed(parent)
-    hits = 0
     with opened(parent, f"head killed {seed}") as world:
-        planned, kept = world.jobs(), dict[str, bytes]()
-        for _ in range(kills):
-            head = world.start(TWO_PHASE)
-            wait_for(head, world, rng)
-            hits += head.poll() is None
-            head.kill()
-            head.wait()
-            assert "Traceback" not in world.said, world.said
-            world.must_be_whole(planned, reference, complete=False)
-            kept = not_made_again(world, kept)
-        world.finish()
-        world.must_be_whole(planned, reference)
-        not_made_again(world, kept)
+        hits = killed_again_and_again(world, world.jobs(), random.Random(seed), undisturbed(parent), kills)
         world.nothing_runs()
+    return hits
+
+
+def killed_again_and_again(world: World, planned: Planned, rng: random.Random, reference: Mapping[str, bytes], kills: int) -> int:
+    """Heads killed at random moments, each going on where the one before was stopped; the last is left alone. Returns how many were at work."""
+    hits, kept = 0, dict[str, bytes]()
+    for _ in range(kills):
+        head = world.start(TWO_PHASE)
+        wait_for(head, world, rng)
+        hits += head.poll() is None
+        head.kill()
+        head.wait()
+        assert "Traceback" not in world.said, world.said
+        world.must_be_whole(planned, reference, complete=False)
+        kept = not_made_again(world, kept)
+    world.finish()
+    world.must_be_whole(planned, reference)
+    not_made_again(world, kept)
     return hits
 
 

@@ -15,7 +15,7 @@ from tests.cluster.hosts import Hosts
 from tests.conftest import wait_until
 from tests.trust.checker import Planned, whole
 from tests.trust.endurance import files_with, watched
-from tests.trust.kills import not_made_again, wait_for
+from tests.trust.kills import killed_again_and_again, not_made_again, wait_for
 from tests.trust.world import TWO_PHASE, World, opened, random_moment, undisturbed
 
 SHORT = {"heartbeat_seconds": 0.5, "suspect_seconds": 3, "close_seconds": 6}
@@ -54,22 +54,8 @@ def ends_well(world: World, planned: Planned, head: subprocess.Popen[bytes], par
 
 def head_killed(seed: int, parent: Path, hosts: Hosts, kills: int = 5) -> int:
     """The head killed again and again; the workers of a dead head end by themselves, or are ended by the next one's."""
-    rng, hits, reference = random.Random(seed), 0, undisturbed(parent)
     with over_hosts(hosts, parent, f"head killed over hosts {seed}") as (world, planned):
-        kept: dict[str, bytes] = {}
-        for _ in range(kills):
-            head = world.start(TWO_PHASE)
-            wait_for(head, world, rng)
-            hits += head.poll() is None
-            head.kill()
-            head.wait()
-            assert "Traceback" not in world.said, world.said
-            world.must_be_whole(planned, reference, complete=False)
-            kept = not_made_again(world, kept)
-        world.finish()
-        world.must_be_whole(planned, reference)
-        not_made_again(world, kept)
-    return hits
+        return killed_again_and_again(world, planned, random.Random(seed), undisturbed(parent), kills)
 
 
 def node_harmed(seed: int, parent: Path, hosts: Hosts) -> int:
