@@ -18,9 +18,8 @@ from typing import Any
 
 from tests.conftest import wait_until
 from tests.trust.checker import Planned, contents, whole
-from tests.trust.world import BASE, GRID, ONE_PHASE, TWO_PHASE, World, opened, random_moment, same_bytes, undisturbed
+from tests.trust.world import BASE, GRID, ONE_PHASE, TWO_PHASE, World, opened, random_moment, run_seconds, same_bytes, undisturbed
 
-RUN_SECONDS = 6.0  # about as long as an undisturbed run of the standard grid takes
 # Runs inside the worker until the trial lets it go.
 WAITING_SCRIPT = """
 import time
@@ -53,10 +52,10 @@ run_script(run_two_phase_distributed.main)
 """
 
 
-def wait_for(process: subprocess.Popen[bytes], world: World, rng: random.Random) -> None:
-    """Until a random moment of the run: one of the clock, or one shortly after a random event of its log."""
+def wait_for(process: subprocess.Popen[bytes], world: World, rng: random.Random, seconds: float) -> None:
+    """Until a random moment of the run: one of the next `seconds`, or one shortly after a random event of its log."""
     if rng.random() < 0.5:
-        moment = random_moment(rng, RUN_SECONDS)
+        moment = random_moment(rng, seconds)
     else:
         more = len(world.events()) + rng.randint(1, 20)
         wait_until(lambda: len(world.events()) >= more or process.poll() is not None, 120, "the next event")
@@ -76,17 +75,17 @@ def not_made_again(world: World, kept: Mapping[str, bytes]) -> dict[str, bytes]:
 def head_killed(seed: int, parent: Path, kills: int = 5) -> int:
     """One project whose head is killed again and again, and then left alone."""
     with opened(parent, f"head killed {seed}") as world:
-        hits = killed_again_and_again(world, world.jobs(), random.Random(seed), undisturbed(parent), kills)
+        hits = killed_again_and_again(world, world.jobs(), random.Random(seed), parent, kills)
         world.nothing_runs()
     return hits
 
 
-def killed_again_and_again(world: World, planned: Planned, rng: random.Random, reference: Mapping[str, bytes], kills: int) -> int:
+def killed_again_and_again(world: World, planned: Planned, rng: random.Random, parent: Path, kills: int) -> int:
     """Heads killed at random moments, each going on where the one before was stopped; the last is left alone. Returns how many were at work."""
-    hits, kept = 0, dict[str, bytes]()
+    hits, kept, reference = 0, dict[str, bytes](), undisturbed(parent)
     for _ in range(kills):
         head = world.start(TWO_PHASE)
-        wait_for(head, world, rng)
+        wait_for(head, world, rng, 0.7 * run_seconds(parent))  # late moments come with the runs that have less to do
         hits += head.poll() is None
         head.kill()
         head.wait()
@@ -107,7 +106,8 @@ def worker_killed(seed: int, parent: Path, kills: int = 3) -> int:
         planned = world.jobs()
         head = world.start(TWO_PHASE)
         for _ in range(kills):
-            wait_for(head, world, rng)
+            wait_until(lambda: bool(world.workers()) or head.poll() is not None, 60, "a worker")
+            wait_for(head, world, rng, run_seconds(parent) / 2)
             if workers := world.workers():
                 hits += 1
                 with suppress(ProcessLookupError):

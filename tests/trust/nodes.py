@@ -16,7 +16,7 @@ from tests.conftest import wait_until
 from tests.trust.checker import Planned, whole
 from tests.trust.endurance import files_with, watched
 from tests.trust.kills import killed_again_and_again, not_made_again, wait_for
-from tests.trust.world import TWO_PHASE, World, opened, random_moment, undisturbed
+from tests.trust.world import TWO_PHASE, World, opened, random_moment, run_seconds, undisturbed
 
 SHORT = {"heartbeat_seconds": 0.5, "suspect_seconds": 3, "close_seconds": 6}
 HARMS = ("cut", "freeze", "reboot")
@@ -55,17 +55,17 @@ def ends_well(world: World, planned: Planned, head: subprocess.Popen[bytes], par
 def head_killed(seed: int, parent: Path, hosts: Hosts, kills: int = 5) -> int:
     """The head killed again and again; the workers of a dead head end by themselves, or are ended by the next one's."""
     with over_hosts(hosts, parent, f"head killed over hosts {seed}") as (world, planned):
-        return killed_again_and_again(world, planned, random.Random(seed), undisturbed(parent), kills)
+        return killed_again_and_again(world, planned, random.Random(seed), parent, kills)
 
 
 def node_harmed(seed: int, parent: Path, hosts: Hosts) -> int:
     """One or two nodes cut off, frozen or rebooted at random moments, and healed a while later."""
-    rng, hits = random.Random(seed), 0
+    rng, hits, seconds = random.Random(seed), 0, run_seconds(parent)
     with over_hosts(hosts, parent, f"node harmed {seed}") as (world, planned):
         head = world.start(TWO_PHASE)
         harmed: list[tuple[str, str]] = []
         for host in rng.sample(hosts.names, rng.choice((1, 1, 2))):
-            wait_for(head, world, rng)
+            wait_for(head, world, rng, seconds)
             harm = rng.choice(HARMS)
             hits += head.poll() is None
             harmed.append((host, harm))

@@ -200,14 +200,25 @@ def call(folder: Path, script: str, *argv: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-@cache
 def undisturbed(parent: Path) -> dict[str, bytes]:
     """The results of the standard grid, made once by a run that nothing disturbed."""
+    return _reference(parent)[0]
+
+
+def run_seconds(parent: Path) -> float:
+    """How long that run took."""
+    return _reference(parent)[1]
+
+
+@cache
+def _reference(parent: Path) -> tuple[dict[str, bytes], float]:
     with opened(parent, "undisturbed") as world:
         planned = world.jobs()
+        began = time.monotonic()
         world.finish()
+        seconds = time.monotonic() - began
         world.must_be_whole(planned)
-        return contents(world.folder)
+        return contents(world.folder), seconds
 
 
 def random_moment(rng: random.Random, seconds: float) -> float:
