@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -64,10 +64,11 @@ def anonymous(pid: int) -> int:
 def peak_of_a_worker(project: Path) -> int:
     """Most bytes that any process of the run had to itself."""
     head = subprocess.Popen([sys.executable, str(ROOT / "run_two_phase_distributed.py")], cwd=project, env=environment(project), stdout=subprocess.DEVNULL)
-    peak, pause = 0, threading.Event()
+    peak = 0
     while head.poll() is None:
         peak = max([peak, *map(anonymous, children(head.pid))])
-        pause.wait(0.05)
+        with suppress(subprocess.TimeoutExpired):
+            head.wait(0.05)
     if head.returncode:
         raise SystemExit(f"the run ended with exit code {head.returncode}")
     return peak

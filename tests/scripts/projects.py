@@ -61,8 +61,7 @@ class Project:
         """A script that goes on while the test acts; killed with everything that it started when the test is over."""
         with (self.folder.parent / f"{self.folder.name}-output.txt").open("w+") as output:
             process = subprocess.Popen(
-                self.command(script, *argv), cwd=self.folder, env=self.environment, stdout=output, stderr=output, text=True, start_new_session=True,
-                preexec_fn=_hear_signals,
+                self.command(script, *argv), cwd=self.folder, env=self.environment, stdout=output, stderr=output, text=True, start_new_session=True
             )
             try:
                 yield process
@@ -143,12 +142,6 @@ class Project:
             else:
                 found[name] = content
         return found
-
-
-def _hear_signals() -> None:
-    """Tests started in the background, or under nohup, ignore these, and what they start would inherit that."""
-    for number in (signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def made(parent: Path, name: str = "project", **form: object) -> Project:
