@@ -202,7 +202,7 @@ def test_only_a_prefix_runs_its_fine_tunes_with_the_bases_that_they_need(grid: P
 
 def test_two_literal_phases_when_asked(grid: Project) -> None:
     for folder in ("base_models", "experiments", "runs"):
-        subprocess.run(["rm", "-r", str(grid.folder / folder)], check=True)
+        subprocess.run(["rm", "-rf", str(grid.folder / folder)], check=True)
     grid.run("run_two_phase_distributed.py", "--wait-for-all-bases")
     order = [("base" if "/" not in event["job"] else "finetune", event["event"]) for event in grid.events() if event["event"] in ("started", "done")]
     assert order.index(("finetune", "started")) > max(number for number, what in enumerate(order) if what == ("base", "done"))
