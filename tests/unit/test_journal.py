@@ -1,0 +1,23 @@
+"""What a run leaves behind, and in which order the next one reads it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from common.cluster.journal import Journal, last_failures, new_run_id
+from common.paths import Paths
+
+
+def test_runs_within_one_second_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = Paths(tmp_path)
+    for moment, event in ((1_800_000_000.2, "failed"), (1_800_000_000.3, "done"), (1_800_000_000.4, "failed"), (1_800_000_000.5, "done")):
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+        journal = Journal(paths, new_run_id())
+        journal.event(event, job="a")
+        journal.event("failed", job=f"b{moment}")
+        journal.close()
+    assert len(last_failures(paths)) == 4
+    assert "a" not in last_failures(paths)
