@@ -26,7 +26,8 @@ from common.paths import SPLITS
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 MinOverlap = float | Literal["any"]
-DRAWS = 10
+DRAWS = 10  # of stratified folds
+NEAR = 0.1  # splits whose distances from 60/20/20 differ by less are as good as each other
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
@@ -189,28 +190,29 @@ def _chronological(ordered: Sequence[Session]) -> list[str]:
 def _stratified(ordered: Sequence[Session], length: int, min_overlap: MinOverlap, seed: int) -> list[str]:
     """Split of each session: StratifiedGroupKFold, one fold each for val and test, the rest trains.
 
-    Which two folds these are is decided by the data: no split without a class, then nearest to 60/20/20 of windows and of positives. Where few
-    sessions hold a class, one draw of folds can put them together (it is greedy), so up to ten are tried until every split has both.
+    Several draws of folds are made (it is greedy, and breaks ties by order). Of all their pairs of folds, those count that leave no split without a
+    class and come nearest to 60/20/20 of windows and of positives; among the nearly equal ones the seed chooses.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    number = min(5, len(ordered))
+    number, random = min(5, len(ordered)), np.random.default_rng(seed)
     # Stratified by the labels of windows laid end to end. Each counts `number` times, which changes no share and spares small sets the class-size complaint.
     whole = [Part(session, 0, len(session.values)) for session in ordered]
     labels = [np.repeat(label_windows(p.session.bouts, _starts(p, length, length), length, min_overlap), number) for p in whole]
-    groups = np.repeat(np.arange(len(ordered)), [len(part) for part in labels])
     sizes = np.array([[len(part), part.sum()] for part in labels], float)
-    best: tuple[tuple[int, int, float], list[str]] | None = None
-    for state in np.random.SeedSequence(seed).generate_state(DRAWS).tolist():
-        folds = StratifiedGroupKFold(number, shuffle=True, random_state=state).split(np.zeros(len(groups)), np.concatenate(labels), groups)
-        members = [set(groups[rows].tolist()) for _, rows in folds]
+    found: dict[tuple[str, ...], tuple[int, int, float]] = {}
+    for _ in range(DRAWS):
+        # Its own shuffle=True (scikit-learn 1.5 to 1.7) shuffles class counts away from their groups.
+        renamed = random.permutation(len(ordered)).tolist()
+        groups = np.repeat(renamed, [len(part) for part in labels])
+        folds = StratifiedGroupKFold(number).split(np.zeros(len(groups)), np.concatenate(labels), groups)
+        drawn = [set(groups[rows].tolist()) for _, rows in folds]
         for val, test in permutations(range(number), 2):
-            places = ["val" if i in members[val] else "test" if i in members[test] else "train" for i in range(len(ordered))]
-            if best is None or _imbalance(places, sizes) < best[0]:
-                best = _imbalance(places, sizes), places
-        if best and best[0][:2] == (0, 0):
-            break
-    return best[1] if best else []
+            places = tuple("val" if group in drawn[val] else "test" if group in drawn[test] else "train" for group in renamed)
+            found[places] = _imbalance(places, sizes)
+    best = min(found.values())
+    near = sorted(places for places, how in found.items() if how[:2] == best[:2] and how[2] <= best[2] + NEAR)
+    return list(near[random.integers(len(near))])
 
 
 def _imbalance(places: Sequence[str], sizes: Floats) -> tuple[int, int, float]:

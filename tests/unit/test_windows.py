@@ -217,11 +217,21 @@ def test_session_split_gives_every_split_both_classes_where_three_sessions_have_
         assert all(cut_windows(own, 20, 10, "any", 2).y.any() for own in parts.values())
 
 
-def test_session_split_follows_its_seed():
-    sessions = [session(f"s{k}", seconds=60 + k, bouts=[(10, 20 + k)]) for k in range(12)]
+@pytest.mark.parametrize("longer", [0, 1], ids=["equal sessions", "unequal sessions"])
+def test_session_split_follows_its_seed(longer):
+    sessions = [session(f"s{k}", seconds=60 + longer * k, bouts=[(10, 20 + longer * k)]) for k in range(12)]
     chosen = [names(split_sessions(sessions, "session", 20, "any", seed)) for seed in (0, 0, 1, 2, 3)]
     assert chosen[0] == chosen[1]
     assert any(other != chosen[0] for other in chosen[2:])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_session_split_balances_sessions_of_unequal_length(seed):
+    lengths = [14, 48, 20, 35, 41, 17, 29, 23, 44, 31]
+    sessions = [session(f"s{k}", seconds=length, bouts=[(3, 3 + length / 4)]) for k, length in enumerate(lengths)]
+    parts = split_sessions(sessions, "session", 10, "any", seed)
+    shares = {split: sum(part.end - part.begin for part in parts[split]) / sum(len(s.values) for s in sessions) for split in parts}
+    assert shares == pytest.approx({"train": 0.6, "val": 0.2, "test": 0.2}, abs=0.07)
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
