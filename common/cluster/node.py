@@ -6,10 +6,13 @@ The runner owns all decisions. A node only does what it is asked and says how it
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import queue
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,9 +33,11 @@ from common.manifest import file_sha256
 from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS, EXPERIMENTS, SUPERSEDED, Paths
 
 MIN_FREE_BYTES = 500 << 20
+FULL_BYTES = 1 << 20  # the head's disk counts as full
 GATHER_SECONDS = 0.5  # experiments that end within this time come home in one copy
 START_SECONDS = 120.0  # for a worker to say hello
 COPYING = 2  # threads of a node that send
+UNHANDLED = 100  # messages of a worker that the runner has not looked at; before it has, no more are read
 PROBE_TEXT = Path(__file__).with_name("probe.py").read_text()
 
 
@@ -124,11 +129,20 @@ class WorkerLink:
     def __init__(self, node: Node, slot: cluster_config.Slot, process: Process, marker: str, tell: Tell) -> None:
         self.node, self.slot, self._process, self._tell = node, slot, process, tell
         self.log: str | None = None  # on the node
+        self.heard = time.monotonic()
         self._given: set[str] = set()  # jobs that it may speak of
         self._marker = marker.encode()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name=f"read {node.name} {slot.index}", daemon=True).start()
-        threading.Thread(target=self._write, name=f"write {node.name} {slot.index}", daemon=True).start()
+        self._unhandled = threading.Semaphore(UNHANDLED)
+
+    def begin(self) -> None:
+        """Listen and speak. Not before the node knows this worker: it may end at once."""
+        threading.Thread(target=self._read, name=f"read {self.node.name} {self.slot.index}", daemon=True).start()
+        threading.Thread(target=self._write, name=f"write {self.node.name} {self.slot.index}", daemon=True).start()
+
+    def handled(self) -> None:
+        """The runner has looked at one message: another may be read. A worker that floods the head only fills its own pipe."""
+        self._unhandled.release()
 
     def send(self, message: dict[str, Any]) -> None:
         """Queue a message."""
@@ -158,6 +172,8 @@ class WorkerLink:
             while line := self._process.read_line():
                 message = answers.message(json.loads(line), self._given)
                 self._given -= {message.get("done"), message.get("failed")}
+                self.heard = time.monotonic()
+                self._unhandled.acquire()
                 self._tell(Said(self, message))
             self._ended("")
         except (ValueError, RecursionError) as error:
@@ -347,7 +363,8 @@ class Node:
                 self.tell(Left(self, str(error), True))
             return
         if connection is self.connection:
-            self.workers[slot.index] = WorkerLink(self, slot, process, marker, self.tell)
+            worker = self.workers[slot.index] = WorkerLink(self, slot, process, marker, self.tell)
+            worker.begin()
         else:
             process.close()
 
@@ -404,6 +421,8 @@ class Node:
         try:
             moved = self._connected().pull([name for job in jobs for name in result_files(job)], root)
         except (NodeError, EOFError) as error:
+            if shutil.disk_usage(self.paths.root).free < FULL_BYTES:  # no node is to blame
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root)) from error
             self.tell(Fetched(self, tuple(jobs), root, 0, str(error)))
             return
         lacking = [job for job in jobs if published_file(job) in moved.missing]

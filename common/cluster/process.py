@@ -72,14 +72,22 @@ class Process(ABC):
         self._input_closed = False
 
     def read_line(self, timeout: float | None = None) -> bytes:
-        """The next line of standard output with its line break, b"" at its end (call `wait` then). TimeoutError when none came in `timeout` seconds."""
-        deadline = _deadline(timeout)
+        """The next line of standard output with its line break, b"" at its end (call `wait` then). TimeoutError when none came in `timeout` seconds.
+
+        Its end is also that of the process, soon after: a grandchild may hold the pipe open.
+        """
+        deadline, grace = _deadline(timeout), float("inf")
         searched = 0
         while (end := self._out.find(b"\n", searched)) < 0 and not self._ended_output:
             searched = len(self._out)
             if searched > MAX_LINE:
                 raise NodeError(f"{self.name}: a line of more than {MAX_LINE} bytes came from the node; it is not listened to")
-            if not self._receive(_left(deadline, TICK)) and time.monotonic() >= deadline:
+            if self._receive(_left(deadline, TICK)):
+                continue
+            if self._has_exited():
+                grace = min(grace, _deadline(GRACE))
+                self._ended_output |= time.monotonic() >= grace
+            if not self._ended_output and time.monotonic() >= deadline:
                 raise TimeoutError
         size = end + 1 if end >= 0 else len(self._out)
         line = bytes(self._out[:size])

@@ -56,6 +56,12 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def in_session(leader: int) -> list[int]:
+    """Ids of all living processes of the session that `leader` made; it may have ended itself."""
+    found = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+    return [pid for pid in found if (fields := stat_fields(pid)) and fields[3] == str(leader) and fields[0] not in "ZX"]
+
+
 def end(pids: Iterable[int], with_signal: int = signal.SIGKILL) -> None:
     """Signal each of `pids` that is still there and ours."""
     for pid in pids:

@@ -35,6 +35,8 @@ SEEN_SECONDS = 30.0  # how long the first jobs wait to hear what all nodes have 
 RESENDS = 2  # of a base model that a node finds damaged or lacks, for one job
 END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 STARTS = 3  # of a worker in a row that never said hello
+SILENCE = ("heartbeat_seconds", "suspect_seconds", "close_seconds")
+AT_ONCE = 1_000  # events that are handled before everything else is looked at again
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,26 @@ class Runner:
 
     def run(self) -> Outcome:
         """Run to the end. Raises OSError when the head's own disk fails."""
-        now = time.monotonic()
-        self._scheduler.add_jobs(now, [self._planned(job) for job in (*self.work.bases, *self.work.others)])
-        self.journal.event("start", jobs=len(self._jobs), nodes=[server.name for server in self.config.servers])
-        for server in self.config.servers:
-            self._add(server)
+        self._start_nodes()
         try:
             while not self._is_over():
-                self._take_events()
-                self._periodic(time.monotonic())
-                self._decide(time.monotonic())
-                self._take_result()
-                self._publish_status()
+                self._turn()
         finally:
             self._stop()
         return self._conclude()
+
+    def _start_nodes(self) -> None:
+        self._scheduler.add_jobs(time.monotonic(), [self._planned(job) for job in (*self.work.bases, *self.work.others)])
+        self.journal.event("start", jobs=len(self._jobs), nodes=[server.name for server in self.config.servers])
+        for server in self.config.servers:
+            self._add(server)
+
+    def _turn(self) -> None:
+        self._take_events()
+        self._periodic(time.monotonic())
+        self._decide(time.monotonic())
+        self._take_result()
+        self._publish_status()
 
     def _planned(self, job: Job) -> plan.Job:
         needs = self._trained_as.get(job.needs, job.needs) if job.needs else None
@@ -143,12 +150,12 @@ class Runner:
         return any(member.coming for member in self._members.values())
 
     def _take_events(self) -> None:
-        """All events there are; a short wait when there is nothing else to do."""
+        """The events there are; a short wait when there is nothing else to do."""
+        wait = 0.0 if self._arrived else 0.2
         with contextlib.suppress(queue.Empty):
-            event = self._events.get_nowait() if self._arrived else self._events.get(timeout=0.2)
-            while True:
-                self._handle(event)
-                event = self._events.get_nowait()
+            for _ in range(AT_ONCE):
+                self._handle(self._events.get(timeout=wait))
+                wait = 0.0
 
     def _take_result(self) -> None:
         """Verify one result that has come home. One at a time: a slot that has become free does not wait for the head to read files."""
@@ -165,6 +172,7 @@ class Runner:
             for member in self._members.values():
                 for worker in list(member.node.workers.values()):
                     worker.send({"beat": 0})
+            self._end_frozen(now)
         if now - self._config_at >= CONFIG_SECONDS:
             self._config_at = now
             self._reread_config(now)
@@ -173,6 +181,17 @@ class Runner:
                 member.stage = "joining"
                 member.node.join()
         self._scheduler.tick(now)
+
+    def _end_frozen(self, now: float) -> None:
+        """A worker that is silent while others on its node speak is ended. The silence of a whole node is the scheduler's matter."""
+        for member in self._members.values():
+            workers = [worker for worker in member.node.workers.values() if worker in self._greeted and worker not in self._ending]
+            if member.stage != "open" or all(now - worker.heard > self.config.suspect_seconds for worker in workers):
+                continue
+            for worker in workers:
+                if (silent := now - worker.heard) > self.config.close_seconds:
+                    threading.Thread(target=worker.kill, daemon=True).start()
+                    self._on_ended(now, Ended(worker, 128 + signal.SIGKILL, f"it was silent for {silent:.0f} s"))
 
     def _decide(self, now: float) -> None:
         if now - self._began > self._patience or all(member.seen and not member.expected for member in self._members.values()):
@@ -194,6 +213,8 @@ class Runner:
                 event = self._events.get(timeout=0.1)
                 if isinstance(event, Ended):
                     waited.discard(event.worker)
+                elif isinstance(event, Said):
+                    event.worker.handled()
         _kill(waited)
         for member in self._members.values():
             member.node.stop()
@@ -233,7 +254,7 @@ class Runner:
         if identity is not None and identity != self._config_identity:
             self._config_identity = identity
             try:
-                self.config = load_config(self.config_path)
+                self.config = self._with_our_times(load_config(self.config_path))
             except ProjectError as error:
                 self.say(f"the changed configuration is not used: {error}")
                 return
@@ -242,6 +263,13 @@ class Runner:
                 if wanted.get(name) != member.node.server and not member.draining:
                     self._drain(now, name, member)
         self._finish_drains(now)
+
+    def _with_our_times(self, config: ClusterConfig) -> ClusterConfig:
+        """Workers that run know the times of silence that they were started with."""
+        ours = {name: getattr(self.config, name) for name in SILENCE}
+        if any(getattr(config, name) != value for name, value in ours.items()):
+            self.say(f"{', '.join(SILENCE)}: a change counts from the next run on")
+        return config.model_copy(update=ours)
 
     def _drain(self, now: float, name: str, member: Member) -> None:
         self.say(f"{name}: removed or changed in {self.config_path.name}: its running jobs finish, nothing new starts there")
@@ -321,12 +349,13 @@ class Runner:
 
     def _on_said(self, now: float, event: Said) -> None:
         worker, message = event.worker, event.message
+        worker.handled()
         member, slot = self._of(worker.node), Slot(worker.node.name, worker.slot.index)
         if member is None or worker in self._ending or worker.node.workers.get(worker.slot.index) is not worker:
             return
         if member.stage == "open":
             self._scheduler.heartbeat(now, slot.node)
-        if "hello" in message:
+        if "hello" in message and worker not in self._greeted:  # a second one would free a slot that is busy
             self._on_hello(now, member, worker, message["hello"])
         elif "progress" in message and message["progress"] in self._jobs:
             self._progress[message["progress"]] = {**message, "node": slot.node}
@@ -359,13 +388,14 @@ class Runner:
         self.say(f"{name}: slot {worker.slot.index} is left out: {why}")
         self._ending.add(worker)
         member.gone.add(worker.slot.index)
+        member.waiting.pop(worker.slot.index, None)
         if member.stage == "open":
             self._scheduler.slot_gone(now, Slot(name, worker.slot.index))
         if len(member.gone) == len(worker.node.plan.slots):
             self._on_left(now, Left(worker.node, f"{name}: {why}", False))
 
     def _free(self, now: float, worker: WorkerLink, slot: Slot) -> None:
-        if not self._scheduler.slot_free(now, slot, worker.slot.gpu):
+        if worker not in self._ending and not self._scheduler.slot_free(now, slot, worker.slot.gpu):
             self._ending.add(worker)
             worker.end()
 
@@ -387,8 +417,13 @@ class Runner:
     def _on_failed(self, now: float, member: Member, worker: WorkerLink, message: Mapping[str, Any]) -> None:
         job, cause, text = self._jobs[message["failed"]], message.get("cause"), str(message.get("error"))
         node, slot = worker.node.name, Slot(worker.node.name, worker.slot.index)
-        self._progress.pop(job.id, None)
-        self._keep_log(job.id, message)
+        if self._scheduler.job_at(slot) != job.id:  # cancelled meanwhile: what became of it says nothing, and the job may run elsewhere on the node
+            cause = "gpu_gone" if cause == "gpu_gone" else "cancelled"
+        elif cause == "cancelled":
+            cause, text = "", f"{node}: its worker gave up a job that was not cancelled"
+        if cause != "cancelled":
+            self._progress.pop(job.id, None)
+            self._keep_log(job.id, message)
         if cause == "base_missing" and self._send_again(job, member, worker, text):
             return
         member.failed += cause != "cancelled"
@@ -412,8 +447,7 @@ class Runner:
         """A base model is damaged on the node, or not there: bring it and start the job again, in its slot."""
         name, base = worker.node.name, job.needs
         self._resent[job.id] = self._resent.get(job.id, 0) + 1
-        copied = self._scheduler.job_at(Slot(name, worker.slot.index)) == job.id
-        if base is None or worker.node.shared or not copied or self._resent[job.id] > RESENDS:
+        if base is None or worker.node.shared or self._resent[job.id] > RESENDS:
             return False
         self.say(f"{name}: {text}: it is sent again")
         self.journal.event("resent", node=name, base=base, job=job.id, cause=text)
@@ -585,7 +619,7 @@ class Runner:
     def _start(self, now: float, job: str, slot: Slot) -> None:
         node, planned = self._members[slot.node].node, self._jobs[job]
         worker = node.workers.get(slot.number)
-        if worker is None:  # it ended a moment ago; its end is told next
+        if worker is None or worker in self._ending:  # its end is told next, or its slot is given up
             return
         values = dict(planned.values)
         if planned.kind == "finetune" and not node.shared:

@@ -1,7 +1,7 @@
 """Which job next, and where: the states of jobs, slots and nodes, without I/O, threads or a clock of its own.
 
 The runner tells what happened (every call takes `now`, monotonic seconds) and asks `assign(now)` what to start, `cancellations()` what to stop and `changes()`
-what to log. Call `assign` after events and at least once a second: silence, set-aside nodes and overdue jobs are judged there.
+what to log. Call `assign` after events and at least once a second: silence and set-aside nodes are judged there.
 
 Where a job is started is `placement.py`'s choice; this file keeps the books: it is the only one that changes the state of a job, a node or a slot.
 """
@@ -96,20 +96,19 @@ class Scheduler:
             host.speed = speed
             self._placement.mark_node(host)
 
-    def finished(self, now: float, job: str, node: str, verified: bool = True) -> bool:
-        """The result of `job` from `node` is on the head. Returns True when it made the job done: the first verified result wins.
+    def finished(self, now: float, job: str, node: str) -> bool:
+        """The verified result of `job` from `node` is on the head. Returns True when it made the job done: the first one wins, a late one is ignored (False).
 
-        Frees the slot if the copy still has one, cancels the other copies. An unverified result is the node's fault. A late result is ignored (False).
+        All other copies are cancelled, and so is one that still has a slot of `node`: the result was found there, published by an earlier worker.
         """
-        if not verified:
-            self.node_fault(now, job, node, "its result was not what was sent")
-            return False
         self._clock(now)
         record, host = self._jobs[job], self._nodes.get(node)
         if host is not None:
             self._praise(host)
         copy = record.copies.get(node)
-        if copy is not None:
+        if copy is not None and copy.row >= 0:
+            self._cancel(now, copy)
+        elif copy is not None:
             self._drop(copy, FREE)
         if record.state not in ENDED:
             for other in list(record.copies.values()):
@@ -386,10 +385,6 @@ class Scheduler:
     def over(self) -> bool:
         """True when nothing more will come: all jobs ended, given up, or stopping and nothing runs."""
         return self._left == 0 or self.given_up or (self._stopping and not any(host.copies for host in self._nodes.values()))
-
-    def next_deadline(self) -> float | None:
-        """When silence or a set-aside node will next want a tick; None if never."""
-        return self._timers[0][0] if self._timers else None
 
     def time_left(self, now: float) -> float | None:
         """Expected seconds until all is done; None while no slot can work."""

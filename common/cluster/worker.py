@@ -100,6 +100,8 @@ def _make_way(file: IO[str], name: str, owner: str, *, patient: bool) -> None:
     pid = holder.get("pid")
     if isinstance(pid, int) and processes.start_time(pid) == holder.get("started"):
         processes.end([*processes.descendants(pid), pid])
+    elif isinstance(pid, int) and processes.start_time(pid) is None:  # it was killed, and what it had forked holds its lock
+        processes.end(processes.in_session(pid))
 
 
 # -- the connection to the head -------------------------------------------------------------------------------------------------------

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from common.cluster import processes
+from common.cluster import processes, worker
+from common.cluster.process import LocalProcess
 from tests.conftest import ROOT, wait_until
 
 # A child, a child's child, and one that left for a session of its own; then waits for its input to end.
@@ -78,3 +81,46 @@ def test_ending_what_has_ended_is_no_error() -> None:
     with subprocess.Popen([sys.executable, "-S", "-c", ""]) as ended:
         pass
     processes.end([ended.pid])
+
+
+# A process that ends while a fork of it, which says nothing, holds its output and its lock file open.
+LEAVES_A_FORK = """
+import fcntl, os, sys, time
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+if os.fork() == 0:
+    time.sleep(1000)
+print("hello", flush=True)
+os._exit(7)
+"""
+
+
+def test_the_end_of_a_process_is_seen_though_a_fork_of_it_holds_its_output(tmp_path: Path) -> None:
+    process = LocalProcess("here", [sys.executable, "-S", "-c", LEAVES_A_FORK, str(tmp_path / "lock")], tmp_path)
+    try:
+        assert process.read_line(30) == b"hello\n"
+        assert process.read_line(30) == b""
+        assert process.wait(30) == 7
+        (fork,) = processes.in_session(process.pid)
+        assert processes.start_time(fork)
+    finally:
+        process.kill()
+        process.close()
+    wait_until(lambda: not processes.in_session(process.pid), what="the end of the fork")
+
+
+def test_a_slot_whose_worker_was_killed_is_taken_from_what_it_had_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    path = worker.slot_folder() / "slot-cpu0.lock"
+    dead = LocalProcess("here", [sys.executable, "-S", "-c", LEAVES_A_FORK, str(path)], tmp_path)
+    try:
+        assert dead.read_line(30) == b"hello\n"
+        path.write_text(json.dumps({"owner": "us", "pid": dead.pid, "started": "1"}))
+        dead.wait(30)
+        with pytest.raises(worker.SlotHeld):
+            worker.take_slot("cpu0", "somebody else")
+        worker.take_slot("cpu0", "us").close()
+        assert not processes.in_session(dead.pid)
+    finally:
+        dead.kill()
+        dead.close()

@@ -181,10 +181,21 @@ def test_a_result_that_does_not_verify_counts_as_the_nodes_fault_and_the_job_is_
     world = cluster("n1", "n2", jobs=one())
     world.step()
     first = world.where("j")
-    assert not world.scheduler.finished(0, "j", first.node, verified=False)
+    world.scheduler.node_fault(0, "j", first.node, "its result was not what was sent")
     world.slots[first] = "down"
     assert world.step() == ["j"]
     assert world.where("j").node != first.node
+
+
+def test_a_result_found_on_the_node_that_does_the_job_again_stops_it_and_its_slot_stays_busy_until_its_worker_speaks() -> None:
+    world = cluster("n", jobs=[Job("j", 100), Job("k", 10)])
+    world.step()
+    slot = world.where("j")
+    assert world.scheduler.finished(0, "j", "n")
+    assert world.step() == []
+    assert world.slots[slot] == "stopping"
+    world.free(slot)
+    assert world.step() == ["k"]
 
 
 def test_a_result_found_published_ends_a_job_that_never_ran() -> None:
@@ -268,8 +279,7 @@ def test_the_first_verified_result_wins_and_the_other_copy_is_cancelled() -> Non
     world.add_node("n2")
     world.mute.add("n1")
     world.step(40)
-    assert world.scheduler.finished(world.now, "j", "n2")
-    world.slots[Slot("n2", 0)] = None
+    world.end("j", Slot("n2", 0))
     world.obey()
     assert world.slots[Slot("n1", 0)] == "stopping"
     assert not world.scheduler.finished(world.now, "j", "n1")

@@ -65,7 +65,15 @@ class Storm(RuleBasedStateMachine):
             assert self.scheduler.state(job) in ENDED
         else:
             self.world.parcels.remove((job, node))
-            self.scheduler.finished(self.world.now, job, node, verified=False)
+            self.scheduler.node_fault(self.world.now, job, node, "its result was not what was sent")
+
+    @rule(pick=PICK)
+    def a_result_is_found_where_the_job_runs(self, pick: int) -> None:
+        if copy := self.running(pick):
+            job, slot = copy
+            before = self.scheduler.state(job)
+            assert self.scheduler.finished(self.world.now, job, slot.node) == (before not in ENDED)
+            self.world.step()
 
     @rule(pick=PICK, how=st.sampled_from(["fault", "killed", "gpu", "error", "gone"]))
     def a_copy_ends_badly(self, pick: int, how: str) -> None:
