@@ -228,11 +228,11 @@ def _split_seed(manifest: Manifest | None) -> Any:
 
 
 def _data_family(manifest: Manifest | None, data_path: str) -> str:
-    """Equal for data sets that differ by the seed of their split alone."""
+    """Equal for data sets that differ by the seed of their split alone. Where the recordings lay matters to nobody: their SHA-256 is there."""
     if manifest is None:
         return data_path
-    made = manifest.model_dump(exclude={"files", "participants"})
-    return digest(made | {"split": {key: value for key, value in manifest.split.items() if "seed" not in key}})
+    apart = {"files": True, "participants": True, "split": {"seed"}, "source": {"folder": True, "settings": {"split_seed"}}}
+    return digest(manifest.model_dump(exclude=apart))
 
 
 def _bouts(run: Run, manifest: Manifest | None, options: FinetuneOptions) -> Json:

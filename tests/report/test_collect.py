@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.artifacts import publish_base_model
 from common.errors import InputError
+from common.preparation import Preparation, prepare
 from common.report.collect import collect
 from common.report.planned import mark_stale, missing_cells
+from common.sessions import Layout, Recordings
 from tests.report.made import Made
 
 
@@ -37,6 +40,31 @@ def test_a_row_holds_options_scores_counts_and_times(made: Made) -> None:
     assert (row["train_windows"], row["train_positives"], row["selection_windows"], row["train_seconds"]) == (31, 10, 40, 60.0)
     assert row["n_base_participants"] == 6
     assert row["seed_finetune"] == 0
+
+
+def prepared(made: Made, name: str, **given: Any) -> Path:
+    """A data folder of ten short sessions, as prepare_data.py makes it, but with empty .pt files."""
+    for number in range(10):
+        path = made.root / "rec" / "anna" / f"s{number}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("time,ax,label\n" + "".join(f"{100 * number + i / 10},{i % 7},{int(20 <= i < 60)}\n" for i in range(200)))
+    values = {"sessions": "rec", "data_path": f"data/{name}", "sampling_rate": 10, "window_seconds": 2, "stride_seconds": 1} | given
+    source = Recordings(made.root / "rec", Layout("time", "s", "label", None, 10.0, None))
+    folder = made.root / "data" / name
+    prepare(Preparation.parse(values), source, folder, lambda _: b"", {"kind": "sessions", "folder": "rec"})
+    return folder
+
+
+def test_data_sets_that_differ_by_their_split_seed_alone_are_one(made: Made) -> None:
+    for name, given in (("a", {"split_seed": 0}), ("b", {"split_seed": 1}), ("c", {"split_seed": 1, "min_overlap": 0.5})):
+        folder = prepared(made, name, **given)
+        for path in folder.glob("*.pt"):  # as on a machine that has no data
+            path.unlink()
+        made.run("anna", data_path=f"data/{name}")
+    table = collect([made.root]).table.set_index("data_path")
+    family = table["data_family"]
+    assert family["data/a"] == family["data/b"] != family["data/c"]
+    assert table["split_seed"].to_dict() == {"data/a": 0, "data/b": 1, "data/c": 1}
 
 
 def test_empty_half_written_and_foreign_folders_are_named(made: Made) -> None:
