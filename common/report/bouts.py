@@ -18,6 +18,8 @@ def read_windows(text: str) -> dict[str, Windows]:
     Raises:
         ValueError: not such a file.
     """
+    if not text.strip():
+        raise ValueError("predictions.csv is empty")
     lines = [line.split(",") for line in text.splitlines()] if '"' not in text else list(csv.reader(text.splitlines()))
     head, rows = lines[0], lines[1:]
     columns = dict(zip(head, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(head, ())

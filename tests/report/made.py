@@ -136,7 +136,7 @@ class Made:
             "best_model.pt": f"{options.prefix}/{target}".encode(),
             "losses.json": to_json(losses or LOSSES),
             "config.json": to_json(config),
-            "predictions.csv": predictions or plain_predictions(scratch),
+            "predictions.csv": plain_predictions(scratch) if predictions is None else predictions,
         }
         name = experiment_name(options.fold, target)
         return publish_experiment(self.paths, str(options.prefix), name, files, record | dict(metrics or {}), log="made\n")

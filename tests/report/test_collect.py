@@ -116,8 +116,9 @@ def test_a_score_that_is_no_number_is_foreign(made: Made) -> None:
     assert reasons(made)["experiments/p/fold0_anna"].startswith("foreign: ")
 
 
-def test_predictions_without_the_columns_are_foreign(made: Made) -> None:
-    made.run("anna", prefix="p", predictions=b"a,b\n1,2\n")
+@pytest.mark.parametrize("predictions", [b"a,b\n1,2\n", b"\n", b""])
+def test_predictions_without_the_columns_are_foreign(made: Made, predictions: bytes) -> None:
+    made.run("anna", prefix="p", predictions=predictions)
     assert reasons(made)["experiments/p/fold0_anna"].startswith("foreign: ")
 
 
