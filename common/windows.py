@@ -315,3 +315,16 @@ def shared_sample(windows: Mapping[str, Iterable[tuple[str, float]]], window_sec
         if session == next_session and split != next_split and next_start - start < window_seconds - 0.5 / rate:
             return f"session {session}: the {split} window at {start:g} s and the {next_split} window at {next_start:g} s"
     return None
+
+
+def covered_hours(places: Iterable[tuple[str, float]], window_seconds: float) -> float:
+    """Hours of recording that windows cover: the union of [start, start + window_seconds) in each session, so that overlaps count once.
+
+    Args:
+        places: session and start second of each window, in any order.
+    """
+    order = sorted(places)
+    if not order:
+        return 0.0
+    steps = (after - start if session == same else window_seconds for (session, start), (same, after) in pairwise(order))
+    return (sum(min(step, window_seconds) for step in steps) + window_seconds) / 3600

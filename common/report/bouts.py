@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.windows import covered_hours
+
 SAME = 1e-6  # seconds; two windows this close in time do not overlap, they touch
 Windows = dict[str, NDArray[Any]]
 
@@ -59,7 +61,7 @@ def bout_scores(windows: Windows, thresholds: dict[str, tuple[str, float | None]
         return {}
     reach = max(length, spacing) if np.isfinite(spacing) else length
     joined = (sessions[1:] == sessions[:-1]) & (np.diff(starts) <= reach + SAME)
-    bouts, hours = _runs(labels, joined), _recorded_hours(starts, sessions, length)
+    bouts, hours = _runs(labels, joined), covered_hours(zip(sessions.tolist(), starts.tolist(), strict=True), length)
     scores: dict[str, float | None] = {"bouts": float(bouts.max(initial=0)), "hours": hours}
     for suffix, (column, threshold) in thresholds.items():
         p = windows[column][order]
@@ -81,10 +83,3 @@ def _runs(flags: NDArray[Any], joined: NDArray[Any]) -> NDArray[Any]:
     begins = flags.copy()
     begins[1:] &= ~(flags[:-1] & joined)
     return np.where(flags, np.cumsum(begins), 0)
-
-
-def _recorded_hours(starts: NDArray[Any], sessions: NDArray[Any], length: float) -> float:
-    covered = np.full(len(starts), length)
-    same = sessions[1:] == sessions[:-1]
-    covered[:-1][same] = np.minimum(np.diff(starts)[same], length)
-    return float(covered.sum() / 3600)

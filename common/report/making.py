@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from common.identity import digest
+from common.manifest import Manifest
+from common.paths import windows_file
 from common.report.analysis import Grid
 from common.report.collect import Collection, Project
 from common.report.figures import order_unset
 from common.report.words import count, duration, metric_words
+from common.windows import covered_hours
 
 Json = dict[str, Any]
 
@@ -65,13 +70,28 @@ def data_sets(collection: Collection) -> list[Json]:
                 f"{len(manifest.channels)} channels at {manifest.sampling_rate_hz:g} Hz, windows of {manifest.window_seconds:g} s every "
                 f"{manifest.stride_seconds:g} s; split: {_pairs(manifest.split)}; labelling: {_pairs(manifest.labelling)}; source: {_pairs(manifest.source)}"
             )
-            hours_of_one = manifest.stride_seconds / 3600
-            people = [
-                {"name": person, "splits": [(split, count(c.windows), count(c.positives), duration(c.windows * hours_of_one)) for split, c in splits.items()]}
-                for person, splits in manifest.participants.items()
-            ]
+            folder = project.paths.data(data_path)
+            people = [{"name": person, "splits": _splits(folder, person, manifest)} for person in manifest.participants]
             lines.append({"name": name, "about": about, "people": people})
     return lines
+
+
+def _splits(folder: Path, person: str, manifest: Manifest) -> list[tuple[str, str, str, str]]:
+    """Of each split its name, windows, positives and recorded time; the time is a dash where the list of windows is not on this machine."""
+    found = []
+    for split, counts in manifest.participants[person].items():
+        places = _places(folder / windows_file(person, split))
+        hours = covered_hours(places, manifest.window_seconds) if len(places) == counts.windows else None
+        found.append((split, count(counts.windows), count(counts.positives), duration(hours)))
+    return found
+
+
+def _places(path: Path) -> list[tuple[str, float]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [(row["session"], float(row["start_s"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        return []
 
 
 def _pairs(values: Json) -> str:

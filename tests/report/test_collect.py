@@ -13,6 +13,7 @@ from common.artifacts import publish_base_model
 from common.errors import InputError
 from common.preparation import Preparation, prepare
 from common.report.collect import collect
+from common.report.making import data_sets
 from common.report.planned import mark_stale, missing_cells
 from common.sessions import Layout, Recordings
 from tests.report.made import Made
@@ -65,6 +66,17 @@ def test_data_sets_that_differ_by_their_split_seed_alone_are_one(made: Made) -> 
     family = table["data_family"]
     assert family["data/a"] == family["data/b"] != family["data/c"]
     assert table["split_seed"].to_dict() == {"data/a": 0, "data/b": 1, "data/c": 1}
+
+
+def test_the_time_of_a_split_counts_overlapping_windows_once(made: Made) -> None:
+    folder = prepared(made, "a")
+    for path in folder.glob("*.pt"):
+        path.unlink()
+    made.run("anna", data_path="data/a")
+    (folder / "anna_val_windows.csv").unlink()
+    ((person,),) = (line["people"] for line in data_sets(collect([made.root])))
+    # Sessions of 20 s, 2 s windows every second: 19 windows each, six sessions train and two test.
+    assert [split[:2] + split[3:] for split in person["splits"]] == [("train", "114", "2 min"), ("val", "38", "–"), ("test", "38", "40 s")]
 
 
 def test_empty_half_written_and_foreign_folders_are_named(made: Made) -> None:

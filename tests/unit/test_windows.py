@@ -11,6 +11,7 @@ from common.errors import InputError
 from common.windows import (
     Part,
     Session,
+    covered_hours,
     cut_windows,
     in_order,
     label_windows,
@@ -262,3 +263,10 @@ def test_the_proof_agrees_with_comparing_sets_of_samples(rows, length):
 def test_a_session_knows_how_much_was_recorded():
     assert isinstance(session(), Session)
     assert session(seconds=30, gaps=[(10, 14)]).recorded == 260
+
+
+def test_covered_time_counts_overlaps_once_in_each_session_in_any_order():
+    places = [("b", 0.0), ("a", 5.0), ("a", 0.0), ("a", 1.0), ("a", 1.0), ("b", 1.5)]
+    assert covered_hours(places, 2.0) * 3600 == pytest.approx(3 + 2 + 3.5)  # a: 0 to 3 and 5 to 7; b: 0 to 3.5
+    assert covered_hours([("a", 7.0)], 2.0) * 3600 == pytest.approx(2)
+    assert covered_hours([], 2.0) == 0
