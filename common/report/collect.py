@@ -41,6 +41,11 @@ class Run:
     config: Json
     metrics: Json
 
+    @property
+    def first_epoch(self) -> int:
+        """Epoch of the first loss: from scratch there is no untouched base that would be epoch 0."""
+        return int(self.config["options"]["mode"] == "target_only")
+
     def windows(self, split: str) -> Windows:
         """Labels, times and probabilities of a split, as they stand on disk now."""
         return read_windows((self.folder / "predictions.csv").read_text())[split]

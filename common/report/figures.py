@@ -535,30 +535,31 @@ def runs_of(flags: np.ndarray[Any, Any], breaks: np.ndarray[Any, Any]) -> list[t
 
 
 def training_curves(run: Run, row: pd.Series) -> tuple[Figure, str, str, str] | None:
-    """Losses and validation macro F1 by epoch; epoch 0 is the untouched base."""
+    """Losses and validation macro F1 by epoch; epoch 0 is the untouched base, where there is one."""
     val = _numbers(run.losses.get("val", []))
     if not len(val):
         return None
     figure, axes = _figure(PAGE, 2.5, 2)
     left, right = axes[0]
-    left.plot(range(len(val)), val, color="#0072B2", label="selection windows")
+    first = run.first_epoch
+    left.plot(first + np.arange(len(val)), val, color="#0072B2", label="selection windows")
     train = _numbers(run.losses.get("train", []))
-    left.plot(range(len(train)), train, color="#D55E00", linestyle=(0, (5, 1.5)), label="training windows")
+    left.plot(first + np.arange(len(train)), train, color="#D55E00", linestyle=(0, (5, 1.5)), label="training windows")
     left.set_ylabel("Loss (cross-entropy)")
     left.legend()
     f1 = _numbers(run.losses.get("val_macro_f1", []))
-    right.plot(range(len(f1)), f1, color="#0072B2")
+    right.plot(first + np.arange(len(f1)), f1, color="#0072B2")
     right.set_ylabel("Macro F1, selection windows")
     _score_axis(right, "macro_f1")
     best = run.metrics.get("best_epoch")
     for panel, curve in ((left, val), (right, f1)):
-        panel.set_xlabel("Epoch (0: untouched base)" if row["mode"] != "target_only" else "Epoch (0: untrained)")
+        panel.set_xlabel("Epoch" if first else "Epoch (0: untouched base)")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if best is not None and best < len(curve):
+        if best is not None and first <= best < first + len(curve):
             panel.axvline(best, color="black", linewidth=0.6, linestyle=(0, (1, 1.5)))
-            panel.plot([best], [curve[best]], color="black", marker="*", markersize=7, linestyle="none")
+            panel.plot([best], [curve[best - first]], color="black", marker="*", markersize=7, linestyle="none")
     stopped = {"patience": "stopped by patience", "max_epochs": "reached max_epochs"}.get(str(row["stopped_by"]), str(row["stopped_by"]))
-    caption = f"{run_words(row)}: {stopped} after {len(val) - 1} epochs; the star is the epoch whose weights were kept ({best})."
+    caption = f"{run_words(row)}: {stopped} after {first + len(val) - 1} epochs; the star is the epoch whose weights were kept ({best})."
     return figure, "training", "Training curves of one experiment", caption
 
 

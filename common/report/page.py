@@ -137,7 +137,7 @@ def render(sections: list[Section], collection: Collection, missing: list[Json],
             run_figures=run_figures,
             columns=_columns(collection.table, sections),
             rows=_rows(collection, sections) if has_rows else [],
-            curves={str(run.id): _curves(run) for run in collection.runs.values()},
+            curves={str(run.id): curves(run) for run in collection.runs.values()},
             missing=missing,
             skipped=collection.skipped,
             data_sets=making.data_sets(collection),
@@ -285,18 +285,19 @@ def _marks(row: pd.Series, metric: str) -> str:
     return ", ".join([*marks, "undefined scores"] if f"test_{metric}" in row["undefined"] else marks)
 
 
-def _curves(run: Run) -> Json:
+def curves(run: Run) -> Json:
     """Losses thin enough for a page: at most CURVE_POINTS epochs, always the first, the best and the last."""
     length = max((len(values) for values in run.losses.values() if isinstance(values, list)), default=0)
-    best = run.metrics.get("best_epoch")
+    best, first = run.metrics.get("best_epoch"), run.first_epoch
     step = max(1, math.ceil(length / CURVE_POINTS))
-    epochs = sorted({*range(0, length, step), *([best] if isinstance(best, int) and best < length else []), max(length - 1, 0)}) if length else []
-    curves: Json = {name: [_rounded(run.losses[name], epoch) for epoch in epochs] for name in ("train", "val", "val_macro_f1") if name in run.losses}
+    kept = [best - first] if isinstance(best, int) and first <= best < first + length else []
+    places = sorted({*range(0, length, step), *kept, length - 1}) if length else []
+    losses: Json = {name: [_rounded(run.losses[name], place) for place in places] for name in ("train", "val", "val_macro_f1") if name in run.losses}
     seconds = run.metrics.get("provenance", {}).get("train_seconds")
     time = duration(seconds / 3600) if seconds is not None else NOTHING
-    return {"epochs": epochs, "best": best, "stopped": run.metrics.get("stopped_by"), "time": time} | curves
+    return {"epochs": [first + place for place in places], "best": best, "stopped": run.metrics.get("stopped_by"), "time": time} | losses
 
 
-def _rounded(values: list[float | None], epoch: int) -> float | None:
-    value = values[epoch] if epoch < len(values) else None
+def _rounded(values: list[float | None], place: int) -> float | None:
+    value = values[place] if place < len(values) else None
     return None if value is None else float(f"{value:.4g}")

@@ -134,7 +134,7 @@ class Made:
         }
         files = {
             "best_model.pt": f"{options.prefix}/{target}".encode(),
-            "losses.json": to_json(losses or LOSSES),
+            "losses.json": to_json(losses or {name: values[int(scratch) :] for name, values in LOSSES.items()}),
             "config.json": to_json(config),
             "predictions.csv": plain_predictions(scratch) if predictions is None else predictions,
         }

@@ -13,7 +13,9 @@ from common.artifacts import publish_base_model
 from common.errors import InputError
 from common.preparation import Preparation, prepare
 from common.report.collect import collect
+from common.report.figures import training_curves
 from common.report.making import data_sets
+from common.report.page import curves
 from common.report.planned import mark_stale, missing_cells
 from common.sessions import Layout, Recordings
 from tests.report.made import Made
@@ -77,6 +79,22 @@ def test_the_time_of_a_split_counts_overlapping_windows_once(made: Made) -> None
     ((person,),) = (line["people"] for line in data_sets(collect([made.root])))
     # Sessions of 20 s, 2 s windows every second: 19 windows each, six sessions train and two test.
     assert [split[:2] + split[3:] for split in person["splits"]] == [("train", "114", "2 min"), ("val", "38", "–"), ("test", "38", "40 s")]
+
+
+@pytest.mark.parametrize(("mode", "first", "label"), [("target_only_fine_tuning", 0, "Epoch (0: untouched base)"), ("target_only", 1, "Epoch")])
+def test_curves_begin_at_the_first_epoch_that_was_scored(made: Made, mode: str, first: int, label: str) -> None:
+    made.run("anna", mode=mode)  # the best epoch is 3
+    collection = collect([made.root])
+    run = collection.runs[0]
+    shown = curves(run)
+    assert shown["epochs"] == list(range(first, 7))
+    assert shown["val"][shown["epochs"].index(shown["best"])] == 0.45
+    drawn = training_curves(run, collection.table.iloc[0])
+    assert drawn is not None
+    panel = drawn[0].axes[0]
+    assert panel.get_xlabel() == label
+    assert [panel.lines[0].get_xdata()[0], panel.lines[-1].get_xdata()[0], panel.lines[-1].get_ydata()[0]] == [first, 3, 0.45]
+    assert "after 6 epochs" in drawn[3]
 
 
 def test_empty_half_written_and_foreign_folders_are_named(made: Made) -> None:

@@ -63,14 +63,15 @@
     if (!values.length) return null;
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (high === low) [low, high] = [low - 0.01, high + 0.01];
-    const last = Math.max(1, run.epochs[run.epochs.length - 1]);
-    const x = (epoch) => left + (epoch / last) * (width - left - 12);
+    const first = run.epochs[0];
+    const span = Math.max(1, run.epochs[run.epochs.length - 1] - first);
+    const x = (epoch) => left + ((epoch - first) / span) * (width - left - 12);
     const top = 8 + 15 * lines.length; // the legend stands above the curves
     const y = (value) => top + 8 + ((high - value) / (high - low)) * (height - bottom - top - 14);
     const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
     svg.append(svgElement("path", { d: `M${left} ${top}V${height - bottom}H${width - 8}`, fill: "none", stroke: "#555" }));
     [low, (low + high) / 2, high].forEach((v) => svg.append(svgElement("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, v.toPrecision(3))));
-    [...new Set([0, Math.round(last / 2), last])].forEach((e) => svg.append(svgElement("text", { x: x(e), y: height - bottom + 15, "text-anchor": "middle" }, e)));
+    [...new Set([first, first + Math.round(span / 2), first + span])].forEach((e) => svg.append(svgElement("text", { x: x(e), y: height - bottom + 15, "text-anchor": "middle" }, e)));
     svg.append(svgElement("text", { x: (left + width) / 2, y: height - 5, "text-anchor": "middle" }, "epoch"));
     lines.forEach(([name, words, colour, dash], place) => {
       const points = run.epochs.map((e, i) => [e, (run[name] || [])[i]]).filter(([, v]) => v !== null && v !== undefined);
