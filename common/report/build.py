@@ -12,7 +12,7 @@ from common.artifacts import write_file
 from common.errors import InputError
 from common.report import page
 from common.report.analysis import BASE, Comparison, Grid, compare, filter_rows, split_grids
-from common.report.collect import Collection, collect
+from common.report.collect import Collection, collect, mark_duplicates
 from common.report.figures import draw_grid, draw_run
 from common.report.planned import MISSING_COLUMNS, mark_stale, missing_cells
 from common.report.words import headline
@@ -40,7 +40,8 @@ def build(folders: list[Path], out: Path, metric: str, comparisons: Sequence[str
         mark_stale(collection)
     missing, notes = missing_cells(collection)
     if len(collection.table):
-        collection.table = filter_rows(collection.table, filters)
+        collection.table = filter_rows(collection.table, filters).copy()
+        mark_duplicates(collection.table)  # anew: the first of a pair may be filtered away
         collection.runs = {index: collection.runs[index] for index in collection.table.index}
     grids = split_grids(collection.table, metric) if len(collection.table) else []
     sections = [_section(grid, grids, number, comparisons) for number, grid in enumerate(grids)]

@@ -94,7 +94,7 @@ def collect(folders: list[Path]) -> Collection:
                 collection.runs[run.id] = run
     collection.table = pd.DataFrame(rows)
     if rows:
-        _mark_duplicates(collection.table)
+        mark_duplicates(collection.table)
         _mark_versions(collection.table, collection.runs)
     return collection
 
@@ -261,7 +261,7 @@ def _bouts(run: Run, manifest: Manifest | None, options: FinetuneOptions) -> Jso
     return scores
 
 
-def _mark_duplicates(table: pd.DataFrame) -> None:
+def mark_duplicates(table: pd.DataFrame) -> None:
     """The same experiment under two prefixes counts once; the second is marked with the folder of the first."""
     table["duplicate_of"] = None
     keys = table["experiment_key"].where(table["experiment_key"].notna(), table["folder"])

@@ -135,6 +135,16 @@ def test_filters_metric_and_experiment_are_obeyed(project: Path, run: Run, tmp_p
     assert "carla, fine-tuned, target only, 10 %" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_a_filter_on_the_second_of_two_equal_prefixes_reports_it(made: Made, run: Run) -> None:
+    for prefix in ("one", "two"):
+        for person in PEOPLE:
+            made.run(person, prefix=prefix)
+    done = run("report.py", "--filter", "prefix=two", cwd=made.root)
+    assert done.returncode == 0, done.stderr
+    assert "better for 7 of 7 people" in done.stdout
+    assert pd.read_csv(made.root / "report" / "summary.csv")["duplicate_of"].isna().all()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
