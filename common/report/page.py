@@ -19,7 +19,7 @@ from common.report import making
 from common.report.analysis import BASE, Comparison, Condition, Contrast, Grid, Line, contrasts, main_lines, percent
 from common.report.collect import Collection, Run
 from common.report.figures import Drawn
-from common.report.tables import COLUMNS, caption_of, latex_table, macros, macros_file, markdown_table, table_cells
+from common.report.tables import COLUMNS, adjusted_text, caption_of, latex_table, macros, macros_file, markdown_table, table_cells
 from common.report.words import (
     NOTHING,
     beside_headline,
@@ -187,12 +187,8 @@ def _section_view(part: Section) -> Json:
 
 def _contrast_view(contrast: Contrast, metric: str) -> list[str]:
     result = contrast.result
-    holm = "primary" if contrast.primary else NOTHING if contrast.p_holm is None else _p(contrast.p_holm)
+    holm = "primary" if contrast.primary else adjusted_text(contrast.p_holm)
     return [contrast.name, str(result.n), gain_text(result, metric), f"{result.better} / {result.worse} / {result.zeros}", result.p_text, holm]
-
-
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
 def _comparison_view(comparison: Comparison, metric: str) -> Json:

@@ -58,10 +58,11 @@ def markdown(text: str) -> str:
 
 def table_cells(grid: Grid, lines: Sequence[Line], p_holm: Mapping[Condition, float | None], primary: Condition | None) -> list[list[str]]:
     """The main table as text, a list a condition. `primary`: the condition whose test is not adjusted, if it is in this table."""
-    return [_cells(grid, line, "primary" if line.condition == primary else _adjusted(p_holm.get(line.condition))) for line in lines]
+    return [_cells(grid, line, "primary" if line.condition == primary else adjusted_text(p_holm.get(line.condition))) for line in lines]
 
 
-def _adjusted(p: float | None) -> str:
+def adjusted_text(p: float | None) -> str:
+    """A Holm-adjusted p value as papers print it; a dash where there is none."""
     return NOTHING if p is None else p_text(p)
 
 
@@ -131,7 +132,7 @@ def macros(grid: Grid, lines: Sequence[Line], tuned: Sequence[Line], p_holm: Map
             if line.condition == grid.primary:
                 found |= _line_macros(f"{prefix}Primary", grid, line)
     for condition, p in p_holm.items():
-        found[f"{condition_letters(condition)}PHolm"] = _adjusted(p)
+        found[f"{condition_letters(condition)}PHolm"] = adjusted_text(p)
     if grid.primary:
         found["PrimaryCondition"] = grid.primary.words
         found["PrimaryFraction"] = percent(grid.primary.fraction)

@@ -124,6 +124,14 @@ def test_contrasts_are_written_with_their_adjusted_p(report: Path) -> None:
     assert "mode: full_fine_tuning − target_only_fine_tuning" in set(rows["contrast"])
 
 
+def test_page_and_main_table_round_p_values_alike(report: Path) -> None:
+    page, rows = (report / "index.html").read_text(), pd.read_csv(report / "contrasts.csv", dtype={"threshold": str})
+    largest = rows.loc[(rows["threshold"] == "0.5") & rows["contrast"].str.endswith("untouched base"), "p_holm"].max()
+    assert largest >= 0.1
+    assert page.count(f'<td class="n">{largest:.2f}</td>'.replace("0.", ".")) >= 2  # main table and contrasts
+    assert f'<td class="n">{largest:.3f}</td>'.replace("0.", ".") not in page
+
+
 def test_filters_metric_and_experiment_are_obeyed(project: Path, run: Run, tmp_path: Path) -> None:
     argv = ["--filter", "n_base_participants=3", "--metric", "bout_recall", "--experiment", "", "--out", tmp_path / "out"]
     folder = next(path for path in (project / "experiments").glob("target_only_fine_tuning_pct0.1_base3*/fold2_carla"))
