@@ -71,12 +71,13 @@ def section(grid: Grid, comparisons: list[Comparison], figures: list[Drawn]) -> 
 def write_tables(out: Path, sections: list[Section], collection: Collection) -> None:
     """main_table.tex, main_table.md, numbers.tex, contrasts.csv."""
     tex, md, rows = [], [], []
-    for part in sections:
-        for lines, threshold in ((part.lines, "threshold 0.5"), (part.tuned, "the threshold tuned on each model's validation windows")):
+    for number, part in enumerate(sections, start=1):
+        which = "" if number == 1 else f"-grid{number}"
+        for lines, label, threshold in ((part.lines, "", "threshold 0.5"), (part.tuned, "-tuned", "the threshold tuned on each model's validation windows")):
             if lines:
                 p_holm = part.p_holm if lines is part.lines else _tuned_holm(part)
                 cells, caption = table_cells(part.grid, lines, p_holm, part.grid.primary if lines is part.lines else None), caption_of(part.grid, threshold)
-                tex.append(latex_table(part.grid, cells, caption))
+                tex.append(latex_table(cells, caption, f"personalisation{which}{label}"))
                 md.append(markdown_table(cells, caption))
         rows += [_contrast_row(part.grid.name, "0.5", c) for c in part.contrasts] + [_contrast_row(part.grid.name, "tuned", c) for c in part.tuned_contrasts]
         rows += [_contrast_row(part.grid.name, "0.5", c) for comparison in part.comparisons for c in comparison.contrasts]

@@ -77,8 +77,8 @@ def _cells(grid: Grid, line: Line, holm: str) -> list[str]:
     return [*cells, gain_text(gain, grid.metric), f"{gain.better} of {gain.n}", str(gain.zeros), gain.p_text, holm, share_text(line.share)]
 
 
-def latex_table(grid: Grid, cells: Sequence[Sequence[str]], caption: str) -> str:
-    """A booktabs table."""
+def latex_table(cells: Sequence[Sequence[str]], caption: str, label: str) -> str:
+    """A booktabs table, referred to as `tab:label`."""
     body = "\n".join("    " + " & ".join(latex(cell) for cell in row) + r" \\" for row in cells)
     head = " & ".join(latex(column).replace("p (Holm)", "$p$ (Holm)") if column != "p" else "$p$" for column in COLUMNS)
     return "\n".join(
@@ -87,7 +87,7 @@ def latex_table(grid: Grid, cells: Sequence[Sequence[str]], caption: str) -> str
             r"\begin{table}",
             r"  \centering",
             rf"  \caption{{{latex(caption)}}}",
-            rf"  \label{{tab:personalisation{_letters(grid.name)}}}",
+            rf"  \label{{tab:{label}}}",
             r"  \resizebox{\linewidth}{!}{%",
             rf"  \begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
             r"    \toprule",

@@ -99,6 +99,7 @@ def test_the_latex_table_and_the_macros_hold_the_same_numbers(report: Path) -> N
     table, numbers = (report / "main_table.tex").read_text(), (report / "numbers.tex").read_text()
     assert r"fine-tuned, target only, 10 \%" in table
     assert table.count(r"\begin{tabular}") == 2  # at 0.5 and tuned
+    assert re.findall(r"\\label\{(.*)\}", table) == ["tab:personalisation", "tab:personalisation-tuned"]
     macros = dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*)\}", numbers))
     assert macros["persPrimaryMedian"] == ".85"
     assert macros["persBaseMedian"] == ".80"
@@ -219,6 +220,8 @@ def test_two_projects_are_compared(made: Made, run: Run, tmp_path: Path) -> None
     page = (tmp_path / "both" / "index.html").read_text()
     assert "Compared: project" in page
     assert (tmp_path / "both" / "figures" / "grid2_paired.png").is_file()
+    labels = re.findall(r"\\label\{tab:personalisation(.*)\}", (tmp_path / "both" / "main_table.tex").read_text())
+    assert labels == ["", "-tuned", "-grid2", "-grid2-tuned"]
     assert set(pd.read_csv(tmp_path / "both" / "summary.csv")["project"]) == {"project", "other"}
 
 
