@@ -283,7 +283,7 @@ def heat_map(grid: Grid) -> tuple[Figure, str, str, str] | None:
     bar.outline.set_linewidth(0)  # type: ignore[operator]
     _score_axis(bar.ax, grid.metric)
     figure.supxlabel("Training windows of the target used", fontsize=8)
-    caption = "Each cell is one participant's test score at threshold 0.5, repeats averaged. Rows ascend by the base's score."
+    caption = "Each cell is one participant's test score at threshold 0.5, repeats averaged." + (" Worst base score first." if BASE in grid.conditions else "")
     return figure, "heat_map", "Participants by fractions", caption
 
 

@@ -10,6 +10,7 @@ import pytest
 from common.errors import InputError
 from common.report.analysis import BASE, Condition, Grid, compare, contrasts, filter_rows, main_lines, split_grids
 from common.report.collect import Collection, collect
+from common.report.figures import heat_map
 from common.report.making import warnings
 from common.report.planned import mark_stale
 from common.report.words import beside_headline, duration, headline, people_words, score, settings_words
@@ -160,6 +161,23 @@ def test_for_a_loss_lower_is_better(made: Made) -> None:
     assert tenth.share is not None
     assert tenth.share[0] == pytest.approx(sum(GAINS) / (7 - sum(BASES)))
     assert "lowers the median loss from 0.16 to 0.10" in headline(grid, main_lines(grid))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "loss"])
+def test_rows_of_the_heat_map_are_in_the_order_that_its_caption_says(made: Made, metric: str) -> None:
+    drawn = heat_map(grid_of(seven(made), metric))
+    assert drawn is not None
+    rows = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert rows == [person for _, person in sorted(zip(BASES, made.people, strict=True))]
+    assert drawn[3].endswith("Worst base score first.")
+
+
+def test_without_a_base_the_heat_map_claims_no_order(made: Made) -> None:
+    for person in made.people:
+        made.run(person, mode="target_only")
+    drawn = heat_map(grid_of(made))
+    assert drawn is not None
+    assert drawn[3].endswith("repeats averaged.")
 
 
 def test_only_participants_with_every_condition_count_and_the_others_are_named(made: Made) -> None:
