@@ -62,7 +62,7 @@ def data_sets(collection: Collection) -> list[Json]:
     lines: list[Json] = []
     for project in collection.projects:
         for data_path, manifest in sorted(project.manifests.items()):
-            name = data_path if len(collection.projects) == 1 else f"{project.label}: {data_path}"
+            name = _data_name(collection, project, data_path)
             if manifest is None:
                 lines.append({"name": name, "about": "no dataset.json: leakage between its splits cannot be excluded", "people": []})
                 continue
@@ -74,6 +74,10 @@ def data_sets(collection: Collection) -> list[Json]:
             people = [{"name": person, "splits": _splits(folder, person, manifest)} for person in manifest.participants]
             lines.append({"name": name, "about": about, "people": people})
     return lines
+
+
+def _data_name(collection: Collection, project: Project, data_path: str) -> str:
+    return data_path if len(collection.projects) == 1 else f"{project.label}: {data_path}"
 
 
 def _splits(folder: Path, person: str, manifest: Manifest) -> list[tuple[str, str, str, str]]:
@@ -143,11 +147,22 @@ def _edge(column: pd.Series, which: Any) -> str:
 def warnings(collection: Collection, grids: list[Grid], missing: list[Json], notes: list[str]) -> list[str]:
     """What to know before citing a number, the gravest first."""
     table = collection.table
-    found = [*_mixed(table), *_set_aside(collection, missing), *notes]
+    found = [*_unproved(collection), *_mixed(table), *_set_aside(collection, missing), *notes]
     for grid in grids:
         name = f"{grid.name}: " if grid.name else ""
         found += [name + text for text in _grid_warnings(grid)]
     return found
+
+
+def _unproved(collection: Collection) -> list[str]:
+    used = set(zip(collection.table["project"], collection.table["data_path"], strict=True))
+    names = [
+        _data_name(collection, project, data_path)
+        for project in collection.projects
+        for data_path, manifest in sorted(project.manifests.items())
+        if manifest is None and (project.label, data_path) in used
+    ]
+    return [f"No readable dataset.json in {_few(names)}: leakage between train, validation and test cannot be excluded."] if names else []
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:

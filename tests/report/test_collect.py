@@ -14,7 +14,7 @@ from common.errors import InputError
 from common.preparation import Preparation, prepare
 from common.report.collect import collect
 from common.report.figures import training_curves
-from common.report.making import data_sets
+from common.report.making import data_sets, warnings
 from common.report.page import curves
 from common.report.planned import mark_stale, missing_cells
 from common.sessions import Layout, Recordings
@@ -79,6 +79,18 @@ def test_the_time_of_a_split_counts_overlapping_windows_once(made: Made) -> None
     ((person,),) = (line["people"] for line in data_sets(collect([made.root])))
     # Sessions of 20 s, 2 s windows every second: 19 windows each, six sessions train and two test.
     assert [split[:2] + split[3:] for split in person["splits"]] == [("train", "114", "2 min"), ("val", "38", "–"), ("test", "38", "40 s")]
+
+
+def test_data_without_a_manifest_are_warned_of(made: Made) -> None:
+    for path in prepared(made, "proved").glob("*.pt"):
+        path.unlink()
+    made.run("anna", data_path="data/proved")
+    made.run("anna", data_path="data/plain")
+    collection = collect([made.root])
+    mark_stale(collection)
+    (text,) = (text for text in warnings(collection, [], [], []) if "leakage" in text)
+    assert "data/plain" in text
+    assert "data/proved" not in text
 
 
 @pytest.mark.parametrize(("mode", "first", "label"), [("target_only_fine_tuning", 0, "Epoch (0: untouched base)"), ("target_only", 1, "Epoch")])
