@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError, nearest
+from common.identity import BASE_ONLY
 from common.options import FinetuneOptions, shapes_result
 from common.report.statistics import Paired, holm, median_interval, paired, ratio_of_means
 
@@ -229,10 +230,14 @@ def _order(condition: Condition) -> tuple[int, float]:
 
 
 def setting_names(rows: pd.DataFrame) -> list[str]:
-    """Options that the grid varies and that are neither factors, repeats nor without influence on the result."""
+    """Options that the grid varies and that are neither factors, repeats nor without influence on the result.
+
+    What only a base has keeps its default from scratch, which is no variation.
+    """
     apart = {*FACTORS, *REPEATS, *CONTEXT}
     names = [name for name in FinetuneOptions.model_fields if shapes_result(name) and name not in apart and name in rows]
-    return [name for name in names if rows[name].nunique(dropna=False) > 1]
+    based = rows[rows["mode"] != "target_only"]
+    return [name for name in names if (based if name in BASE_ONLY else rows)[name].nunique(dropna=False) > 1]
 
 
 def average_repeats(rows: pd.DataFrame, settings: list[str]) -> pd.DataFrame:

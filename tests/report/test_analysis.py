@@ -143,6 +143,15 @@ def test_settings_are_chosen_by_the_validation_scores_of_the_others_never_by_tes
     assert "batch_size was chosen by the mean validation macro F1 over the other participants" in settings_words(grid)
 
 
+def test_an_option_of_base_training_does_not_vary_because_there_is_none_from_scratch(made: Made) -> None:
+    for person in made.people:
+        made.run(person, early_stopping_patience=20)
+        made.run(person, mode="target_only")  # keeps the default, 50
+    assert grid_of(made).settings == []
+    made.run("anna", early_stopping_patience=30)
+    assert grid_of(made).settings == ["early_stopping_patience"]
+
+
 def test_a_filter_fixes_a_setting_instead(made: Made) -> None:
     for person in made.people:
         made.run(person, batch_size=32, val=0.9, fine=0.70)
