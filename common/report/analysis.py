@@ -263,7 +263,10 @@ def _setting_texts(rows: pd.DataFrame, settings: list[str]) -> pd.Series:
 
 
 def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[str]) -> pd.Series:
-    """Setting by participant: the best mean validation score over the *other* participants; the first in order among equals. Never looks at test scores."""
+    """Setting by participant: the best mean validation score over the *other* participants; the first in order among equals. Never looks at test scores.
+
+    Settings that nobody has a validation score of (target_val none) are chosen only where there are no others.
+    """
     mine = _cells_of(cells, condition)
     column = f"val_{metric}"
     settings = sorted(mine["setting"].unique())
@@ -271,19 +274,24 @@ def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[s
     if len(settings) == 1:
         return pd.Series(settings[0], index=people)
     val = mine.pivot(index="target_participant", columns="setting", values=column) if column in mine else pd.DataFrame(index=people, columns=settings)
-    val = val.astype(float).reindex(index=people, columns=settings)
-    complete = val.dropna()
+    scored = val.astype(float).reindex(index=people, columns=settings).dropna(axis="columns", how="all")
+    candidates, complete = list(scored.columns) or settings, scored.dropna()
     chosen = {person: _best(complete.drop(index=person, errors="ignore"), metric) for person in people}
-    if any(setting is None for setting in chosen.values()):
-        notes.append(
-            f"{condition.words}: nobody else has a validation score of every setting yet, so “{settings[0]}”, the first in order, was taken; "
-            "fix the setting with --filter"
-        )
-    return pd.Series({person: settings[0] if setting is None else setting for person, setting in chosen.items()})
+    note = _unscored_words([setting for setting in settings if setting not in candidates])
+    if len(candidates) < len(settings) and note not in notes:
+        notes.append(note)
+    if len(candidates) > 1 and None in chosen.values():
+        lack = "no setting has a validation score" if scored.empty else "nobody else has a validation score of every setting yet"
+        notes.append(f"{condition.words}: {lack}, so “{candidates[0]}”, the first in order, was taken; fix the setting with --filter.")
+    return pd.Series({person: candidates[0] if setting is None else setting for person, setting in chosen.items()})
+
+
+def _unscored_words(settings: list[str]) -> str:
+    return f"Not chosen, for want of validation scores: {', '.join(f'“{setting}”' for setting in settings)}; --filter reports such a setting by itself."
 
 
 def _best(others: pd.DataFrame, metric: str) -> str | None:
-    if not len(others):
+    if others.empty:
         return None
     means = others.mean().round(ROUNDING)
     return str(means.idxmin() if metric in LOWER_IS_BETTER else means.idxmax())

@@ -152,6 +152,29 @@ def test_an_option_of_base_training_does_not_vary_because_there_is_none_from_scr
     assert grid_of(made).settings == ["early_stopping_patience"]
 
 
+NO_VAL = {f"{side}val_macro_f1": None for side in ("", "base_")}
+
+
+def test_a_setting_without_validation_scores_is_not_chosen_and_keeps_no_other_from_it(made: Made) -> None:
+    for person in made.people:
+        made.run(person, batch_size=32, val=0.8, fine=0.7)
+        made.run(person, batch_size=64, val=0.9, fine=0.8)
+        made.run(person, batch_size=32, target_val="none", fine=0.99, metrics=NO_VAL)
+    grid = grid_of(made)
+    assert set(grid.choices[FULL]) == {"batch_size 64, target_val full"}
+    assert grid.notes == ["Not chosen, for want of validation scores: “batch_size 32, target_val none”; --filter reports such a setting by itself."]
+
+
+def test_where_no_setting_has_validation_scores_the_first_is_taken_and_nothing_is_awaited(made: Made) -> None:
+    for person in made.people:
+        for batch_size in (32, 64):
+            made.run(person, batch_size=batch_size, target_val="none", metrics=NO_VAL)
+    grid = grid_of(made)
+    assert set(grid.choices[FULL]) == {"batch_size 32"}
+    assert "no setting has a validation score" in grid.notes[0]
+    assert not any("yet" in note for note in grid.notes)
+
+
 def test_a_filter_fixes_a_setting_instead(made: Made) -> None:
     for person in made.people:
         made.run(person, batch_size=32, val=0.9, fine=0.70)
