@@ -116,6 +116,12 @@ class Grid:
         table = {condition: _chosen(self.cells, condition, self.choices[condition], column) for condition in self.conditions}
         return pd.DataFrame(table).reindex(index=self.participants, columns=pd.MultiIndex.from_tuples(self.conditions))
 
+    def behind(self, person: str, condition: Condition) -> pd.DataFrame:
+        """The rows whose mean is this person's score: those of the chosen setting, one a repeat."""
+        rows = _with_base(self.rows, self.n_base)
+        mine = (rows["target_participant"] == person) & (rows["mode"] == condition.mode) & (rows["target_data_pct"] == condition.fraction)
+        return rows[mine & (_setting_texts(rows, self.settings) == self.choices[condition][person])]
+
     def gain(self, scores: pd.DataFrame, condition: Condition, against: Condition = BASE) -> np.ndarray[Any, Any]:
         """Differences, one a participant, positive where `condition` is better."""
         sign = -1.0 if self.lower else 1.0
@@ -208,9 +214,9 @@ def _grid_name(part: pd.DataFrame, context: list[str]) -> str:
 
 def make_grid(name: str, rows: pd.DataFrame, metric: str) -> Grid:
     """Choose settings, find the conditions, and the participants that have them all."""
-    scratch = rows["mode"] == "target_only"
-    n_base = float(rows["n_base_participants"].astype(float).max())  # NaN where all is from scratch
-    rows_used = rows[scratch | (rows["n_base_participants"] == n_base)]
+    most = float(rows["n_base_participants"].astype(float).max())
+    n_base = None if math.isnan(most) else most  # None where all is from scratch
+    rows_used = _with_base(rows, n_base)
     settings = setting_names(rows_used)
     cells = average_repeats(rows_used, settings)
     conditions = sorted({Condition(m, f) for m, f in zip(cells["mode"], cells["fraction"], strict=True)}, key=_order)
@@ -221,8 +227,12 @@ def make_grid(name: str, rows: pd.DataFrame, metric: str) -> Grid:
     people = sorted(rows["target_participant"].unique(), key=lambda p: (rows.loc[rows["target_participant"] == p, "fold"].min(), p))
     kept, left_out, participants = complete_cases(test, people, primary)
     excluded = {p: _why_excluded(p, test, kept, rows_used, metric) for p in people if p not in participants}
-    number = None if math.isnan(n_base) else n_base
-    return Grid(name, rows, metric, number, settings, cells, choices, kept, left_out, participants, excluded, primary, notes)
+    return Grid(name, rows, metric, n_base, settings, cells, choices, kept, left_out, participants, excluded, primary, notes)
+
+
+def _with_base(rows: pd.DataFrame, n_base: float | None) -> pd.DataFrame:
+    """Those with so many base participants, and those from scratch."""
+    return rows[(rows["mode"] == "target_only") | (rows["n_base_participants"] == n_base)]
 
 
 def _order(condition: Condition) -> tuple[int, float]:

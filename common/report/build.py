@@ -45,7 +45,7 @@ def build(folders: list[Path], out: Path, metric: str, comparisons: Sequence[str
         collection.runs = {index: collection.runs[index] for index in collection.table.index}
     grids = split_grids(collection.table, metric) if len(collection.table) else []
     sections = [_section(grid, grids, number, comparisons) for number, grid in enumerate(grids)]
-    chosen = _chosen_run(collection, grids, experiment)
+    chosen = chosen_run(collection, grids, experiment)
     run_figures = draw_run(collection.runs[chosen], collection.table.loc[chosen]) if chosen is not None else []
     html = page.render(sections, collection, missing, notes, run_figures)
     page.write_figures(out, [figure for part in sections for figure in part.figures] + run_figures)
@@ -69,7 +69,7 @@ def _section(grid: Grid, grids: list[Grid], number: int, options: Sequence[str])
     return page.section(grid, made, draw_grid(grid, made, stem))
 
 
-def _chosen_run(collection: Collection, grids: list[Grid], experiment: str | None) -> int | None:
+def chosen_run(collection: Collection, grids: list[Grid], experiment: str | None) -> int | None:
     """The experiment whose own figures are shown: the one that was asked for, else the participant with the median score at the primary condition."""
     table = collection.table
     if experiment is not None:
@@ -84,10 +84,7 @@ def _chosen_run(collection: Collection, grids: list[Grid], experiment: str | Non
     condition = grid.primary or next(c for c in grid.conditions if c != BASE)
     scores = grid.scores()[condition].sort_values(kind="stable")
     person = scores.index[(len(scores) - 1) // 2]
-    rows = grid.rows[(grid.rows["target_participant"] == person) & (grid.rows["mode"] == condition.mode) & (grid.rows["target_data_pct"] == condition.fraction)]
-    if grid.n_base is not None and condition.mode != "target_only":
-        rows = rows[rows["n_base_participants"] == grid.n_base]
-    return int(rows.index[0])
+    return int(grid.behind(str(person), condition).index[0])
 
 
 def _tidy(collection: Collection) -> pd.DataFrame:

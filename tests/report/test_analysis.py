@@ -9,6 +9,7 @@ import pytest
 
 from common.errors import InputError
 from common.report.analysis import BASE, Condition, Grid, compare, contrasts, filter_rows, main_lines, split_grids
+from common.report.build import chosen_run
 from common.report.collect import Collection, collect
 from common.report.figures import heat_map
 from common.report.making import warnings
@@ -173,6 +174,18 @@ def test_where_no_setting_has_validation_scores_the_first_is_taken_and_nothing_i
     assert set(grid.choices[FULL]) == {"batch_size 32"}
     assert "no setting has a validation score" in grid.notes[0]
     assert not any("yet" in note for note in grid.notes)
+
+
+def test_the_rows_behind_a_score_are_those_of_the_chosen_setting(made: Made) -> None:
+    for person in made.people:
+        for seed in (0, 1):
+            made.run(person, batch_size=32, val=0.8, fine=0.7, seed_finetune=seed)
+            made.run(person, batch_size=64, val=0.9, fine=0.8, seed_finetune=seed)
+        made.run(person, batch_size=64, n_base_participants=3, fine=0.6)
+    grid = grid_of(made)
+    rows = grid.behind("carla", FULL)
+    assert rows[["batch_size", "seed_finetune", "n_base_participants"]].to_numpy().tolist() == [[64, 0, 6], [64, 1, 6]]
+    assert chosen_run(read(made.root), [grid], None) == grid.behind("dora", FULL).index[0]  # the fourth of seven equal ones
 
 
 def test_a_filter_fixes_a_setting_instead(made: Made) -> None:
