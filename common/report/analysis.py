@@ -1,8 +1,8 @@
 """From the table of experiments to conditions, participants, scores and contrasts. One number a participant and condition; nothing here knows of files.
 
 What is fixed before any result is looked at: the primary mode is the first of MODES that was run, the primary fraction the one nearest to 10 % (on a log
-scale), base participants are as many as the grid has. A setting (any other option that the grid varies) is chosen for a participant by the mean
-validation score of the *other* participants. Repeats (seeds, split seeds) are averaged within a person first.
+scale), base participants are the most that at least half of the people have. A setting (any other option that the grid varies) is chosen for a participant
+by the mean validation score of the *other* participants. Repeats (seeds, split seeds) are averaged within a person first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODE_WORDS = {
 PRIMARY_FRACTION = 0.1
 LOWER_IS_BETTER = frozenset({"loss", "false_alarms_per_hour"})
 REPEATS = ("seed", "seed_finetune", "base_order_seed", "split_seed")
-CONTEXT = ("project", "data_path", "window_size", "participants")  # never pooled: other people or other data
+CONTEXT = ("project", "data_path", "window_size")  # never pooled: other data
 FACTORS = ("mode", "target_data_pct", "n_base_participants")
 ROUNDING = 10  # decimals; what is left of a float sum is neither a gain nor a tie broken
 
@@ -89,7 +89,7 @@ class Comparison:
 
 @dataclass
 class Grid:
-    """Experiments that may be averaged: one project, one data set, one list of participants."""
+    """Experiments that may be averaged: one project, one data set. Lists of participants may differ: adding somebody keeps what was there."""
 
     name: str
     rows: pd.DataFrame
@@ -205,7 +205,6 @@ def _family(table: pd.DataFrame, name: str) -> pd.Series:
 def _grid_name(part: pd.DataFrame, context: list[str]) -> str:
     first = part.iloc[0]
     words = {"project": first["project"], "data_path": first["data_path"], "window_size": f"{first['window_size']} samples a window"}
-    words["participants"] = f"{len(str(first['participants']).split())} participants"
     return ", ".join(str(words[name]) for name in context)
 
 
@@ -214,13 +213,12 @@ def _grid_name(part: pd.DataFrame, context: list[str]) -> str:
 
 def make_grid(name: str, rows: pd.DataFrame, metric: str) -> Grid:
     """Choose settings, find the conditions, and the participants that have them all."""
-    most = float(rows["n_base_participants"].astype(float).max())
-    n_base = None if math.isnan(most) else most  # None where all is from scratch
+    notes: list[str] = []
+    n_base = reported_base(rows, notes)
     rows_used = _with_base(rows, n_base)
     settings = setting_names(rows_used)
     cells = average_repeats(rows_used, settings)
     conditions = sorted({Condition(m, f) for m, f in zip(cells["mode"], cells["fraction"], strict=True)}, key=_order)
-    notes: list[str] = []
     choices = {condition: choose(cells, condition, metric, notes) for condition in conditions}
     primary = primary_condition(conditions)
     test = {condition: _chosen(cells, condition, choices[condition], f"test_{metric}") for condition in conditions}
@@ -228,6 +226,20 @@ def make_grid(name: str, rows: pd.DataFrame, metric: str) -> Grid:
     kept, left_out, participants = complete_cases(test, people, primary)
     excluded = {p: _why_excluded(p, test, kept, rows_used, metric) for p in people if p not in participants}
     return Grid(name, rows, metric, n_base, settings, cells, choices, kept, left_out, participants, excluded, primary, notes)
+
+
+def reported_base(rows: pd.DataFrame, notes: list[str]) -> float | None:
+    """The most base participants with which at least half of the people have results: with more a run may just have begun. None: all is from scratch."""
+    based = rows[rows["mode"] != "target_only"]
+    if not len(based):
+        return None
+    people = based.groupby(based["n_base_participants"].astype(float))["target_participant"].nunique()
+    everyone, most = based["target_participant"].nunique(), people.index.max()
+    enough = people[2 * people >= everyone]
+    chosen = float(enough.index.max()) if len(enough) else float(most)
+    if chosen < most:
+        notes.append(f"With {most:.0f} base participants {people[most]} of {everyone} people have results yet, so those with {chosen:.0f} are reported.")
+    return chosen
 
 
 def _with_base(rows: pd.DataFrame, n_base: float | None) -> pd.DataFrame:

@@ -206,6 +206,7 @@ def _grid_warnings(grid: Grid) -> list[str]:
             f"{capped} of {len(rows)} fine-tunes and {base_capped} base models stopped at max_epochs instead of by patience (marked in the table): "
             "they may be undertrained."
         )
+    found += _several_lists(rows)
     if order_unset(grid):
         found.append("The number of base participants is confounded with who they are: base_order_seed is unset, so the first ones as listed are always taken.")
     found += _uneven_repeats(grid)
@@ -216,6 +217,17 @@ def _grid_warnings(grid: Grid) -> list[str]:
             f"In {kept} of {len(rows)} experiments no epoch beat the untouched base on the selection windows, so fine-tuned and base are the same model."
         )
     return found
+
+
+def _several_lists(rows: pd.DataFrame) -> list[str]:
+    """Somebody was added, or the order changed: what was there stays, with the base participants that it had."""
+    lists = rows.loc[rows["mode"] != "target_only", "participants"].value_counts()
+    if len(lists) < 2:
+        return []
+    return [
+        f"Experiments were planned with {len(lists)} lists of participants ({', '.join(map(str, lists))} experiments) and are reported together: equal "
+        "numbers of base participants may be other people (column base_participants), and a person's results with several such groups are averaged like seeds."
+    ]
 
 
 def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:

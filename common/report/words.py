@@ -144,7 +144,9 @@ def people_words(grid: Grid) -> str:
 
 def settings_words(grid: Grid) -> str:
     """How the other options came about."""
-    base = f"All results are those with the most base participants ({grid.n_base:.0f}). " if grid.n_base is not None else ""
+    base = (
+        f"All results are those with {grid.n_base:.0f} base participants, the most that at least half of the people have. " if grid.n_base is not None else ""
+    )
     if not grid.settings:
         return f"{base}No other option varies, so nothing was chosen."
     names = ", ".join(grid.settings)

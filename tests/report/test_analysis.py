@@ -304,13 +304,35 @@ def test_two_projects_are_two_grids_and_never_pooled(made: Made, tmp_path: Path)
     assert found.contrasts[0].result.better == 7  # project against other
 
 
-def test_other_participants_make_another_grid(made: Made) -> None:
+def lists_warning(collection: Collection, grid: Grid) -> str:
+    """What is said of lists of participants that differ."""
+    return " ".join(text for text in warnings(collection, [grid], [], []) if "lists of participants" in text)
+
+
+def test_somebody_who_was_added_joins_the_experiments_that_are_there(made: Made) -> None:
+    for person in made.people:
+        made.run(person, n_base_participants=3)
+    assert lists_warning(read(made.root), grid_of(made)) == ""
+    Made(made.root, [*made.people, "hugo"]).run("hugo", n_base_participants=3)
+    grid = grid_of(made)
+    assert grid.participants == [*made.people, "hugo"]
+    assert "2 lists of participants (7, 1 experiments)" in lists_warning(read(made.root), grid)
+
+
+def test_all_base_participants_are_one_more_once_half_of_the_people_have_such_results(made: Made) -> None:
     for person in made.people:
         made.run(person, fine=0.9)
     grown = Made(made.root, [*made.people, "hugo"])
-    for person in grown.people:
-        grown.run(person, fine=0.8, prefix="grown")
-    assert sorted(len(grid.participants) for grid in split_grids(read(made.root).table, "macro_f1")) == [7, 8]
+    for person in grown.people[:3]:
+        grown.run(person, fine=0.8)
+    grid = grid_of(made)
+    assert (grid.n_base, grid.participants) == (6, made.people)
+    assert grid.notes == ["With 7 base participants 3 of 7 people have results yet, so those with 6 are reported."]
+    for person in grown.people[3:]:
+        grown.run(person, fine=0.8)
+    grid = grid_of(made)
+    assert (grid.n_base, grid.participants, grid.notes) == (7, grown.people, [])
+    assert grid.scores()[FULL].tolist() == pytest.approx([0.8] * 8)
 
 
 def test_mixed_data_code_and_versions_are_flagged_by_name(made: Made) -> None:
