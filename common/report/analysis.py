@@ -446,14 +446,31 @@ def adjusted(results: list[tuple[str, Paired, bool]]) -> list[Contrast]:
     return first + [Contrast(name, result, p) for (name, result), p in zip(others, p_holm, strict=True)]
 
 
+def groups_to_compare(grids: list[Grid], option: str) -> list[list[Grid]]:
+    """The grids among which an option can be compared: the first one alone; for what is never pooled, those that differ in nothing else of that kind."""
+    if option not in CONTEXT:
+        return [grids[:1]]
+    fixed = ("data_path", "window_size") if option == "project" else ("project",)  # other data may well have windows of another length
+    groups: dict[tuple[Any, ...], list[Grid]] = {}
+    for grid in grids:
+        groups.setdefault(tuple(_family(grid.rows, name).iloc[0] for name in fixed), []).append(grid)
+    return [group for group in groups.values() if pd.concat([grid.rows for grid in group])[option].nunique() > 1]
+
+
 def compare(grids: list[Grid], option: str) -> Comparison:
     """The values of one option at the primary condition, each against the first, over the participants that have them all.
 
+    Args:
+        grids: of `groups_to_compare`.
+
     Raises:
-        InputError: not an option that these experiments vary.
+        InputError: not an option that these experiments vary, or one whose values stand for several data sets.
     """
-    rows = pd.concat([grid.rows for grid in grids]) if option in CONTEXT else grids[0].rows
+    rows = pd.concat([grid.rows if option == "n_base_participants" else _with_base(grid.rows, grid.n_base) for grid in grids])
     values = _compared_values(rows, option)
+    pooled = [value for value in values if sum((grid.rows[option] == value).any() for grid in grids) > 1]
+    if pooled:
+        raise InputError(f"--compare {option}: {pooled[0]} stands for several data sets, which are never pooled; choose one with --filter data_path=...")
     at = grids[0].primary or grids[0].conditions[-1]
     scores, base = {}, {}
     for value in values:
@@ -477,7 +494,8 @@ def _compared_values(rows: pd.DataFrame, option: str) -> list[Any]:
     names = [name for name in ("project", *FinetuneOptions.model_fields) if name in rows and name not in ("fold", "prefix", "base_model_hash", "device")]
     varied = [name for name in names if rows[name].nunique() > 1]
     if option not in varied:
-        raise InputError(f"--compare {option}: these experiments vary {', '.join(varied) or 'no option'}{nearest(option, varied)}")
+        data = " on one data set" if option in CONTEXT else ""
+        raise InputError(f"--compare {option}: these experiments{data} vary {', '.join(varied) or 'no option'}{nearest(option, varied)}")
     values = rows[option].dropna().unique().tolist()
     return [mode for mode in MODES if mode in values] if option == "mode" else sorted(values, key=lambda value: (isinstance(value, str), value))
 

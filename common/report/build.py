@@ -11,7 +11,7 @@ import pandas as pd
 from common.artifacts import write_file
 from common.errors import InputError
 from common.report import page
-from common.report.analysis import BASE, Comparison, Grid, compare, filter_rows, split_grids
+from common.report.analysis import BASE, Comparison, Grid, compare, filter_rows, groups_to_compare, split_grids
 from common.report.collect import Collection, collect, mark_duplicates
 from common.report.figures import draw_grid, draw_run
 from common.report.planned import MISSING_COLUMNS, mark_stale, missing_cells
@@ -44,7 +44,10 @@ def build(folders: list[Path], out: Path, metric: str, comparisons: Sequence[str
         mark_duplicates(collection.table)  # anew: the first of a pair may be filtered away
         collection.runs = {index: collection.runs[index] for index in collection.table.index}
     grids = split_grids(collection.table, metric) if len(collection.table) else []
-    sections = [_section(grid, grids, number, comparisons) for number, grid in enumerate(grids)]
+    compared = _comparisons(grids, comparisons)
+    if len({grid.rows["project"].iloc[0] for grid in grids}) > 1 and not any(comparison.option == "project" for _, comparison in compared):
+        notes.append("The projects are not compared: no two of them have results on the same data.")
+    sections = [_section(grid, number, [comparison for beside, comparison in compared if beside is grid]) for number, grid in enumerate(grids)]
     chosen = chosen_run(collection, grids, experiment)
     run_figures = draw_run(collection.runs[chosen], collection.table.loc[chosen]) if chosen is not None else []
     html = page.render(sections, collection, missing, notes, run_figures)
@@ -57,16 +60,17 @@ def build(folders: list[Path], out: Path, metric: str, comparisons: Sequence[str
     return Summary(out / "index.html", text, len(collection.table), len(missing), [f"{skip.folder}: {skip.reason}" for skip in collection.skipped])
 
 
-def _section(grid: Grid, grids: list[Grid], number: int, options: Sequence[str]) -> page.Section:
-    """Comparisons across grids are made once, beside the first."""
-    made: list[Comparison] = []
-    if number == 0:
-        wanted = list(options)
-        if grid.rows["project"].iloc[0] != grids[-1].rows["project"].iloc[0] and "project" not in wanted:
-            wanted.append("project")
-        made = [compare(grids, option) for option in wanted]
+def _comparisons(grids: list[Grid], asked: Sequence[str]) -> list[tuple[Grid, Comparison]]:
+    """Each comparison with the grid beside which it stands: the first of those that it is made of. Projects are compared unasked."""
+    if not grids:
+        return []
+    options = [*asked, *(["project"] if "project" not in asked and groups_to_compare(grids, "project") else [])]
+    return [(group[0], compare(group, option)) for option in options for group in groups_to_compare(grids, option) or [grids[:1]]]
+
+
+def _section(grid: Grid, number: int, comparisons: list[Comparison]) -> page.Section:
     stem = "" if number == 0 else f"grid{number + 1}_"
-    return page.section(grid, made, draw_grid(grid, made, stem))
+    return page.section(grid, comparisons, draw_grid(grid, comparisons, stem))
 
 
 def chosen_run(collection: Collection, grids: list[Grid], experiment: str | None) -> int | None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from common.errors import InputError
-from common.report.analysis import BASE, Condition, Grid, compare, contrasts, filter_rows, main_lines, split_grids
+from common.report.analysis import BASE, Condition, Grid, compare, contrasts, filter_rows, groups_to_compare, main_lines, split_grids
 from common.report.build import chosen_run
 from common.report.collect import Collection, collect
 from common.report.figures import heat_map
@@ -302,6 +302,39 @@ def test_two_projects_are_two_grids_and_never_pooled(made: Made, tmp_path: Path)
     assert sorted(grid.name for grid in grids) == ["other", "project"]
     found = compare(grids, "project")
     assert found.contrasts[0].result.better == 7  # project against other
+
+
+def test_projects_are_compared_on_the_same_data_only(made: Made, tmp_path: Path) -> None:
+    other = Made(tmp_path / "other")
+    for person in made.people:
+        for number in (3, 6):
+            made.run(person, fine=0.60, data_path="data/easy", n_base_participants=number)
+        made.run(person, fine=0.90)
+        other.run(person, fine=0.90)
+    grids = split_grids(read(made.root, other.root).table, "macro_f1")
+    assert [grid.name for grid in grids] == ["project, data/easy", "other, data/made", "project, data/made"]
+    (group,) = groups_to_compare(grids, "project")
+    assert [grid.name for grid in group] == ["other, data/made", "project, data/made"]
+    assert compare(group, "project").contrasts[0].result.zeros == 7
+
+
+def test_windows_of_one_length_from_two_data_sets_are_not_compared_with_others(made: Made) -> None:
+    for person in made.people:
+        for data_path, size in (("data/a", 100), ("data/b", 100), ("data/c", 200)):
+            made.run(person, data_path=data_path, window_size=size)
+    grids = split_grids(read(made.root).table, "macro_f1")
+    (group,) = groups_to_compare(grids, "data_path")
+    assert compare(group, "data_path").values == ["data/a", "data/b", "data/c"]
+    with pytest.raises(InputError, match="100 stands for several data sets"):
+        compare(groups_to_compare(grids, "window_size")[0], "window_size")
+
+
+def test_other_options_are_compared_with_equally_many_base_participants(made: Made) -> None:
+    for person in made.people:
+        for batch_size, number, fine in ((32, 3, 0.5), (64, 3, 0.5), (32, 6, 0.9)):
+            made.run(person, batch_size=batch_size, n_base_participants=number, fine=fine)
+    with pytest.raises(InputError, match="these experiments vary no option"):
+        compare([grid_of(made)], "batch_size")
 
 
 def lists_warning(collection: Collection, grid: Grid) -> str:

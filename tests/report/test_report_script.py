@@ -225,6 +225,18 @@ def test_two_projects_are_compared(made: Made, run: Run, tmp_path: Path) -> None
     assert set(pd.read_csv(tmp_path / "both" / "summary.csv")["project"]) == {"project", "other"}
 
 
+def test_projects_with_other_data_are_not_compared_and_it_is_said(made: Made, run: Run, tmp_path: Path) -> None:
+    other = Made(tmp_path / "other", data_path="data/other")
+    for person in PEOPLE:
+        made.run(person)
+        other.run(person, fine=0.95)
+    done = run("report.py", made.root, other.root, "--out", tmp_path / "both", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert "Compared: project" not in page
+    assert "no two of them have results on the same data" in page
+
+
 def test_the_report_needs_no_torch() -> None:
     code = "import sys, common.report.build; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
