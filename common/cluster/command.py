@@ -13,6 +13,7 @@ from common.cluster.config import ClusterConfig, load_config
 from common.cluster.display import Display, status_lines
 from common.cluster.journal import latest_status
 from common.cluster.needs import data_files
+from common.cluster.notify import Notifier
 from common.cluster.orchestrate import Prepared, Request
 from common.errors import InputError
 from common.jobs import Job
@@ -46,6 +47,7 @@ def execute(args: argparse.Namespace, read: Read, *, train_bases: bool = True, w
     paths, display = Paths.here(), Display()
     if args.max_retries < 0:
         raise InputError("--max-retries: a number from 0 up is needed")
+    notifier = Notifier(args.notify_command)
     if args.status:
         return _status(paths, display)
     config = load_config(args.cluster_config)
@@ -64,17 +66,17 @@ def execute(args: argparse.Namespace, read: Read, *, train_bases: bool = True, w
     bases, others, script = read(data)
     request = Request(
         paths, args.cluster_config, config, bases, others, script, train_bases=train_bases, sync=not args.skip_sync, wait_for_all_bases=wait_for_all_bases,
-        retrain=args.retrain, only=args.only, max_retries=args.max_retries, notify=args.notify_command,
+        retrain=args.retrain, only=args.only, max_retries=args.max_retries,
     )  # fmt: skip
     if args.dry_run:
         for line in orchestrate.describe(orchestrate.prepare(request, data), verbose=True):
             display.say(line)
         return 0
     with orchestrate.only_orchestrator(paths):
-        return _run(request, orchestrate.prepare(request, data), display)
+        return _run(request, orchestrate.prepare(request, data), display, notifier)
 
 
-def _run(request: Request, prepared: Prepared, display: Display) -> int:
+def _run(request: Request, prepared: Prepared, display: Display, notifier: Notifier) -> int:
     for line in orchestrate.describe(prepared):
         display.say(line)
     failures: list[str] = []
@@ -83,7 +85,7 @@ def _run(request: Request, prepared: Prepared, display: Display) -> int:
         display.say(line)
         if line.startswith("failed: ") and not failures:
             failures.append(line)
-            orchestrate.notify(request.notify, line)
+            notifier.tell(line)
 
     try:
         engine = slurm.run if request.config.engine == "slurm" else orchestrate.run
@@ -93,7 +95,8 @@ def _run(request: Request, prepared: Prepared, display: Display) -> int:
     lines = [*closing_table(request.paths, request.others), *orchestrate.conclude(outcome, prepared.made)]
     for line in lines:
         display.say(line)
-    orchestrate.notify(request.notify, lines[-1])
+    notifier.tell(lines[-1])
+    notifier.wait()
     return outcome.exit_code
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shlex
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,7 +49,6 @@ class Request:
     retrain: bool = False
     only: str | None = None
     max_retries: int = 2
-    notify: str | None = None
 
 
 @dataclass
@@ -285,10 +282,3 @@ def conclude(outcome: Outcome, made: Plan) -> list[str]:
         else f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,} blocked, {len(outcome.left):,} left, {reused:,} reused"
     )
     return [*lines, outcome.why] if outcome.why else lines
-
-
-def notify(command: str | None, text: str) -> None:
-    """Run the user's own command with `text` as its last argument; its failure is not ours."""
-    if command:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
-            subprocess.run([*shlex.split(command), text], stdin=subprocess.DEVNULL, timeout=60, check=False)

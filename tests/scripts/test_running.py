@@ -159,7 +159,25 @@ def test_only_failed_and_the_notify_command(project: Project) -> None:
 
 def test_a_notify_command_that_fails_harms_nothing(project: Project) -> None:
     release(project)
-    assert project.run(*OWN, "--notify-command", "/nowhere/at all").returncode == 0
+    assert project.run(*OWN, "--notify-command", "false").returncode == 0
+
+
+@pytest.mark.parametrize(("command", "words"), [("/nowhere/at all", "no such program: /nowhere/at"), ("tell 'me", "No closing quotation"), (" ", "names none")])
+def test_a_notify_command_that_cannot_be_started_is_refused_before_the_run(project: Project, command: str, words: str) -> None:
+    assert words in failed_in_one_line(project.run(*OWN, "--notify-command", command, exit_code=2))
+    assert not (project.folder / "runs").exists()
+
+
+def test_the_run_goes_on_while_the_notify_command_hangs(project: Project) -> None:
+    """It returns when the last job has begun, which is after the failure that it is told of."""
+    tell = project.folder / "tell.py"
+    told = "open('told.txt', 'a').write(sys.argv[1].partition(':')[0] + '\\n')"
+    tell.write_text(f"import glob, sys, time\nwhile len(glob.glob('began-*')) < 4:\n    time.sleep(0.02)\n{told}\n")
+    project.write_cluster(slots=1)
+    (project.folder / "fail-0").touch()
+    release(project)
+    project.run(*OWN, "--notify-command", shlex.join([sys.executable, str(tell)]), exit_code=1)
+    assert (project.folder / "told.txt").read_text().splitlines() == ["failed", "3 done, 1 failed, 0 blocked, 0 left, 0 reused"]
 
 
 def test_max_retries_bounds_how_often_a_job_is_tried_again(project: Project) -> None:
