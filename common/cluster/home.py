@@ -26,20 +26,27 @@ class Home:
             OSError: the head's disk.
         """
         try:
-            verdict = self.judge(job, root)
+            verdict = self._judge(job, root)
             if verdict.state is not State.DONE:
                 return one_line(verdict.reason) or f"{job.id}: nothing is published"
             self._check_record(job, root)
-        except (BaseModelNotFound, CorruptArtifact, InputError) as error:
+            if root.root != self._paths.root:
+                self._adopt(job, root)
+            for sibling in self._siblings.get(job.id, ()):
+                self.copy(job.id, sibling)
+        except (CorruptArtifact, InputError) as error:  # also what stands in its way here: another configuration's results
             return one_line(error)
-        if root.root != self._paths.root:
-            self._adopt(job, root)
-        for sibling in self._siblings.get(job.id, ()):
-            self.copy(job.id, sibling)
         return ""
 
     def judge(self, job: Job, root: Paths) -> Verdict:
-        """How a result in `root` stands to what is expected. Raises BaseModelNotFound, CorruptArtifact or InputError when that cannot be said."""
+        """How a result in `root` stands to what is expected; stale, and why, where that cannot be said: its data or its base model changed meanwhile."""
+        try:
+            return self._judge(job, root)
+        except (CorruptArtifact, InputError) as error:
+            return Verdict(State.STALE, str(error))
+
+    def _judge(self, job: Job, root: Paths) -> Verdict:
+        """Raises BaseModelNotFound, CorruptArtifact or InputError."""
         if job.kind == "base":
             data = base_fingerprints(job.base, self._sha256)
             return judge_base(root, job.id, identity.training_key(job.base, data), data)
@@ -80,12 +87,12 @@ class Home:
 
     def _adopt(self, job: Job, root: Paths) -> None:
         if job.kind == "base":
-            if self._paths.base_metadata(job.id).exists() and self.judge(job, self._paths).state is not State.DONE:
+            if self._paths.base_metadata(job.id).exists() and self._judge(job, self._paths).state is not State.DONE:
                 artifacts.supersede_base_model(self._paths, job.id)
             artifacts.adopt_base_model(self._paths, root, job.id)
             return
         folder = self._paths.experiments / job.id
-        here = self.judge(job, self._paths)
+        here = self._judge(job, self._paths)
         if here.state is not State.DONE:
             make_way(self._paths, folder, here, overwrite=job.finetune.overwrite)
             prefix, _, name = job.id.partition("/")
