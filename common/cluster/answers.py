@@ -121,6 +121,7 @@ def _is_count(value: object) -> bool:
 
 Score = Number | None
 Names = dict[str, Text]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class _Windows(_Model):
@@ -154,7 +155,7 @@ class _Provenance(_Model):
 
 
 class _BaseProvenance(_Provenance):
-    trained_as: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    trained_as: Hash
 
 
 class _Losses(_Model):
@@ -183,7 +184,11 @@ class _Base(_Ended):
 
 class _Experiment(_Ended):
     counts: _AllCounts
-    base_model_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None
+    base_model_hash: Hash | None
+
+
+class _Config(_Model):
+    base_model_hash: Hash | None
     code_fingerprints: dict[str, str]
 
 
@@ -220,7 +225,8 @@ def experiment_record(job: Job, config: Mapping[str, Any], metrics: Mapping[str,
         if (job.needs is None) != (record.get("base_model_hash") is None):
             _compare(job, where, record, {"base_model_hash": job.needs})
     _compare(job, "metrics.json", metrics, {"base_model_hash": config.get("base_model_hash")})
-    _form(job, _Experiment, {**metrics, "code_fingerprints": config.get("code_fingerprints")})
+    _form(job, _Experiment, metrics)
+    _form(job, _Config, config)
     for name, value in metrics.items():
         scored = name.startswith(("val_", "test_", "base_", "threshold_")) and name not in (*common, "base_model_hash")
         if scored and value is not None and _number(value) is None:

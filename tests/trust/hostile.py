@@ -20,6 +20,7 @@ from common.paths import Paths
 from common.reuse import Data
 from tests.trust.checker import Checker, contents, sha256
 from tests.trust.damage import published
+from tests.trust.kills import here
 from tests.trust.names import HOSTILE, many, values
 from tests.trust.world import BASE, World, call, opened
 
@@ -28,7 +29,7 @@ Place = tuple[str | int, ...]
 
 
 class Pair:
-    """A head without results, and a node that has them; the two jobs, as the head knows them."""
+    """A head without results, and a node that has them; the three jobs, as the head knows them."""
 
     def __init__(self, node: World, head: World) -> None:
         self.node, self.head = node, head
@@ -37,6 +38,9 @@ class Pair:
         self.base: Job = base_job(dict(BASE), "x", data)
         tune = {**BASE, "early_stopping_patience_target": 50, "mode": "full_fine_tuning", "prefix": "p", "base_model_hash": there.base}
         self.tune: Job = finetune_job(tune, "x", data)
+        alone = {**tune, "mode": "target_only", "prefix": "alone", "base_model_hash": None}
+        here(node.folder, "finetune", alone)
+        self.alone: Job = finetune_job(alone, "x", data)
         self.home = Home(Paths(head.folder), data.sha256, {})
 
     def documents(self, job: Job) -> list[Path]:
@@ -102,7 +106,7 @@ def lying_records(seed: int, parent: Path, trials: int = 200) -> int:
         pair = Pair(node, head)
         assert pair.accept(pair.base) == ""
         for number in range(trials):
-            job = rng.choice((pair.base, pair.tune))
+            job = rng.choice((pair.base, pair.tune, pair.alone))
             path = rng.choice(pair.documents(job))
             kept = {other: other.read_bytes() for other in pair.documents(job)}
             record = json.loads(kept[path])
@@ -120,7 +124,7 @@ def lying_records(seed: int, parent: Path, trials: int = 200) -> int:
             if not said:
                 problems = Checker(head.folder).check(complete=False)
                 assert not [problem for problem in problems if "test_macro_f1" not in problem], f"{where}: {problems}"
-                closing_table(Paths(head.folder), [pair.tune])
+                closing_table(Paths(head.folder), [pair.tune, pair.alone])
                 if number % 10 == 0:
                     code, out, err = call(head.folder, "report.py")
                     assert code in (0, 1, 2), f"{where}: {err}"
@@ -130,7 +134,7 @@ def lying_records(seed: int, parent: Path, trials: int = 200) -> int:
             if job.kind == "base":
                 shutil.rmtree(head.folder / "base_models", ignore_errors=True)
                 assert pair.accept(pair.base) == ""
-        assert pair.accept(pair.tune) == ""
+        assert pair.accept(pair.tune) == pair.accept(pair.alone) == ""
     return trials
 
 

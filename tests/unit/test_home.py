@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from common.paths import Paths
 from common.reuse import State
-from tests.trust.hostile import Pair
+from tests.trust.hostile import Pair, put, reseal_metrics, write_sealed
 from tests.trust.kills import here
 from tests.trust.world import opened
 
@@ -41,3 +42,11 @@ def test_what_waits_for_data_that_are_edited_meanwhile_is_not_current(pair: Pair
     assert verdict.state is State.STALE
     assert "ann_test.pt: No such file" in verdict.reason
     assert "ann_test.pt: No such file" in pair.accept(pair.tune)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_record_that_lacks_what_the_head_will_read_is_refused(pair: Pair, number: int) -> None:
+    path = pair.documents(pair.alone)[number]
+    write_sealed(path, put(json.loads(path.read_bytes()), ("base_model_hash",), put))
+    reseal_metrics(path.parent)
+    assert pair.accept(pair.alone) == f"{pair.alone.id}: base_model_hash in its record: Field required: it is not used"
