@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common import identity
 from common.errors import InputError
@@ -37,6 +38,11 @@ def code_files() -> tuple[str, ...]:
     """What a node needs of the project's own code, relative to CODE_ROOT."""
     files = [*CODE_ROOT.glob("*.py"), *(CODE_ROOT / "common").rglob("*.py"), *CODE_ROOT.glob("requirements*.txt"), CODE_ROOT / "constraints.txt"]
     return tuple(sorted(str(path.relative_to(CODE_ROOT)) for path in files if path.is_file()))
+
+
+def extra_files(script: Path | None) -> tuple[str, ...]:
+    """A user's own script, relative to the project folder, unless it goes with the code."""
+    return () if script is None or str(script) in code_files() else (str(script),)
 
 
 def data_files(job: Job) -> list[File]:

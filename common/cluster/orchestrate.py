@@ -20,12 +20,12 @@ from common.cluster.connection import connect
 from common.cluster.estimates import Estimates
 from common.cluster.home import Home
 from common.cluster.journal import Journal, last_failures, new_run_id, past_events
-from common.cluster.needs import File, Needs, code_files, data_files, found_beside, path_of
+from common.cluster.needs import File, Needs, code_files, data_files, extra_files, found_beside, path_of
 from common.cluster.node import inventory, probe, send_code
 from common.cluster.runner import SEEN_SECONDS, Outcome, Runner, Work
 from common.errors import BaseModelNotFound, Conflict, InputError, ProjectError
 from common.jobs import KINDS, Job
-from common.paths import CODE_ROOT, Paths
+from common.paths import Paths
 from common.plan import Plan, code_notice, counted, plan
 from common.reuse import Data, DataSha256, State, make_way
 
@@ -210,12 +210,12 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     journal = Journal(paths, new_run_id())
     experiments = tuple(job.id for job in work.others if job.kind == "finetune")
     bases = tuple({job.id for job in work.bases} | {job.needs for job in work.others if job.needs})
-    extra = (str(request.script),) if request.script and not (CODE_ROOT / request.script).is_file() else ()
     jobs = (*work.bases, *work.others)
     data = {file: prepared.data[file] for job in jobs for file in data_files(job)}
     needs = Needs(
-        code_files(), extra, data, bases, experiments, owner(paths), trusted=not request.sync, beside=found_beside(paths, jobs) if any(data.values()) else {}
-    )
+        code_files(), extra_files(request.script), data, bases, experiments, owner(paths), trusted=not request.sync,
+        beside=found_beside(paths, jobs) if any(data.values()) else {},
+    )  # fmt: skip
     settings = scheduler.Settings(
         suspect_after=request.config.suspect_seconds,
         close_after=request.config.close_seconds,

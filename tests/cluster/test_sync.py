@@ -15,7 +15,7 @@ import pytest
 
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import OWN, TWO_PHASE, Project, opened, own_jobs, traces, write_data
-from tests.conftest import wait_until
+from tests.conftest import ROOT, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -152,6 +152,19 @@ def test_nodes_get_the_code_of_the_head(hosts: Hosts, project: Project) -> None:
     (hosts["h1"].project / "own.py").write_text("def run(options, progress):\n    raise ValueError('old script')\n")
     project.run(*OWN)
     assert worker.read_bytes() == (project.code / "common/cluster/worker.py").read_bytes()
+    assert set(traces(hosts["h1"].project)) == {0}
+
+
+def test_a_script_in_a_folder_of_the_checkout_is_sent_where_the_project_is_the_checkout(hosts: Hosts, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "common", tmp_path / "head/common", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path / "head")
+    with opened(tmp_path / "head", data=False, code=tmp_path / "head") as project:
+        own_jobs(project, 1)
+        (project.folder / "scripts").mkdir()
+        (project.folder / "own.py").rename(project.folder / "scripts/mine.py")
+        use(project, hosts, "h1")
+        project.run(*OWN[:-1], "scripts/mine.py")
     assert set(traces(hosts["h1"].project)) == {0}
 
 

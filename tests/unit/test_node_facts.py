@@ -13,7 +13,7 @@ import pytest
 
 from common.cluster.config import Slot, SlotPlan
 from common.cluster.members import REJOIN_SECONDS, Member
-from common.cluster.needs import Needs, beside_files, data_files, differing
+from common.cluster.needs import Needs, beside_files, data_files, differing, extra_files
 from common.cluster.node import check_facts, published_file, result_files, slot_name
 from common.errors import InputError, NodeError
 from common.jobs import finetune_job
@@ -85,6 +85,12 @@ def test_a_job_reads_its_own_files_only(tmp_path: Path) -> None:
     assert [name for _, name in beside_files(job)] == ["dataset.json", "bob_val_windows.csv", "bob_test_windows.csv"]
     full = finetune_job(entry | {"mode": "full_fine_tuning"}, "here", Data(Paths(tmp_path)))
     assert [name for _, name in data_files(full)][3:] == ["ann_train.pt", "ann_val.pt"]
+
+
+def test_a_users_script_is_sent_unless_it_goes_with_the_code() -> None:
+    assert extra_files(Path("benchmarks/run_all.py")) == ("benchmarks/run_all.py",)  # in the code's folder, not among what is sent of it
+    assert extra_files(Path("scripts/mine.py")) == ("scripts/mine.py",)
+    assert extra_files(Path("report.py")) == extra_files(Path("common/jobs.py")) == extra_files(None) == ()
 
 
 def test_slots_are_named_after_the_physical_place() -> None:
