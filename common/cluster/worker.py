@@ -273,24 +273,25 @@ class Worker:
     def _run_process(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
         argv = [sys.executable, str(self._place(script)), *to_flags({name: v for name, v in values.items() if v is not False})]
         process = subprocess.Popen(processes.dying_with_us(argv), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
-        while True:
-            try:
-                code = process.wait(timeout=0.2)
-                break
-            except subprocess.TimeoutExpired:
-                try:
-                    self._head.check_cancelled(job)
-                except Cancelled:
-                    process.kill()
-                    process.wait()
-                    raise
-        processes.end_descendants(os.getpid())
-        processes.reap()
+        try:
+            code = self._wait(process, job)
+        finally:
+            processes.end_descendants(os.getpid())
+            process.wait()
+            processes.reap()
         if code < 0:
             raise ProjectError(f"{script} was ended by signal {signal.Signals(-code).name}")
         if code:
             raise ProjectError(f"{script} exited with {code}: {one_line(self._tail()[-500:]) or 'it printed nothing'}")
         return {}
+
+    def _wait(self, process: subprocess.Popen[bytes], job: str) -> int:
+        """Its exit code. Raises Cancelled."""
+        while True:
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                self._head.check_cancelled(job)
 
     def _tail(self) -> str:
         sys.stdout.flush()

@@ -122,15 +122,27 @@ def test_the_end_of_its_input_ends_it_and_all_that_it_started(worker: Worker) ->
     wait_until(lambda: all(processes.start_time(pid) is None for pid in below), what="the end of the child")
 
 
-def test_children_of_a_script_in_its_own_process_end_with_its_job(folder: Path, worker: Worker) -> None:
-    nap = '[sys.executable, "-S", "-c", "import time; time.sleep(1000)"]'
-    (folder / "plain.py").write_text(
-        "import subprocess, sys\n"
-        f"found = [subprocess.Popen({nap}, start_new_session=apart).pid for apart in (False, True)]\n"
-        "open('pids', 'w').write(' '.join(map(str, found)))\n"
-    )
-    worker.send(job="j0", script="plain.py", values={})
-    assert worker.answer("done")["result"] == {}
+NAP = '[sys.executable, "-S", "-c", "import time; time.sleep(1000)"]'
+PARENT = f"""
+import os, subprocess, sys, time
+found = [subprocess.Popen({NAP}, start_new_session=apart).pid for apart in (False, True)]
+open("pids.new", "w").write(" ".join(map(str, found)))
+os.rename("pids.new", "pids")
+while "--waits" in sys.argv:
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["that ends", "that is cancelled"])
+def test_children_of_a_script_in_its_own_process_end_with_its_job(folder: Path, worker: Worker, waits: bool) -> None:
+    (folder / "plain.py").write_text(PARENT)
+    worker.send(job="j0", script="plain.py", values={"waits": waits})
+    if waits:
+        wait_until((folder / "pids").exists, 30, "the start of the children")
+        worker.send(cancel="j0")
+        assert worker.answer("failed")["cause"] == "cancelled"
+    else:
+        assert worker.answer("done")["result"] == {}
     pids = [int(pid) for pid in (folder / "pids").read_text().split()]
     wait_until(lambda: all(processes.start_time(pid) is None for pid in pids), 10, "the end of the children")
     assert worker.process.poll() is None
