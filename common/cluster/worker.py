@@ -271,6 +271,8 @@ class Worker:
         return own if own.is_file() else self._code / script
 
     def _run_process(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
+        if values.get("device") is not None:
+            values = {**values, "device": self._device}
         argv = [sys.executable, str(self._place(script)), *to_flags({name: v for name, v in values.items() if v is not False})]
         process = subprocess.Popen(processes.dying_with_us(argv), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         try:

@@ -148,6 +148,13 @@ def test_children_of_a_script_in_its_own_process_end_with_its_job(folder: Path, 
     assert worker.process.poll() is None
 
 
+def test_a_script_in_its_own_process_is_given_the_slots_device_where_its_job_names_one(folder: Path, worker: Worker) -> None:
+    (folder / "plain.py").write_text("import sys\nprint(*sys.argv[1:])\n")
+    for device, said in (("7", "--device=cpu\n"), (None, "\n")):
+        worker.send(job="j0", script="plain.py", values={"device": device})
+        assert worker.answer("done")["log"] == said
+
+
 def test_silence_of_the_head_ends_it(folder: Path) -> None:
     worker = Worker(folder, "me", "--silence=0.5")
     assert worker.process.wait(30) == 1
