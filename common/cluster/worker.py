@@ -238,7 +238,8 @@ class Worker:
         except Cancelled:
             outcome = {"failed": job, "cause": "cancelled", "error": "cancelled"}
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: whatever a job raises is recorded and told
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the log's disk is full: whose fault that is has to be told all the more
+                traceback.print_exc()
             said = str(error) if isinstance(error, (ProjectError, OSError)) else f"{type(error).__name__}: {error}"
             outcome = {"failed": job, "cause": cause_of(error), "error": one_line(said)[:2000]}
         return {**outcome, "seconds": time.monotonic() - began, "log": self._tail()}
@@ -296,8 +297,9 @@ class Worker:
                 self._head.check_cancelled(job)
 
     def _tail(self) -> str:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         size = os.fstat(self._log.fileno()).st_size
         with open(f"/proc/self/fd/{self._log.fileno()}", "rb") as file:
             file.seek(max(0, size - LOG_TAIL))

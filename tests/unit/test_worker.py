@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from common.cluster import processes
+from common.cluster import worker as worker_module
 from common.cluster.worker import SlotHeld, cause_of, slot_folder, take_slot
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError, NodeError, ProjectError, TrainingError
 from tests.conftest import ROOT, script_environment, wait_until
@@ -181,6 +183,26 @@ def test_a_slot_is_free_again_when_its_holder_is_gone(tmp_path: Path, monkeypatc
     with take_slot("cpu0", "me"), pytest.raises(SlotHeld, match="held by me"):
         take_slot("cpu0", "another")
     take_slot("cpu0", "another").close()
+
+
+class Full(io.StringIO):
+    """Where prints go on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_too_full_for_the_log_is_still_told_as_the_nodes_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "full_disk.py").write_text("def run(options, progress):\n    raise OSError(28, 'No space left on device')\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Full())
+    with (folder / "log").open("ab", buffering=0) as log:
+        outcome = worker_module.Worker(None, folder, "cpu", log).outcome({"job": "j0", "script": "full_disk.py", "values": {}})  # type: ignore[arg-type]
+    assert (outcome["failed"], outcome["cause"], outcome["log"]) == ("j0", "disk", "")
 
 
 class OutOfMemoryError(RuntimeError):
