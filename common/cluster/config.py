@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from common.errors import InputError, NodeError, nearest
 
+AUTO_SLOTS = 256  # of a node whose number of slots nobody wrote down
 MAX_BYTES = 1 << 20  # a thousand nodes take a tenth of this
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SECRETS = re.compile(r"pass(word|wd|phrase|code)?$|^pw$|secret", re.IGNORECASE)
@@ -227,18 +228,28 @@ def slots(server: Server, probe: Probe) -> SlotPlan:
     """The slots of `server` on a node that has what `probe` says.
 
     GPUs first (each `jobs_per_gpu` times, one round over all GPUs before the second), then `cpu_slots`. With neither given, `auto`: every GPU
-    that nobody else uses; a node without GPUs has one slot a core. Raises NodeError when the node lacks a GPU that the file names or has none free.
+    that nobody else uses; a node without GPUs has one slot a core; at most AUTO_SLOTS of these. Raises NodeError when the node lacks a GPU that the
+    file names or has none free.
     """
     wanted = ("auto" if server.cpu_slots is None else 0) if server.gpus is None else server.gpus
     gpus, left_out = _choose_gpus(server, wanted, probe)
+    places: list[str | None] = [gpu for _ in range(server.jobs_per_gpu) for gpu in gpus]
+    if wanted == "auto":
+        places = _believed(server, places, left_out)
     if server.cpu_slots is not None:
-        cores = server.cpu_slots
-    else:
-        cores = probe.cores if not gpus and (not probe.gpus or wanted in (0, [])) else 0
-    places: list[str | None] = [gpu for _ in range(server.jobs_per_gpu) for gpu in gpus] + [None] * cores
+        places += [None] * server.cpu_slots
+    elif not gpus and (not probe.gpus or wanted in (0, [])):
+        places += _believed(server, [None] * probe.cores, left_out)
     if not places:
         raise NodeError(f"{server.name}: no slot is free: {'; '.join(left_out) or 'no GPU and no core'}")
     return SlotPlan(tuple(Slot(server.name, index, gpu) for index, gpu in enumerate(places)), tuple(left_out))
+
+
+def _believed(server: Server, places: list[str | None], left_out: list[str]) -> list[str | None]:
+    """`places` of which the node alone says how many there are: each will be a process there and two threads here."""
+    if len(places) > AUTO_SLOTS:
+        left_out.append(f"{server.name}: {AUTO_SLOTS} of its {len(places):,} slots are used; give gpus or cpu_slots as numbers for more")
+    return places[:AUTO_SLOTS]
 
 
 def _choose_gpus(server: Server, wanted: object, probe: Probe) -> tuple[list[str], list[str]]:

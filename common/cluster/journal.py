@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from common.paths import Paths
 
 STATUS_SECONDS = 1.0
+MAX_LOG = 64 << 10  # characters of a job's log
 
 
 def new_run_id() -> str:
@@ -43,10 +44,10 @@ class Journal:
         self._events.flush()
 
     def job_log(self, job: str, text: str) -> str:
-        """Keep what a job printed; returns the file's path, relative to the project folder."""
+        """Keep the end of what a job printed; returns the file's path, relative to the project folder."""
         path = self.folder / "logs" / f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', job)[:150]}.log"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="replace")
+        path.write_text(text[-MAX_LOG:], encoding="utf-8", errors="replace")
         return str(path.relative_to(self.folder.parent.parent))
 
     def status(self, status: dict[str, Any], *, force: bool = False) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from common.cluster.config import Server
 from common.cluster.sshconfig import expand, own_options, ssh_options
 from common.errors import InputError, NodeError
 
 IO_SECONDS = 120  # rsync's own limit for silence on a link
+MAX_OUT, MAX_SAID, MAX_WORDS = 16 << 20, 64 << 10, 2_000  # bytes kept of its two outputs, a number a file and what it complains of; of a message
 _RETRIED = (10, 12, 30, 35, 255)  # the link, not the files
 
 
@@ -117,13 +121,13 @@ def copy(name: str, argv: Sequence[str], files: Sequence[str], alive: Callable[[
     moved = 0
     for attempt in range(attempts):
         code, out, said = _once(argv, files, alive)
-        moved += sum(int(line) for line in out.split() if line.isdigit())
+        moved += sum(int(line) for line in out.split() if line.isdigit() and len(line) < 20)
         if code == 0:
             return moved
         if code not in _RETRIED or attempt == attempts - 1:
             break
     lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-    raise NodeError(f"{name}: {_why(code)}: {'; '.join(lines[-3:]) or 'no message'}")
+    raise NodeError(f"{name}: {_why(code)}: {'; '.join(lines[-3:])[-MAX_WORDS:] or 'no message'}")
 
 
 def _once(argv: Sequence[str], files: Sequence[str], alive: Callable[[subprocess.Popen[bytes]], object]) -> tuple[int, bytes, bytes]:
@@ -135,10 +139,37 @@ def _once(argv: Sequence[str], files: Sequence[str], alive: Callable[[subprocess
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
         ) as process:
             alive(process)
-            out, said = process.communicate(names)
-            return process.returncode, out, said
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            out, said = _End(process.stdout, MAX_OUT), _End(process.stderr, MAX_SAID)
+            with contextlib.suppress(BrokenPipeError):  # it ended first, and says why
+                process.stdin.write(names)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            return process.wait(), out.read(), said.read()
     except FileNotFoundError:
         raise InputError("no rsync on this machine; install it") from None
+
+
+class _End:
+    """The end of what a process says, read in a thread: what comes from a node passes through rsync, and may be without end."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self._stream, self._limit, self._kept = stream, limit, bytearray()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while data := os.read(self._stream.fileno(), 1 << 16):
+            self._kept += data
+            if len(self._kept) > 2 * self._limit:
+                del self._kept[: -self._limit]
+
+    def read(self) -> bytes:
+        """Once the process has ended."""
+        self._thread.join()
+        return bytes(self._kept[-self._limit :])
 
 
 def _why(code: int) -> str:

@@ -217,6 +217,17 @@ def test_gpus_that_others_use_are_left_out_by_name() -> None:
     assert slots(Server(host="a", gpus=4), FOUR).left_out == ()
 
 
+def test_a_node_that_counts_its_slots_itself_gets_so_many_and_the_rest_is_told() -> None:
+    many = Probe(65536, tuple(Gpu(str(number)) for number in range(100)))
+    said = "a: 256 of its {} slots are used; give gpus or cpu_slots as numbers for more"
+    for probe, keys, number in ((Probe(65536), {}, 65536), (many, {"jobs_per_gpu": 4}, 400), (many, {"gpus": 0}, 65536)):
+        plan = slots(Server(host="a", **keys), probe)
+        assert (len(plan.slots), plan.left_out) == (256, (said.format(f"{number:,}"),))
+    assert len(slots(Server(host="a", gpus="auto", jobs_per_gpu=4, cpu_slots=300), many).slots) == 256 + 300
+    asked = slots(Server(host="a", gpus=100, jobs_per_gpu=4), many)
+    assert (len(asked.slots), asked.left_out) == (400, ())
+
+
 @pytest.mark.parametrize(
     ("probe", "keys", "words"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.cluster.config import Server
 from common.cluster.connection import connect
-from common.cluster.rsync import Place, by_linked_folder, manual_rsync_command, quote_for_rsync, relative_names, rsync_argv
+from common.cluster.rsync import Place, _once, by_linked_folder, copy, manual_rsync_command, quote_for_rsync, relative_names, rsync_argv
 from common.cluster.sshconfig import own_options, read_settings, ssh_options
 from common.errors import InputError, NodeError
 
@@ -105,6 +106,25 @@ def test_a_pull_takes_neither_links_nor_devices() -> None:
         "rsync", "--times", "--relative", "--secluded-args", "--from0", "--files-from=-", "--out-format=%b", "--timeout=120",
         "--no-links", "--no-devices", "--no-specials", "--ignore-missing-args", "--chmod=D700,F600", "[::1]:/node/", "/incoming/",
     ]  # fmt: skip
+
+
+def test_of_what_a_copy_says_the_end_is_kept_however_much_it_is() -> None:
+    program = (
+        "import sys; names = sys.stdin.buffer.read(); print(len(names)); print('9' * 5000); sys.stdout.flush(); code = int(sys.argv[1])\n"
+        "for _ in range(32):\n    sys.stderr.write('x' * (1 << 20))\n"
+        "sys.stderr.write('\\nthe last words\\n'); sys.exit(code)"
+    )
+    files, argv = [f"{number:06}" for number in range(100_000)], [sys.executable, "-S", "-c", program]
+    assert copy("n", [*argv, "0"], files, lambda process: None) == 100_000 * len("./000000\0")
+    with pytest.raises(NodeError, match=r"n: rsync could not copy every file: x+; the last words$") as caught:
+        copy("n", [*argv, "23"], files, lambda process: None)
+    assert len(str(caught.value)) < 2_100
+    assert len(_once([*argv, "0"], files, lambda process: None)[2]) == 64 << 10
+
+
+def test_a_copy_that_ends_before_it_has_read_the_names_says_why() -> None:
+    with pytest.raises(NodeError, match=r"n: rsync could not read or write a file .*: no room$"):
+        copy("n", ["sh", "-c", "exec <&-; echo no room >&2; exit 11"], ["x" * 1000] * 1000, lambda process: None)
 
 
 def test_no_copy_writes_under_the_final_name_or_without_a_host_key() -> None:

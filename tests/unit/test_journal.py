@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from common.cluster.journal import Journal, last_failures, new_run_id
+from common.cluster.journal import MAX_LOG, Journal, last_failures, new_run_id
 from common.paths import Paths
 
 
@@ -21,3 +22,10 @@ def test_runs_within_one_second_are_read_in_their_order(tmp_path: Path, monkeypa
         journal.close()
     assert len(last_failures(paths)) == 4
     assert "a" not in last_failures(paths)
+
+
+def test_of_a_log_the_end_is_kept(tmp_path: Path) -> None:
+    with closing(Journal(Paths(tmp_path), "run")) as journal:
+        kept = journal.job_log("job0", "x" * MAX_LOG + "the end")
+    text = (tmp_path / kept).read_text()
+    assert (len(text), text[-8:]) == (MAX_LOG, "xthe end")
