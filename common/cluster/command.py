@@ -92,7 +92,7 @@ def _run(request: Request, prepared: Prepared, display: Display, notifier: Notif
         outcome = engine(request, prepared, say, display.show)
     finally:
         display.close()
-    lines = [*closing_table(request.paths, request.others), *orchestrate.conclude(outcome, prepared.made)]
+    lines = [*closing_table(request.paths, request.others), *orchestrate.conclude(outcome, prepared.made, request.only)]
     for line in lines:
         display.say(line)
     notifier.tell(lines[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -45,7 +46,7 @@ class Journal:
 
     def job_log(self, job: str, text: str) -> str:
         """Keep the end of what a job printed; returns the file's path, relative to the project folder."""
-        path = self.folder / "logs" / f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', job)[:150]}.log"
+        path = self.folder / "logs" / f"{_file_name(job)}.log"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text[-MAX_LOG:], encoding="utf-8", errors="replace")
         return str(path.relative_to(self.folder.parent.parent))
@@ -62,6 +63,12 @@ class Journal:
     def close(self) -> None:
         """No more events."""
         self._events.close()
+
+
+def _file_name(job: str) -> str:
+    """A name that is no other job's; a job's own where a file can have it."""
+    plain = re.sub(r"[^A-Za-z0-9._=-]+", "_", job)[:150]
+    return plain if plain == job else f"{plain}-{hashlib.sha256(job.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def latest_status(paths: Paths) -> dict[str, Any] | None:

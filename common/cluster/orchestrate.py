@@ -267,18 +267,18 @@ def _signals(runner: Runner) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def conclude(outcome: Outcome, made: Plan) -> list[str]:
-    """How it ended, for a person."""
+def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]:
+    """How it ended, for a person. `only`: as in the request."""
     lines = [f"{job}: {cause}" + (f" (log: {log})" if log else "") for job, (cause, log) in outcome.failed.items()]
     if outcome.blocked:
         lines.append(f"{len(outcome.blocked):,} jobs were blocked: their base model failed or is missing")
     if outcome.left:
         lines.append(f"{len(outcome.left):,} jobs are left: run the same command again")
     reused = len(made.bases) + len(made.finetunes) - len(made.to_run(made.bases)) - len(made.to_run(made.finetunes)) + len(made.copies)
-    nothing = not (outcome.done or outcome.failed or outcome.blocked or outcome.left)
-    lines.append(
-        f"nothing to do: all {reused:,} results are there"
-        if nothing
-        else f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,} blocked, {len(outcome.left):,} left, {reused:,} reused"
-    )
+    if outcome.done or outcome.failed or outcome.blocked or outcome.left:
+        lines.append(f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,} blocked, {len(outcome.left):,} left, {reused:,} reused")
+    elif only == "failed" and not reused:
+        lines.append("nothing to do: none of these jobs failed when it ran last")
+    else:
+        lines.append(f"nothing to do: all {reused:,} results are there")
     return [*lines, outcome.why] if outcome.why else lines

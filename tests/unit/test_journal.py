@@ -29,3 +29,11 @@ def test_of_a_log_the_end_is_kept(tmp_path: Path) -> None:
         kept = journal.job_log("job0", "x" * MAX_LOG + "the end")
     text = (tmp_path / kept).read_text()
     assert (len(text), text[-8:]) == (MAX_LOG, "xthe end")
+
+
+def test_no_two_jobs_share_a_log(tmp_path: Path) -> None:
+    jobs = ["a b", "a_b", "a/b", "a\udcffb", "x" * 200, "x" * 201, "job0"]
+    with closing(Journal(Paths(tmp_path), "run")) as journal:
+        kept = [journal.job_log(job, str(number)) for number, job in enumerate(jobs)]
+    assert [(tmp_path / path).read_text() for path in kept] == [str(number) for number in range(len(jobs))]
+    assert [kept[1], kept[-1]] == ["runs/run/logs/a_b.log", "runs/run/logs/job0.log"]
