@@ -258,10 +258,10 @@ class Ssh(Connection):
 
     def _sees_our_folder(self) -> bool:
         """A shared file system: a file that we write here is read there."""
-        token = self.project / f".token-{secrets.token_hex(16)}"
-        token.write_text(token.name)
+        token, content = self.project / f".token-{secrets.token_hex(16)}", secrets.token_hex(16)
+        token.write_text(content)  # not the name, which the node is told
         try:
-            return self.run(["cat", token.name]).text == token.name
+            return self.run(["cat", token.name]).text == content
         finally:
             token.unlink()
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.cluster.config import Server
-from common.cluster.connection import connect
+from common.cluster.connection import Result, Ssh, connect
 from common.cluster.rsync import Place, _once, by_linked_folder, copy, manual_rsync_command, quote_for_rsync, relative_names, rsync_argv
 from common.cluster.sshconfig import own_options, read_settings, ssh_options
 from common.errors import InputError, NodeError
@@ -316,3 +316,13 @@ def test_files_are_taken_only_into_a_fresh_folder(tmp_path: Path) -> None:
     with connect(Server(host="localhost", path=str(tmp_path / "node")), tmp_path) as node, pytest.raises(InputError, match="not empty"):
         node.pull(["a"], tmp_path / "incoming")
     assert (tmp_path / "incoming" / "old").read_text() == "x"
+
+
+def test_a_node_that_only_says_what_it_was_told_does_not_share_our_folder(tmp_path: Path) -> None:
+    ssh = Ssh.__new__(Ssh)
+    ssh.project = tmp_path
+    ssh.run = lambda argv: Result(0, argv[-1].encode(), b"")  # type: ignore[assignment, method-assign, misc]
+    assert not ssh._sees_our_folder()
+    ssh.run = lambda argv: Result(0, (tmp_path / argv[-1]).read_bytes(), b"")  # type: ignore[assignment, method-assign, misc]
+    assert ssh._sees_our_folder()
+    assert not list(tmp_path.iterdir())
