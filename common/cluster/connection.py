@@ -333,8 +333,7 @@ class Ssh(Connection):
         """A link with room, opened if need be; its session is counted."""
         with self._opening:
             with self._guard:
-                if self._closed:
-                    raise ConnectError("lost", f"{self.name}: the connection was closed")
+                self._refuse_if_closed()
                 for dead in [s for s in self._links if not s.link.transport.is_active()]:
                     self._links.remove(dead)
                     dead.link.close()
@@ -343,9 +342,18 @@ class Ssh(Connection):
                         shared.sessions += 1
                         return shared
             shared = _Shared(self._open_patiently(), sessions=1)
-            with self._guard:
-                self._links.append(shared)
+            try:
+                with self._guard:
+                    self._refuse_if_closed()  # meanwhile: nobody would close this link
+                    self._links.append(shared)
+            except ConnectError:
+                shared.link.close()
+                raise
             return shared
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise ConnectError("lost", f"{self.name}: the connection was closed")
 
     def _open_patiently(self) -> Link:
         for attempt in range(ATTEMPTS):

@@ -7,13 +7,15 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.cluster import connection as connection_module
 from common.cluster.config import Server
-from common.cluster.connection import Result, Ssh, connect
+from common.cluster.connection import ConnectError, Result, Ssh, connect
 from common.cluster.rsync import Place, _once, by_linked_folder, copy, manual_rsync_command, quote_for_rsync, relative_names, rsync_argv
 from common.cluster.sshconfig import own_options, read_settings, ssh_options
 from common.errors import InputError, NodeError
@@ -326,3 +328,20 @@ def test_a_node_that_only_says_what_it_was_told_does_not_share_our_folder(tmp_pa
     ssh.run = lambda argv: Result(0, (tmp_path / argv[-1]).read_bytes(), b"")  # type: ignore[assignment, method-assign, misc]
     assert ssh._sees_our_folder()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_is_opened_while_the_connection_closes_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    link = SimpleNamespace(transport=None, close=lambda: closed.append("link"))
+
+    def closing_meanwhile(settings: object) -> object:
+        ssh.close()
+        return link
+
+    monkeypatch.setattr(connection_module, "open_link", closing_meanwhile)
+    monkeypatch.setattr(Ssh, "refresh", lambda self: None)
+    monkeypatch.setattr(Ssh, "_sees_our_folder", lambda self: False)
+    ssh = Ssh(Server(host="gpu1", ssh_config="none"), Path.cwd())
+    with pytest.raises(ConnectError, match="the connection was closed"):
+        ssh.run(["true"])
+    assert closed == ["link"]
