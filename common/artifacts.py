@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -354,8 +353,3 @@ def _sign(file: IO[bytes], owner: str) -> None:
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(owner.encode())
-
-
-def free_bytes(folder: Path) -> int:
-    """Room on the disk that holds `folder`."""
-    return shutil.disk_usage(folder).free

@@ -106,36 +106,29 @@ class Connection(ABC):
             moved += self._copy(rsync_argv(Place(str(base)).below(folder), self._place().below(folder), pull=False), below)
         return Transfer(Path(self.path), tuple(names), (), moved)
 
-    def pull(self, files: Iterable[str], to: Path, linked_folders: bool = False) -> Transfer:
+    def pull(self, files: Iterable[str], to: Path) -> Transfer:
         """Copy `file` of the node's project folder to `to/file`; `to` is absent or empty and is made.
 
         Only plain files that were asked for arrive, never a link; those that the node lacks (or that are links there, or lie behind one) are `missing`.
-        With `linked_folders` (for data, which may lie on another disk) folders on the way may be links of the node. Content is the node's: verify it.
-        Where the folder is shared nothing is copied and `root` is the project folder. Raises NodeError, leaving `to` absent.
+        Content is the node's: verify it. Where the folder is shared nothing is copied and `root` is the project folder. Raises NodeError, leaving `to`
+        absent.
         """
         names = relative_names(files)
         if self.shared:
-            there = tuple(name for name in names if _is_plain(self.project, name, linked_folders))
+            there = tuple(name for name in names if _is_plain(self.project, name))
             return Transfer(self.project, there, tuple(sorted(set(names) - set(there))), 0)
         to.mkdir(parents=True, exist_ok=True)
         if any(to.iterdir()):
             raise InputError(f"{to} is not empty; files from a node are taken only into a fresh folder")
         try:
-            moved = self._pull_groups(names, Place(str(to.resolve())), linked_folders)
+            # What lies behind a link is not the project's.
+            own = by_linked_folder(names, self._linked_folders(names)).get("", [])
+            moved = self._copy(rsync_argv(self._place(), Place(str(to.resolve())), pull=True), own) if own else 0
             arrived = verify_arrived(self.name, to, names)
         except BaseException:
             shutil.rmtree(to, ignore_errors=True)
             raise
         return Transfer(to, arrived, tuple(sorted(set(names) - set(arrived))), moved)
-
-    def _pull_groups(self, names: list[str], to: Place, linked_folders: bool) -> int:
-        moved = 0
-        for folder, below in by_linked_folder(names, self._linked_folders(names)).items():
-            if folder and not linked_folders:
-                continue  # what lies behind a link is not the project's
-            Path(to.folder, folder).mkdir(parents=True, exist_ok=True)
-            moved += self._copy(rsync_argv(self._place().below(folder), to.below(folder), pull=True), below)
-        return moved
 
     def _linked_folders(self, names: Iterable[str]) -> list[str]:
         """Which folders above `names` are symbolic links on the node."""
@@ -167,11 +160,6 @@ class Connection(ABC):
         self._closed = True
         for process in list(self._copies):
             _kill_group(process)
-
-    @property
-    @abstractmethod
-    def is_alive(self) -> bool:
-        """Whether the link is thought to be there; a cut one is noticed only by heartbeats."""
 
     @abstractmethod
     def refresh(self) -> None:
@@ -207,10 +195,6 @@ class Local(Connection):
 
     def refresh(self) -> None:
         self.python = expand(self.server.python) if self.server.python else sys.executable
-
-    @property
-    def is_alive(self) -> bool:
-        return not self._closed
 
     def _start(self, argv: list[str], keep_all: bool) -> Process:
         try:
@@ -264,11 +248,6 @@ class Ssh(Connection):
             return self.run(["cat", token.name]).text == content
         finally:
             token.unlink()
-
-    @property
-    def is_alive(self) -> bool:
-        with self._guard:
-            return not self._closed and any(shared.link.transport.is_active() for shared in self._links)
 
     def close(self) -> None:
         super().close()
@@ -379,10 +358,9 @@ def _checked(argv: Sequence[str]) -> list[str]:
     return list(argv)
 
 
-def _is_plain(folder: Path, name: str, linked_folders: bool) -> bool:
-    """A file that is no symbolic link, nor lies behind one below `folder` (unless that is allowed)."""
-    links = [folder / name] if linked_folders else [folder / part for part in (name, *folders_above(name))]
-    return (folder / name).is_file() and not any(part.is_symlink() for part in links)
+def _is_plain(folder: Path, name: str) -> bool:
+    """A file that is no symbolic link, nor lies behind one below `folder`."""
+    return (folder / name).is_file() and not any((folder / part).is_symlink() for part in (name, *folders_above(name)))
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

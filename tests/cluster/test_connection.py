@@ -195,7 +195,7 @@ def test_a_node_that_dies_is_told_apart_from_a_command_that_does(hosts: Hosts, n
         other.run(["sh", "-c", 'kill -KILL "-$1"', "sh", str(killed.pid)])
         assert doomed.read_line(10) == b""
         assert (doomed.wait(10), killed.wait(10)) == (None, 137)
-        assert (node.is_alive, other.is_alive) == (False, True)
+        assert other.run(["hostname"]).text == "h2"
         with pytest.raises(NodeError):
             doomed.write(b"x")
 
@@ -212,7 +212,7 @@ def test_a_frozen_node_gives_no_exit_and_does_not_hold_us(hosts: Hosts, node: Co
 
 def test_a_restarted_node_is_connected_to_again(hosts: Hosts, node: Connection) -> None:
     hosts.restart_sshd("h1")
-    wait_until(lambda: not node.is_alive)
+    wait_until(lambda: not any(shared.link.transport.is_active() for shared in node._links))  # type: ignore[attr-defined]
     assert node.run(["hostname"]).text == "h1"
 
 
@@ -533,7 +533,6 @@ def test_data_behind_links_is_sent_and_a_link_on_the_node_is_kept(hosts: Hosts, 
     assert (big / "set" / "ann.pt").read_text() == "x"
     assert not (big / "set" / "ann.pt").is_symlink()
     assert node.push(["data/set/ann.pt"]).bytes == 0
-    assert node.pull(["data/set/ann.pt"], head / "in", linked_folders=True).files == ("data/set/ann.pt",)
 
 
 def test_links_of_a_node_are_never_followed_or_copied(hosts: Hosts, node: Connection, head: Path, tmp_path: Path) -> None:
@@ -551,7 +550,7 @@ def test_links_of_a_node_are_never_followed_or_copied(hosts: Hosts, node: Connec
     (project / "linked").symlink_to(outside)
     (outside / "f").write_text("f")
     assert node.pull(["linked/f", "experiments/good.json"], head / "in2").files == ("experiments/good.json",)
-    assert node.pull(["linked/f"], head / "in3", linked_folders=True).files == ("linked/f",)
+    assert node.pull(["linked/f"], head / "in3").missing == ("linked/f",)
     assert not any(path.is_symlink() for folder in ("in", "in2", "in3") for path in (head / folder).rglob("*"))
     assert secret.read_text() == "secret"
 
