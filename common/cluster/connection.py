@@ -188,7 +188,10 @@ class Local(Connection):
         super().__init__(server, project)
         folder = Path(expand(server.path)) if server.path else project
         folder = folder if folder.is_absolute() else Path(expand("~")) / folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConnectError("folder", f"{self.name}: no project folder: {folder}: {error.strerror}") from None
         self.path = str(folder.resolve())
         self.shared = Path(self.path) == project
         self.refresh()

@@ -122,7 +122,7 @@ def _ask_nodes(request: Request, files: Sequence[File]) -> dict[File, str]:
                 if not node.shared:
                     send_code(node, needs, probe(node, needs.owner))
                     return inventory(node, files, (), ()).data
-        except ProjectError:  # the run itself will say why this node is left out
+        except (ProjectError, OSError, EOFError):  # the run itself will say why this node is left out
             pass
         return {}
 

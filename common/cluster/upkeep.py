@@ -21,6 +21,7 @@ from common.reuse import DataSha256
 
 SWEEP_TEXT = Path(__file__).with_name("sweep.py").read_text()
 Say = Callable[[str], None]
+OF_ONE_NODE = (ProjectError, OSError, EOFError)  # told in its line; the others go on
 
 
 def check_nodes(config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256) -> tuple[list[str], bool]:
@@ -39,7 +40,7 @@ def _check_node(server: Server, paths: Paths, files: Sequence[File], sha256: Dat
             missing = [name for name, digest in code_digests().items() if facts["code"].get(name) != digest]
             code = "shared" if node.shared else f"{len(missing)} files will be sent" if missing else "equal"
             data = "shared" if node.shared else _compare(files, facts["data"], sha256)
-    except ProjectError as error:
+    except OF_ONE_NODE as error:
         return f"{server.name}: CANNOT WORK: {str(error).removeprefix(f'{server.name}: ')}", False
     devices = ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"]) or f"{facts['cores']} cores"
     line = (
@@ -53,6 +54,8 @@ def _compare(files: Sequence[File], there: Sequence[str | None], sha256: DataSha
     """How the node's data files stand to the head's."""
     if not files:
         return "not compared"
+    if len(there) != len(files):
+        raise NodeError(f"it told of {len(there)} data files, {len(files)} were asked for")
     try:
         differ = sum(found != sha256(*file) for file, found in zip(files, there, strict=True))
     except InputError:
@@ -84,10 +87,10 @@ def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
                 raise NodeError(f"{server.name}: the environment was not built: {done.last_words or 'no answer'}")
             node.refresh()
             facts = probe(node, owner(paths))
-            say(f"{server.name}: {node.python}: python {facts['python']}, torch {facts['versions']['torch']}")
+            say(f"{server.name}: {node.python}: python {facts['python']}, torch {facts['versions'].get('torch')}")
             return True
-    except ProjectError as error:
-        say(str(error))
+    except OF_ONE_NODE as error:
+        say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")
         return False
 
 
@@ -133,10 +136,11 @@ def _clean_node(server: Server, paths: Paths, verified: Mapping[str, str], say: 
                 say(f"{server.name}: its project folder is the head's: nothing to clean")
                 return True
             done = node.run([node.python, "-c", SWEEP_TEXT], input=json.dumps(verified).encode(), timeout=3600)
-            if not done.ok:
+            removed = done.text.rpartition("\n")[2]
+            if not done.ok or not removed.isdecimal():
                 raise NodeError(f"{server.name}: not cleaned: {done.last_words or 'no answer'}")
-            say(f"{server.name}: {done.text.splitlines()[-1]} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/, each of them verified here")
+            say(f"{server.name}: {removed} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/, each of them verified here")
             return True
-    except ProjectError as error:
-        say(str(error))
+    except OF_ONE_NODE as error:
+        say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")
         return False
