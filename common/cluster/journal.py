@@ -91,13 +91,20 @@ def past_events(paths: Paths) -> Iterator[dict[str, Any]]:
 
 def parse_events(path: Path) -> list[dict[str, Any]]:
     """The events of one log, without what cannot be read."""
+    try:
+        return events_in(path.read_bytes())
+    except OSError:
+        return []
+
+
+def events_in(lines: bytes) -> list[dict[str, Any]]:
+    """The events of some lines, without what a crash or a full disk cut short."""
     events: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    events.append(event)
+    for line in lines.decode(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict):
+                events.append(event)
     return events
 
 

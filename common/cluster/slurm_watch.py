@@ -13,7 +13,7 @@ from typing import Any
 
 from common.cluster.estimates import Estimates, kind
 from common.cluster.home import Home
-from common.cluster.journal import Journal, events_file
+from common.cluster.journal import Journal, events_file, events_in
 from common.cluster.runner import Outcome, Work
 from common.cluster.slurm_queue import NEVER, Seen, final_states, tasks
 from common.cluster.slurm_task import part, progress_file
@@ -97,8 +97,7 @@ class Watch:
             file.seek(self._read.get(place, 0))
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read[place] = self._read.get(place, 0) + len(whole) + len(newline)
-        for line in whole.splitlines():
-            event = json.loads(line)
+        for event in events_in(whole):
             job = self._by_place[place].get(str(event.get("job")))
             if job is not None and self._states[job.id] in ("waiting", "running"):
                 self._on_event(place, job, event)
