@@ -230,7 +230,7 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
         paths, request.config_path, request.config, work, needs, home, journal, Estimates(paths, past), settings, say, show,
         push_all=push_all, patience=patience,
     )  # fmt: skip
-    with _signals(runner):
+    with signals(_interrupting(runner)):
         outcome = runner.run()
     journal.close()
     outcome.blocked += blocked
@@ -252,19 +252,24 @@ def make_room(request: Request, prepared: Prepared, home: Home) -> None:
 
 
 @contextlib.contextmanager
-def _signals(runner: Runner) -> Iterator[None]:
-    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP (unless ignored, as under nohup): stop now. The handler only counts; the runner speaks."""
+def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP (unless ignored, as under nohup) go to `handler` for the length of the block."""
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, earlier in zip(numbers, before, strict=True):
+            signal.signal(number, earlier)
+
+
+def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
+    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now. The handler only counts; the runner speaks."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         runner.interrupts = 2 if number != signal.SIGINT else runner.interrupts + 1
 
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
-    before = [signal.signal(number, on_signal) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    return on_signal
 
 
 def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -14,7 +13,7 @@ from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.estimates import Estimates
 from common.cluster.home import Home
 from common.cluster.journal import Journal, new_run_id, past_events
-from common.cluster.orchestrate import Prepared, Request, make_room
+from common.cluster.orchestrate import Prepared, Request, make_room, signals
 from common.cluster.runner import Outcome, Work
 from common.cluster.slurm_arrays import Array, Base, Record, check_submitit, flags, hand_over, lay_out, submit
 from common.cluster.slurm_queue import Seen, SlurmError
@@ -53,7 +52,8 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
         return Outcome(blocked=blocked)
     new = waiting.without(work)
     arrays = lay_out(new, waiting.bases, slurm_queue.array_size(), settings.jobs_per_task)
-    with _Leaving(say) as leaving:
+    leaving = _Leaving(say)
+    with signals(leaving.on_signal):
         run_id = new_run_id() if arrays or not waiting.runs else max(waiting.runs)
         refused = _submit_all(request, settings, run_id, arrays, new, say)
         journal = Journal(paths, run_id)
@@ -141,15 +141,8 @@ class _Leaving:
     def __init__(self, say: Say) -> None:
         self.asked, self.watching, self._say = False, False, say
 
-    def __enter__(self) -> _Leaving:
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Leave, once all is submitted."""
         self.asked = True
         if not self.watching:
             self._say("the submission is finished first")
