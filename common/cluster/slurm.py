@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -55,7 +55,8 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     leaving = _Leaving(say)
     with signals(leaving.on_signal):
         run_id = new_run_id() if arrays or not waiting.runs else max(waiting.runs)
-        refused = _submit_all(request, settings, run_id, arrays, new, say)
+        coming = sorted({waiting.bases[job.id].array for job in work.bases if job.id in waiting.bases})
+        refused = _submit_all(request, settings, run_id, arrays, new, coming, say)
         journal = Journal(paths, run_id)
         journal.event("start", jobs=len(work.bases) + len(work.others), engine="slurm", submitted=len(new.bases) + len(new.others))
         places, ids = waiting.places(work, run_id)
@@ -102,8 +103,8 @@ class _Waiting:
         return places, ids
 
 
-def _submit_all(request: Request, settings: Slurm, run: str, arrays: Sequence[Array], work: Work, say: Say) -> str:
-    """Submit in order. Returns '' or why Slurm took only a part; raises InputError when it took nothing."""
+def _submit_all(request: Request, settings: Slurm, run: str, arrays: Sequence[Array], work: Work, coming: Collection[str], say: Say) -> str:
+    """Submit in order. Returns '' or why Slurm took only a part; raises InputError when it took nothing. `coming`: arrays of bases that it has already."""
     if not arrays:
         say("all of it is with Slurm already: watching")
         return ""
@@ -112,7 +113,7 @@ def _submit_all(request: Request, settings: Slurm, run: str, arrays: Sequence[Ar
     taken: dict[str, str] = {}
     for array in arrays:
         try:
-            taken[array.label] = submit(request.paths, settings, run, array, work, _dependency(array, taken, request))
+            taken[array.label] = submit(request.paths, settings, run, array, work, _dependency(array, taken, coming, request))
         except SlurmError as error:
             if not taken:
                 shutil.rmtree(request.paths.run(run))
@@ -125,14 +126,18 @@ def _submit_all(request: Request, settings: Slurm, run: str, arrays: Sequence[Ar
     return ""
 
 
-def _dependency(array: Array, taken: dict[str, str], request: Request) -> str:
-    if array.after is None:
-        return ""
-    number = array.after.array or taken[array.after.label]
-    after = f"aftercorr:{number}"
-    if request.wait_for_all_bases:
-        after += ",afterany:" + ":".join(dict.fromkeys([number, *(taken[label] for label in taken if label.startswith("base"))]))
-    return after
+def _dependency(array: Array, taken: Mapping[str, str], coming: Collection[str], request: Request) -> str:
+    """What has to have ended before a task of `array` starts: its own base, well, and where that is asked for all base trainings. `coming`: of these, the
+    arrays that Slurm had already."""
+    parts, own = [], ""
+    if array.after is not None:
+        own = array.after.array or taken[array.after.label]
+        parts.append(f"aftercorr:{own}")
+    bases = dict.fromkeys([own, *coming, *(number for label, number in taken.items() if label.startswith("base"))])
+    bases.pop("", None)
+    if request.wait_for_all_bases and bases and not array.label.startswith("base"):
+        parts.append(f"afterany:{':'.join(bases)}")
+    return ",".join(parts)
 
 
 class _Leaving:

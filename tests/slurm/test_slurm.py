@@ -212,6 +212,24 @@ def test_the_documented_grid_takes_a_handful_of_sbatch_calls_and_is_not_doubled(
     assert "138 tasks of this project are cancelled" in project.run(TWO_PHASES, "--cancel").stdout
 
 
+def test_in_two_literal_phases_nothing_starts_before_the_last_base_and_under_nohup_a_hangup_ends_nothing(slurm: SlurmCluster, slurm_project: Project) -> None:
+    write_config(slurm_project, sbatch={"hold": True})
+    slurm_project.generate({"mode": ["target_only_fine_tuning", "target_only"], "target_data_pct": [1.0], "n_base_participants": [1], "fold": [0, 1]})
+    argv = ["nohup", *slurm_project.command(TWO_PHASES, "--wait-for-all-bases")]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(argv, cwd=slurm_project.folder, env=slurm_project.environment, **quiet) as process:
+        try:
+            wait_until(lambda: events(slurm_project, "start"), what="the submission")
+            process.send_signal(signal.SIGHUP)
+            for array in {task["array"] for task in slurm.waiting_or_running()}:
+                slurm.do("scontrol", "release", array)
+            assert process.wait(timeout=200) == 0
+        finally:
+            process.kill()
+    trained = [event["time"] for event in events(slurm_project, "done") if "/" not in event["job"]]
+    assert min(event["time"] for event in events(slurm_project, "started") if "/" in event["job"]) > max(trained)
+
+
 def test_a_script_of_the_users_own_runs_and_a_task_that_dies_is_a_failure(slurm: SlurmCluster, slurm_project: Project) -> None:
     (slurm_project.folder / "mine.py").write_text(
         "import os, signal, sys\nassert sys.argv[1] in ('--n=1', '--n=2')\nsys.argv[1] == '--n=2' and os.kill(os.getppid(), signal.SIGKILL)\n"

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cluster.config import Slurm
+from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.journal import last_failures, past_events
+from common.cluster.orchestrate import Request
 from common.cluster.runner import Work
+from common.cluster.slurm import _dependency
 from common.cluster.slurm_arrays import Base, Record, check_submitit, flags, hand_over, lay_out, parameters, ranges
 from common.cluster.slurm_queue import Seen, SlurmError, final_states, plain
 from common.cluster.slurm_task import STALLS, Task, _Attempt
@@ -47,6 +49,18 @@ def test_fine_tunes_of_a_base_that_slurm_has_already_follow_it_at_its_index() ->
     (array,) = lay_out(work([], [finetune("1", "a")]), {"a": Base("base0", 7, "123")}, 1001, 12)
     assert array.after == Base("base0", 0, "123")
     assert list(array.tasks) == [7]
+
+
+def test_two_literal_phases_hold_back_what_needs_no_base_too(tmp_path: Path) -> None:
+    arrays = lay_out(work(["a"], [finetune("1", "a"), finetune("2", "b"), finetune("3", None)]), {"b": Base("base0", 0, "7")}, 1001, 12)
+    taken = {"base0": "9"}
+    config = ClusterConfig(engine="slurm", slurm=Slurm())
+    plain, literal = ["", "aftercorr:9", "aftercorr:7", ""], ["", "aftercorr:9,afterany:9:7", "aftercorr:7,afterany:7:9", "afterany:7:9"]
+    for wait, expected in ((False, plain), (True, literal)):
+        request = Request(Paths(tmp_path), tmp_path, config, wait_for_all_bases=wait)
+        assert [_dependency(array, taken if array.label != "base0" else {}, ["7"], request) for array in arrays] == expected
+    (alone,) = lay_out(work([], [finetune("3", None)]), {}, 1001, 12)
+    assert _dependency(alone, {}, [], request) == ""
 
 
 @given(st.integers(0, 12), st.lists(st.integers(-2, 11), max_size=40), st.integers(1, 5), st.integers(1, 4))
