@@ -48,6 +48,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made = Project.create(tmp_path_factory.mktemp("readme"))
     write_recordings(made.folder / "recordings")
     write_data(made.folder / "data" / "watch", [f"p{number:02}" for number in range(1, 11)], manifest=True, samples=100)
+    (mine,) = re.findall(r'^```json\n(\{"grid.*?)^```', README, re.DOTALL | re.MULTILINE)
+    (made.folder / "my_grid.json").write_text(mine)
     grid = json.loads((ROOT / "demo_grid.json").read_text())
     grid["fixed"]["max_epochs"] = 2
     (made.folder / "demo_grid.json").write_text(json.dumps(grid))
@@ -58,9 +60,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def test_every_command_of_the_readme_runs(project: Project) -> None:
     said: dict[str, str] = {}
     base = ""
-    # The documented grid needs days: the runs in this test have the demo's grid.
+    # The documented grid needs days, one's own hours: the runs in this test have the demo's grid.
+    own = "python3 generate_jobs.py --grid my_grid.json"
     first = "python3 generate_jobs.py --grid demo_grid.json --with-baselines --folds 0 1 2"
-    for line in [commands()[0], "python3 generate_jobs.py", first, *commands()[1:]]:
+    for line in [commands()[0], own, "python3 generate_jobs.py", first, *commands()[1:]]:
         if line in said or line in ELSEWHERE:
             continue
         script, *argv = shlex.split(line.replace("HASH", base))[1:]
@@ -70,6 +73,8 @@ def test_every_command_of_the_readme_runs(project: Project) -> None:
         said[line] = project.run(script, *argv, timeout=240).stdout
         if script == "train_base.py":
             base = re.findall(r"[0-9a-f]{16}", said[line])[0]
+    assert "24 fine-tunes" in said[own]
+    assert "not looked at" not in said[own]
     assert "1,008 fine-tunes" in said["python3 generate_jobs.py"]
     assert "18 done" not in said[first]
     assert "macro F1" in said["python3 run_two_phase_distributed.py"]
