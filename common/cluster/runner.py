@@ -560,7 +560,8 @@ class Runner:
         if refused := self.home.accept(job, root):
             if ran_there:
                 self.journal.event("refused", job=job.id, node=node.name, cause=refused)
-                self._scheduler.node_fault(now, job.id, node.name, refused)
+                in_the_way = self.home.judge(job, self.paths).state is State.CONFLICT  # results of another configuration: no node can help that
+                (self._scheduler.job_error if in_the_way else self._scheduler.node_fault)(now, job.id, node.name, refused)
             elif job.needs and not self.paths.base_metadata(job.needs).is_file():
                 self._found.setdefault(job.needs, set()).add((node.name, job.id))
             return

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from common import reuse
 from common.cluster import runner as module
 from common.cluster.config import Server, Slot, SlotPlan, load_config
 from common.cluster.journal import Journal
@@ -186,6 +187,18 @@ def test_a_late_word_of_a_cancelled_copy_does_not_touch_the_one_beside_it(play: 
     assert run.state("a") is State.RUNNING
     run.say({"done": "a", "seconds": 1.0}, 1 - slot)
     assert run.state("a") is State.DONE
+
+
+@pytest.mark.parametrize(("verdict", "state"), [(reuse.State.CONFLICT, State.FAILED), (reuse.State.NEW, State.RUNNING)])
+def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_nodes_fault(play: Any, verdict: reuse.State, state: State) -> None:
+    run = play([base("a")])
+    run.join()
+    run.home.accept = lambda job, root: "refused"
+    run.home.judge = lambda job, root: reuse.Verdict(verdict)
+    run.say({"done": "a", "seconds": 1.0})
+    run.arrive("a")
+    assert run.state("a") is state
+    assert run.worker().jobs == (["a"] if state is State.FAILED else ["a", "a"])
 
 
 def test_a_second_hello_frees_nothing(play: Any) -> None:
