@@ -35,6 +35,7 @@ from rows import Row  # noqa: E402
 
 from common import metrics, models, training  # noqa: E402
 from common.dataset import Windows, open_split  # noqa: E402
+from common.training_run import score  # noqa: E402
 
 CORES = os.cpu_count() or 1
 CHANNELS = 6
@@ -227,7 +228,7 @@ def equally_good(seeds: int = 10, epochs: int = 30) -> Row:
             theirs, _ = metrics.final_scores(unseen.y.numpy(), plain.evaluate())
             model = models.build("test", channels=CHANNELS, seed=seed)
             training.fit(model, learnt, None, training.Settings(32, 1e-3, epochs, 1, f"seed {seed}"))
-            ours, _ = metrics.final_scores(unseen.y.numpy(), training.predict(model, unseen))
+            ours, _ = metrics.final_scores(unseen.y.numpy(), score(model, unseen)[0])
             ratios.append((ours["macro_f1"] or 0) / (theirs["macro_f1"] or 1))
     return Row.of(f"training: macro F1 of our form over the plain form's, {seeds} seeds", ratios, None)
 

@@ -160,21 +160,19 @@ def _check_finite(path: Path, x: Tensor) -> None:
                 raise InputError(f"{path}: NaN or infinite samples, first in window {first}; clean the recording and prepare it again")
 
 
-def select_subset(y: Tensor | Rows, fraction: float, *, order: str, seed: int, starts: Sequence[float] | Rows | None = None) -> Rows:
+def select_subset(y: Tensor | Rows, fraction: float, *, order: str, seed: int) -> Rows:
     """Row numbers (sorted, int64) of `fraction` of the windows with labels `y` [windows].
 
-    Depends on the labels, the starts and the seed only, so that all modes see the same windows. Nested: what 1 % holds, 5 % holds too.
-    `random`: stratified, at least one window of each class where there is one. `time`: the earliest windows by `starts` (rows in their order
-    without), and still one window of each class: the earliest of it.
+    Depends on the labels and the seed only, so that all modes see the same windows. Nested: what 1 % holds, 5 % holds too. `random`: stratified,
+    at least one window of each class where there is one. `time`: the earliest windows (rows are in time order), and still one window of each
+    class: the earliest of it.
     """
     labels = np.asarray(y).astype(np.int64)
     if not 0 < fraction <= 1:
         raise InputError(f"target_data_pct is {fraction:g}: a fraction above 0 and up to 1 is needed, 0.1 is 10 %")
     classes = [np.flatnonzero(labels == value) for value in (0, 1)]
     if order == "time":
-        by_time = np.argsort(np.asarray(starts), kind="stable") if starts is not None else np.arange(len(labels))
-        ranked = [members[np.argsort(np.argsort(by_time, kind="stable")[members], kind="stable")] for members in classes]
-        chosen = [by_time[: _share(len(labels), fraction)], *(members[:1] for members in ranked)]
+        chosen = [np.arange(_share(len(labels), fraction)), *(members[:1] for members in classes)]
     elif order == "random":
         rng = np.random.Generator(np.random.PCG64(seed))
         chosen = [rng.permutation(members)[: _share(len(members), fraction)] for members in classes]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -265,8 +265,3 @@ def to_flags(values: Mapping[str, Any]) -> list[str]:
         else:
             argv.append(f"--{name}={value}")
     return argv
-
-
-def given(options: Options) -> Iterable[str]:
-    """Names of the options that somebody set, as opposed to defaults."""
-    return options.model_fields_set

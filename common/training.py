@@ -1,4 +1,4 @@
-"""The training loop: fit, evaluate, predict; early stopping and checkpoints.
+"""The training loop: fit and evaluate; early stopping and checkpoints.
 
 Written for a GPU first: shuffling, augmentation, loss and counts stay on the device, with one transfer to the host an epoch. Eager with one thread on
 the CPU it gives the same bytes fresh, after other trainings in the same process, and resumed from a checkpoint.
@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -449,16 +447,3 @@ def evaluation_batch(model: Network, windows: Windows) -> int:
     """Windows in an evaluation batch, from shapes alone: what a CPU's caches hold; eight times that on a GPU."""
     piece = model.cached_batch(windows.samples)
     return piece if windows.device.type == "cpu" else 8 * piece
-
-
-def evaluate(model: Network, windows: Windows) -> Evaluation:
-    """Unweighted loss and confusion counts of `model` on `windows`, both on one device."""
-    return make_evaluation(model)(windows)
-
-
-def predict(model: Network, windows: Windows) -> npt.NDArray[np.float32]:
-    """Probability of class 1 of every window, float32 [windows], in their order."""
-    model.eval()
-    with torch.inference_mode():
-        parts = [torch.sigmoid(model(x)) for x, _ in windows.batches(evaluation_batch(model, windows))]
-        return torch.cat(parts).cpu().numpy()

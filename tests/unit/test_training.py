@@ -18,6 +18,7 @@ from common import models, training
 from common.augment import Augment
 from common.dataset import Windows
 from common.errors import CorruptArtifact, InputError, TrainingError
+from common.training_run import score
 from tests.conftest import ROOT
 
 SETTINGS = training.Settings(batch_size=8, lr=0.01, max_epochs=4, patience=10, seed_key="key")
@@ -194,14 +195,16 @@ def test_balanced_weighs_positives_by_what_the_training_windows_hold(sets):
 
 def test_predictions_and_evaluation_agree(sets):
     model, val = network(), sets[1]
-    p = training.predict(model, val)
-    result = training.evaluate(model, val)
+    p, loss = score(model, val)
+    result = training.make_evaluation(model)(val)
     assert p.shape == (21,)
     assert p.dtype == "float32"
     assert sum(result.counts) == 21
     assert result.counts[3] + result.counts[1] == (p >= 0.5).sum()
     y = val.y.numpy()
-    assert math.isclose(result.loss, float(-(y * torch.tensor(p).log().numpy() + (1 - y) * torch.tensor(1 - p).log().numpy()).mean()), rel_tol=1e-4)
+    expected = float(-(y * torch.tensor(p).log().numpy() + (1 - y) * torch.tensor(1 - p).log().numpy()).mean())
+    assert math.isclose(result.loss, expected, rel_tol=1e-4)
+    assert math.isclose(loss, expected, rel_tol=1e-4)
 
 
 def test_the_compiled_interface_takes_the_place_of_the_eager_one(sets, monkeypatch):
