@@ -61,7 +61,7 @@ def expand(grid: Mapping[str, Any], where: str, data: Data, folds: Sequence[str]
     `folds` are numbers or names of participants (all by default); `baselines` adds the modes of BASELINES.
 
     Raises:
-        InputError: an option is unknown or out of bounds, or a fold names nobody.
+        InputError: an option is unknown or out of bounds, a fold names nobody or is named twice.
     """
     axes, fixed = dict(grid["grid"]), dict(grid["fixed"])
     if baselines:
@@ -94,6 +94,8 @@ def _without_base(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _folds(axes: dict[str, Any], fixed: dict[str, Any], where: str, data: Data, folds: Sequence[str] | None) -> list[dict[str, int]]:
     if "fold" in axes or "fold" in fixed:
+        if folds is not None:
+            raise InputError(f"--folds: {where} names its own 'fold': leave one of the two out")
         return [{}]
     participants = _participants(axes, fixed, where, data)
     if folds is None:

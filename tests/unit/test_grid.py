@@ -51,6 +51,13 @@ def test_a_fold_that_nobody_is_is_refused(data: Data, fold: str) -> None:
         expand(grid({}), "here", data, [fold])
 
 
+@pytest.mark.parametrize(("axes", "fixed"), [({"fold": [0, 1]}, {}), ({}, {"fold": 1})])
+def test_folds_beside_the_grids_own_are_refused(data: Data, axes: dict[str, Any], fixed: dict[str, Any]) -> None:
+    assert {job.values["fold"] for job in expand(grid(axes, **fixed), "g.json", data)[1]} == set(axes.get("fold", [1]))
+    with pytest.raises(InputError, match=r"--folds: g\.json names its own 'fold': leave one of the two out"):
+        expand(grid(axes, **fixed), "g.json", data, ["nobody"])
+
+
 def test_baselines_add_two_modes_and_target_only_once_a_target(data: Data) -> None:
     axes = {"n_base_participants": [1, 2], "early_stopping_patience": [5, 6], "seed": [0, 1], "target_data_pct": [0.5]}
     bases, finetunes = expand(grid(axes), "here", data, baselines=True)
