@@ -33,11 +33,18 @@ def _data_path(text: str) -> str:
     if not text or text.startswith("-") or not text.isprintable():
         raise ValueError(f"{text!r} is not a folder name")
     path = os.path.normpath(text)
-    if os.path.isabs(path) and Path(path).is_relative_to(Path.cwd()):
-        path = os.path.relpath(path)
+    if os.path.isabs(path):
+        path = _inside(Path(path))
     if path.split(os.sep)[0] == "..":
         raise ValueError(f"{text!r} leaves the project folder: use a path inside it (a link is fine) or an absolute one")
     return path
+
+
+def _inside(path: Path) -> str:
+    """An absolute path, relative where it leads through the project folder, by whatever links that is reached; links inside it are not followed."""
+    here = Path.cwd()
+    root = next((folder for folder in (path, *path.parents) if folder == here or os.path.realpath(folder) == str(here)), None)
+    return str(path if root is None else path.relative_to(root))
 
 
 def _unique(names: list[str]) -> list[str]:

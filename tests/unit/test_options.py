@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +107,15 @@ def test_keys_that_begin_with_an_underscore_are_ignored() -> None:
 def test_equal_places_of_data_are_one_path() -> None:
     spellings = ["data/x", "./data/x", "data/x/", "data//x"]
     assert {FinetuneOptions.parse({"data_path": text}, "job").data_path for text in spellings} == {"data/x"}
+
+
+def test_a_path_through_a_link_to_the_project_folder_is_one_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell's $PWD keeps the link by which the folder was reached; data/ may itself be a link to another disk."""
+    project, disk, link = tmp_path / "project", tmp_path / "disk", tmp_path / "link"
+    for folder in (project, disk / "x"):
+        folder.mkdir(parents=True)
+    link.symlink_to(project)
+    (project / "data").symlink_to(disk)
+    monkeypatch.chdir(link)
+    found = {str(path): FinetuneOptions.parse({"data_path": str(path)}, "job").data_path for path in (project / "data/x", link / "data/x", disk / "x", link)}
+    assert found == {f"{project}/data/x": "data/x", f"{link}/data/x": "data/x", f"{disk}/x": f"{disk}/x", str(link): "."}
