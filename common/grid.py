@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import identity
 from common.errors import InputError, nearest
-from common.jobs import Job, base_job, finetune_job, kind_of, load_json
-from common.options import BaseOptions, FinetuneOptions
+from common.jobs import Job, add_job, base_job, finetune_job, kind_of, load_json
+from common.options import BaseOptions, FinetuneOptions, hashed
 from common.reuse import Data
 
 BASELINES = ("target_only", "head_only_fine_tuning")
 # What a base job takes over from the fine-tune that needs it.
 _BASE_OPTIONS = tuple(BaseOptions.model_fields)
+_ADVICE = "give them one value each, or leave out 'prefix' (what shapes no result is in no generated one)"
 
 DOCUMENTED_GRID: dict[str, Any] = {
     "grid": {
@@ -61,7 +62,7 @@ def expand(grid: Mapping[str, Any], where: str, data: Data, folds: Sequence[str]
     `folds` are numbers or names of participants (all by default); `baselines` adds the modes of BASELINES.
 
     Raises:
-        InputError: an option is unknown or out of bounds, a fold names nobody or is named twice.
+        InputError: an option is unknown or out of bounds, a fold names nobody or is named twice, two jobs have one place.
     """
     axes, fixed = dict(grid["grid"]), dict(grid["fixed"])
     if baselines:
@@ -69,9 +70,9 @@ def expand(grid: Mapping[str, Any], where: str, data: Data, folds: Sequence[str]
         axes["mode"] = [*modes, *(mode for mode in BASELINES if mode not in modes)]
     bases: dict[str, Job] = {}
     finetunes: dict[str, Job] = {}
-    for entry in _entries(axes, fixed, where, data, folds):
+    for number, entry in enumerate(_entries(axes, fixed, where, data, folds)):
         job = finetune_job(entry, where, data)
-        finetunes.setdefault(job.id, job)
+        add_job(finetunes, job, f"{where}: job {number}", _ADVICE)
         if job.needs and job.needs not in bases:
             bases[job.needs] = base_job({name: job.values[name] for name in _BASE_OPTIONS if name != "prefix"}, where, data)
     return list(bases.values()), list(finetunes.values())
@@ -82,7 +83,14 @@ def _entries(axes: dict[str, Any], fixed: dict[str, Any], where: str, data: Data
     for fold in _folds(axes, fixed, where, data, folds):
         for values in itertools.product(*axes.values()):
             entry = {**fixed, **dict(zip(names, values, strict=True)), **fold}
-            yield _without_base(entry) if entry.get("mode") == "target_only" else entry
+            yield _meaningful(entry, axes)
+
+
+def _meaningful(entry: dict[str, Any], axes: Collection[str]) -> dict[str, Any]:
+    """`entry` without what says nothing in it, so that a grid of both kinds of jobs has each once."""
+    if "use_augmentation" in axes and entry["use_augmentation"] is False:
+        entry = {name: value for name, value in entry.items() if name not in BaseOptions.model_fields or not hashed(name).startswith("with_augmentation")}
+    return _without_base(entry) if entry.get("mode") == "target_only" else entry
 
 
 def _without_base(entry: dict[str, Any]) -> dict[str, Any]:

@@ -76,10 +76,21 @@ def read_jobs(path: Path, kind: Kind, data: Data) -> list[Job]:
         where = f"{path}: job {number}"
         if not isinstance(entry, dict):
             raise InputError(f"{where}: a job is an object of option names and values, this is {kind_of(entry)}")
-        job = _MAKERS[kind](entry, where, data, number)
-        if jobs.setdefault(job.id, job).values != job.values:
-            raise InputError(f"{where}: writes to the same place as another job of the file ({job.id}) with other options: give it a prefix of its own")
+        add_job(jobs, _MAKERS[kind](entry, where, data, number), where)
     return list(jobs.values())
+
+
+def add_job(jobs: dict[str, Job], job: Job, where: str, advice: str = "give it a prefix of its own") -> None:
+    """Add a job to `jobs`, each once.
+
+    Raises:
+        InputError: another one writes to the same place; naming the options that differ.
+    """
+    there = jobs.setdefault(job.id, job).values
+    names = [name for name in job.values if name not in BOOKKEEPING and there.get(name) != job.values[name]]
+    different = [f"{name} {there.get(name)} there, {job.values[name]} here" for name in names]
+    if different:
+        raise InputError(f"{where}: writes to the same place as another job ({job.id}) with other options ({', '.join(different)}): {advice}")
 
 
 def base_job(entry: dict[str, Any], where: str, data: Data, number: int = 0) -> Job:

@@ -75,6 +75,25 @@ def test_adding_a_value_keeps_every_earlier_job(data: Data) -> None:
 
 
 @pytest.mark.parametrize(
+    ("axes", "fixed", "differ"),
+    [
+        ({"target_data_pct": [0.5, 1.0]}, {"prefix": "p"}, "target_data_pct 0.5 there, 1.0 here"),
+        ({"threads": [1, 2]}, {}, "threads 1 there, 2 here"),
+        ({"jitter_std": [0.1, 0.2]}, {}, "jitter_std 0.1 there, 0.2 here"),
+        ({"lr": [0.1, 0.2], "seed": [1, 2]}, {"prefix": "p"}, "seed 1 there, 2 here"),
+    ],
+)
+def test_two_jobs_for_one_place_are_refused_by_what_differs(data: Data, axes: dict[str, Any], fixed: dict[str, Any], differ: str) -> None:
+    with pytest.raises(InputError, match=rf"g\.json: job 1: writes to the same place as another job \(.*/fold0_ann\) with other options \(.*{differ}"):
+        expand(grid(axes, **fixed), "g.json", data)
+
+
+def test_augmentation_settings_are_crossed_only_with_augmentation(data: Data) -> None:
+    bases, finetunes = expand(grid({"use_augmentation": [False, True], "jitter_std": [0.1, 0.2]}), "here", data, ["ann"])
+    assert [job.values["use_augmentation"] for job in bases] == [job.values["use_augmentation"] for job in finetunes] == [False, True, True]
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         ([], "a grid file is an object"),

@@ -39,6 +39,13 @@ def test_equal_jobs_are_one_job(data: Data) -> None:
     assert len(read_jobs(Path("b.json"), "base", data)) == 1
 
 
+def test_two_jobs_for_one_place_are_refused_by_what_differs(data: Data) -> None:
+    Path("f.json").write_text(json.dumps([{**BASE, "prefix": "p"}, {**BASE, "prefix": "p", "lr": 0.5, "threads": 2}]))
+    says = r"f\.json: job 1: writes to the same place as another job \(p/fold0_ann\) with .* \(lr 0\.0003 there, 0\.5 here, threads 1 there, 2 here\)"
+    with pytest.raises(InputError, match=says):
+        read_jobs(Path("f.json"), "finetune", data)
+
+
 def test_keys_that_begin_with_an_underscore_are_ignored(data: Data) -> None:
     assert base_job({**BASE, "_retrain": True, "_note": {"deep": []}}, "here", data) == base_job(BASE, "here", data)
 
