@@ -104,7 +104,7 @@ def _train(
         },
     )
     checkpoint.remove()
-    return checkpoint.resumed
+    return fitted.resumed
 
 
 def _counts(windows: Windows) -> dict[str, int]:

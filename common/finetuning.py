@@ -215,7 +215,7 @@ def _train(paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[]
     }
     publish(files, record, log.text)
     checkpoint.remove()
-    return checkpoint.resumed
+    return fitted.resumed
 
 
 def _load(model: Network, base: _Base) -> None:

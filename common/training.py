@@ -72,7 +72,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class FitResult:
-    """state: the best weights, on the CPU. losses: {"train", "val", "val_macro_f1"}, one entry an epoch, unweighted."""
+    """state: the best weights, on the CPU. losses: {"train", "val", "val_macro_f1"}, one entry an epoch, unweighted. resumed: from a checkpoint."""
 
     state: State
     losses: dict[str, list[float | None]]
@@ -80,6 +80,7 @@ class FitResult:
     epochs: int
     updates: int
     stopped_by: Literal["patience", "max_epochs"]
+    resumed: bool
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ class _Run:
         self.done = _Progress()
         self.best: State = {}
         self.stopped_by: Literal["patience", "max_epochs"] | None = None
+        self.resumed = False
 
     @property
     def epoch(self) -> int:
@@ -255,7 +257,7 @@ class _Run:
         assert self.stopped_by is not None
         self.model.load_state_dict(self.best)
         state = {name: value.cpu() for name, value in self.best.items()}
-        return FitResult(state, self.done.losses, self.done.best_epoch, self.epoch, self.done.updates, self.stopped_by)
+        return FitResult(state, self.done.losses, self.done.best_epoch, self.epoch, self.done.updates, self.stopped_by, self.resumed)
 
     def _binding(self) -> str:
         """What a checkpoint must agree with: everything that the bytes depend on."""
@@ -290,6 +292,7 @@ class _Run:
         self.model.load_state_dict(payload["model"])
         self.optimizer.load(payload["optimizer"])
         self.best = {name: value.to(self.device) for name, value in payload["best"].items()}
+        self.resumed = True
 
 
 def _pos_weight(pos_weight: float | str, train: Windows) -> float:

@@ -125,14 +125,12 @@ class CheckpointFile:
     def __init__(self, paths: Paths, key: str, unchanged: Callable[[], None] = lambda: None) -> None:
         self._unchanged = unchanged
         self._path = paths.checkpoint(f"{key}-{digest(code_fingerprints(), 8)}")
-        self.resumed = False
 
     def load(self) -> bytes | None:
         """The checkpoint's bytes, or None when there is none or a damaged one."""
         with contextlib.suppress(FileNotFoundError, CorruptArtifact):
             checksum, _, data = read_regular(self._path).partition(b"\n")
             if checksum.decode(errors="replace") == sha256(data):
-                self.resumed = True
                 return data
         return None
 

@@ -92,3 +92,20 @@ def test_a_training_whose_weights_are_whole_but_unannounced_is_done_again(projec
     (project / f"base_models/{result['base_model_hash']}_metadata.json").unlink()
     _, epochs = train()
     assert len(epochs) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_training_is_told_as_resumed_only_when_it_went_on(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """A checkpoint of another number of threads is whole, but not of this training."""
+    plain = base_training.settings
+    monkeypatch.setattr(base_training, "settings", lambda *args, **changes: plain(*args, checkpoint_seconds=0.0, **changes))
+
+    def cut_short(state: dict[str, Any]) -> None:
+        if state["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        base_training.run(OPTIONS, cut_short)
+    result, epochs = train(threads=threads)
+    torch.set_num_threads(1)
+    assert (result["resumed"], epochs[0]) == ((True, 3) if threads == 1 else (False, 1))

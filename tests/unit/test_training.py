@@ -110,7 +110,8 @@ def test_a_resumed_fit_ends_in_the_same_bytes(sets, after):
     resumed = training.fit(network(dropout=0.2), *sets, full(), checkpoint=Kept(kept.saved[after]), progress=seen.append)
     assert [report["epoch"] for report in seen] == list(range(after + 2, 5))
     assert training.serialize(resumed.state) == training.serialize(undisturbed.state)
-    assert dataclasses.replace(resumed, state={}) == dataclasses.replace(undisturbed, state={})
+    assert (undisturbed.resumed, resumed.resumed) == (False, True)
+    assert dataclasses.replace(resumed, state={}) == dataclasses.replace(undisturbed, state={}, resumed=True)
 
 
 @pytest.mark.parametrize("bad", [b"", b"junk", "other key", "other threads"])
@@ -123,8 +124,8 @@ def test_a_checkpoint_of_something_else_is_left_aside(sets, bad):
         torch.set_num_threads(1)
         bad = kept.saved[0]
     seen = []
-    training.fit(network(), *sets, full(), checkpoint=Kept(bad), progress=seen.append)
-    assert seen[0]["epoch"] == 1
+    fitted = training.fit(network(), *sets, full(), checkpoint=Kept(bad), progress=seen.append)
+    assert (seen[0]["epoch"], fitted.resumed) == (1, False)
 
 
 def test_checkpoints_are_kept_once_an_interval(sets):
