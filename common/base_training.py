@@ -9,12 +9,11 @@ from typing import Any
 
 from common import artifacts, identity, metrics, training
 from common.dataset import Windows
-from common.errors import TrainingError
 from common.jobs import BOOKKEEPING
 from common.options import BaseOptions
 from common.paths import Paths
 from common.provenance import now, provenance
-from common.reuse import Data, State, Verdict, base_fingerprints, copy_base_model, judge_base, published_trainings
+from common.reuse import Data, State, Verdict, base_fingerprints, check_unchanged, copy_base_model, judge_base, published_trainings
 from common.training_run import CheckpointFile, Log, Progress, device_name, network, open_splits, place, prepare, score, settings
 
 Publish = Callable[[bytes, dict[str, Any]], None]
@@ -45,8 +44,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             return {"base_model_hash": base_hash, "reused": f"copied from {equal}, an equal training"}
 
         def unchanged() -> None:
-            if base_fingerprints(options, data.sha256) != fingerprints:
-                raise TrainingError(f"base model {base_hash}: the data changed while it was trained: nothing is published, run it again")
+            check_unchanged(paths, f"base model {base_hash}", fingerprints, lambda sha256: base_fingerprints(options, sha256))
 
         def publish(weights: bytes, metadata: dict[str, Any]) -> None:
             unchanged()

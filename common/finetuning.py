@@ -15,13 +15,13 @@ import torch
 
 from common import artifacts, identity, metrics, training
 from common.dataset import Rows, Split, Windows, select_subset
-from common.errors import CorruptArtifact, InputError, TrainingError
+from common.errors import CorruptArtifact, InputError
 from common.manifest import read_manifest
 from common.models import Network
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name, windows_file
 from common.provenance import now, provenance
-from common.reuse import Data, State, finetune_fingerprints, judge_experiment, make_way, refuse_conflict
+from common.reuse import Data, State, check_unchanged, finetune_fingerprints, judge_experiment, make_way, refuse_conflict
 from common.training_run import CheckpointFile, Log, Progress, Recent, device_name, network, open_splits, place, prepare, score, settings
 
 # Taken from the base model; an option that is given and says something else is refused.
@@ -106,8 +106,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         refuse_conflict(verdict, overwrite=task.options.overwrite)
 
         def unchanged() -> None:
-            if finetune_fingerprints(task.options, task.people, data.sha256) != task.fingerprints:
-                raise TrainingError(f"{folder}: the data changed while it was trained: nothing is published, run it again")
+            check_unchanged(paths, str(folder), task.fingerprints, lambda sha256: finetune_fingerprints(task.options, task.people, sha256))
 
         def publish(files: dict[str, bytes], record: dict[str, Any], log: str) -> None:
             """What stands in the way leaves only now: whatever goes wrong before leaves the disk as it was."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts, identity
-from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError, TrainingError
 from common.manifest import Manifest, Sha256Cache, read_manifest
 from common.options import FinetuneOptions, O, Options
 from common.paths import Paths
@@ -81,6 +81,16 @@ def base_fingerprints(options: Options, sha256: DataSha256) -> dict[str, str]:
 def finetune_fingerprints(options: FinetuneOptions, base: Iterable[str], sha256: DataSha256) -> dict[str, str]:
     """Fingerprints of what a fine-tune reads."""
     return identity.fingerprints(identity.finetune_data_files(options, base), lambda name: sha256(options.data_path, name))
+
+
+def check_unchanged(paths: Paths, who: str, before: dict[str, str], fingerprints: Callable[[DataSha256], dict[str, str]]) -> None:
+    """Raises TrainingError when the data, looked at afresh (dataset.json as well), are no longer those of `before`."""
+    try:
+        now = fingerprints(Data(paths).sha256)
+    except InputError:  # gone, or half replaced
+        now = {}
+    if now != before:
+        raise TrainingError(f"{who}: the data changed while it was trained: nothing is published, run it again")
 
 
 def changed(before: object, now: dict[str, str]) -> list[str]:

@@ -61,7 +61,7 @@ BREAKS = (
           lambda f: damage.damaged_checkpoints(1, f)),
     Break("the lock is forgotten", A, "lock", "fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))", "pass", lambda f: kills.two_trainings(1, f)),
     Break("a stale base is reused", "common.reuse", "judge_base", 'model.metadata.get("training_key") != key', "False", lambda f: damage.changed_before(1, f)),
-    Break("changed data are not noticed at the end", "common.base_training", "run", "base_fingerprints(options, data.sha256) != fingerprints", "False",
+    Break("changed data are not noticed at the end", "common.reuse", "check_unchanged", "now != before", "False",
           lambda f: damage.changed_during(1, f, "base")),
     Break("a file is known by size and time", "common.manifest", "file_identity", ", stat.st_ctime_ns]", ", 0]", lambda f: damage.changed_before(1, f)),
     Break("dataset.json is not compared", "common.reuse", "Data.sha256", "manifest.files.get(file_name, found) != found", "False",

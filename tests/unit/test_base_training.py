@@ -11,7 +11,7 @@ import torch
 from common import artifacts, base_training
 from common.errors import InputError, TrainingError
 from common.paths import Paths
-from tests.scripts.made import PEOPLE, write_data
+from tests.scripts.made import PEOPLE, write_data, write_manifest
 
 OPTIONS: dict[str, Any] = {"data_path": "data/made", "window_size": 40, "participants": list(PEOPLE), "lr": 0.01, "batch_size": 16, "max_epochs": 4}
 
@@ -85,6 +85,18 @@ def test_a_failing_training_leaves_what_was_there(project: Path, monkeypatch: py
         train(n_base_participants=1)
     assert artifacts.open_base_model(paths, result["base_model_hash"]) == before
     assert not (project / "superseded").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a whole data set", "files before their dataset.json"])
+def test_a_data_set_replaced_during_training_is_named_as_changed(project: Path, whole: bool) -> None:
+    write_manifest(project / "data/made", PEOPLE)
+
+    def replaced(state: object) -> None:
+        write_data(project / "data/made", seed=1, manifest=whole)
+
+    with pytest.raises(TrainingError, match="the data changed while it was trained: nothing is published, run it again"):
+        base_training.run(OPTIONS, replaced)
+    assert not (project / "base_models").exists() or not list((project / "base_models").iterdir())
 
 
 def test_a_training_whose_weights_are_whole_but_unannounced_is_done_again(project: Path) -> None:
