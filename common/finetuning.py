@@ -7,7 +7,9 @@ import io
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from common.models import Network
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name, windows_file
 from common.provenance import now, provenance
-from common.reuse import Data, State, check_unchanged, finetune_fingerprints, judge_experiment, make_way, refuse_conflict
+from common.reuse import Data, State, Verdict, check_unchanged, finetune_fingerprints, judge_experiment, make_way, refuse_conflict
 from common.training_run import CheckpointFile, Log, Progress, Recent, device_name, network, open_splits, place, prepare, score, settings
 
 # Taken from the base model; an option that is given and says something else is refused.
@@ -98,9 +100,9 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     task = _task(paths, data, FinetuneOptions.parse(values, "options"))
     folder = paths.experiment(task.prefix, task.name)
     done = {"folder": str(folder.relative_to(paths.root))}
-    with artifacts.lock(paths.training_lock(f"{task.key}-{identity.digest(task.prefix, 8)}"), wait=True, owner=f"process {os.getpid()}"):
+    with _locked(paths, identity.digest([task.prefix, task.name])):
         artifacts.remove_temporaries(folder)
-        verdict = judge_experiment(folder, task.options, task.base.sha256 if task.base else None, task.fingerprints)
+        verdict = _judge(task, folder)
         if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
             return {**done, "reused": "already published"}
         refuse_conflict(verdict, overwrite=task.options.overwrite)
@@ -111,11 +113,21 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         def publish(files: dict[str, bytes], record: dict[str, Any], log: str) -> None:
             """What stands in the way leaves only now: whatever goes wrong before leaves the disk as it was."""
             unchanged()
-            make_way(paths, folder, verdict, overwrite=task.options.overwrite)
+            make_way(paths, folder, _judge(task, folder), overwrite=task.options.overwrite)
             artifacts.publish_experiment(paths, task.prefix, task.name, files, record, log)
 
-        resumed = _train(paths, task, progress, unchanged, publish)
+        # The folder first, then the key, whose checkpoint all prefixes share: always in this order, so that nobody waits in a circle.
+        with _locked(paths, task.key):
+            resumed = _train(paths, task, progress, unchanged, publish)
     return {**done, "resumed": resumed}
+
+
+def _locked(paths: Paths, name: str) -> AbstractContextManager[None]:
+    return artifacts.lock(paths.training_lock(name), wait=True, owner=f"process {os.getpid()}")
+
+
+def _judge(task: _Task, folder: Path) -> Verdict:
+    return judge_experiment(folder, task.options, task.base.sha256 if task.base else None, task.fingerprints)
 
 
 # -- what is asked for ----------------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class Paths:
         return self.experiments / prefix / name
 
     def training_lock(self, key: str) -> Path:
-        """Lock of one training, by training key or experiment key."""
+        """Lock of one training, by training key or experiment key, or of one experiment's folder."""
         return self.root / "locks" / f"{key}.lock"
 
     def checkpoint(self, key: str) -> Path:

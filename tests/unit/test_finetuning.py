@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from common import artifacts, base_training, finetuning, metrics, training
-from common.errors import BaseModelNotFound, InputError
+from common.errors import BaseModelNotFound, Conflict, InputError
 from tests.scripts.made import PEOPLE, write_data
 
 OPTIONS: dict[str, Any] = {"data_path": "data/made", "window_size": 40, "participants": list(PEOPLE), "lr": 0.01, "batch_size": 16, "max_epochs": 3}
@@ -35,10 +37,9 @@ def base() -> str:
     return base_hash
 
 
-def fine_tune(base_hash: str | None, **given: Any) -> tuple[Path, dict[str, Any]]:
-    folder = Path(
-        finetuning.run({"base_model_hash": base_hash, "prefix": "p", "lr": 0.01, "batch_size": 8, "max_epochs": 3} | given, silent)["folder"]
-    )
+def fine_tune(base_hash: str | None, progress: Callable[[dict[str, Any]], None] = silent, **given: Any) -> tuple[Path, dict[str, Any]]:
+    options = {"base_model_hash": base_hash, "prefix": "p", "lr": 0.01, "batch_size": 8, "max_epochs": 3} | given
+    folder = Path(finetuning.run(options, progress)["folder"])
     return folder, artifacts.open_experiment(folder).metrics
 
 
@@ -138,3 +139,35 @@ def test_what_contradicts_the_base_is_refused(base: str) -> None:
 def test_another_target_of_a_base_that_left_two_out(base: str) -> None:
     folder, record = fine_tune(base, fold=3)
     assert (folder.name, record["target_participant"]) == ("fold3_dan", "dan")
+
+
+@pytest.mark.parametrize("other", [{"lr": 0.02}, {"prefix": "q"}], ids=["another configuration, the same folder", "another folder, the same checkpoint"])
+def test_two_fine_tunes_never_write_to_one_place_at_a_time(base: str, project: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]) -> None:
+    """The second, which would wait, is told who holds the lock."""
+    taken: list[str] = []
+
+    def second(state: object) -> None:
+        if not taken:
+            with pytest.raises(Conflict, match=r"\.lock: held by process \d+") as refused:
+                fine_tune(base, **other)
+            taken.append(str(refused.value))
+
+    lock = artifacts.lock
+    monkeypatch.setattr(artifacts, "lock", lambda path, *, wait, owner: lock(path, wait=False, owner=owner))
+    fine_tune(base, progress=second)
+    assert taken
+    assert list(project.glob("experiments/*/*")) == [project / "experiments/p/fold0_ann"]
+
+
+def test_the_second_of_two_configurations_sees_what_the_first_published(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused at publication too, when the first's result came by another way than a training here."""
+    monkeypatch.setattr(artifacts, "lock", lambda path, *, wait, owner: nullcontext())
+    first: list[tuple[Path, dict[str, Any]]] = []
+
+    def other(state: object) -> None:
+        if not first:
+            first.append(fine_tune(base, lr=0.02))
+
+    with pytest.raises(Conflict, match=r"experiments/p/fold0_ann holds results of another configuration \(lr 0\.02 there, 0\.01 here\)"):
+        fine_tune(base, progress=other)
+    assert first == [fine_tune(base, lr=0.02)]
