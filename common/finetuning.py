@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ import torch
 from common import artifacts, identity, metrics, training
 from common.dataset import Rows, Split, Windows, select_subset
 from common.errors import CorruptArtifact, InputError
-from common.manifest import read_manifest
+from common.manifest import Manifest, read_manifest
 from common.models import Network
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name, windows_file
 from common.provenance import now, provenance
 from common.reuse import Data, State, Verdict, check_unchanged, finetune_fingerprints, judge_experiment, make_way, refuse_conflict
 from common.training_run import CheckpointFile, Log, Progress, Recent, device_name, network, open_splits, place, prepare, score, settings
+from common.windows import covered_hours
 
 # Taken from the base model; an option that is given and says something else is refused.
 _OF_THE_BASE = (
@@ -178,7 +180,7 @@ class _Sets:
     own: Windows  # the target's part of `train`
     selection: Windows | None
     test: Windows
-    rows: dict[str, tuple[Split, Rows | None]]  # val and test: what predictions.csv lists
+    rows: dict[str, tuple[Split, Rows | None]]  # of the target, by split
 
 
 def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
@@ -189,12 +191,12 @@ def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
     parts: list[Split | tuple[Split, Rows | None]] = [(train, chosen)]
     if options.mode == "full_fine_tuning":
         parts += open_splits(paths, options, task.people, ("train", "val"), train.x.shape[1])
-    rows: dict[str, tuple[Split, Rows | None]] = {"test": (test, None)}
+    rows: dict[str, tuple[Split, Rows | None]] = {"train": (train, chosen), "test": (test, None)}
     if options.target_val != "none":
         matched = options.target_val == "matched"
         kept = select_subset(val.y, options.target_data_pct, order=options.target_order, seed=seed) if matched else None
-        rows = {"val": (val, kept), **rows}
-    return _Sets(Windows(parts), Windows([(train, chosen)]), Windows([rows["val"]]) if "val" in rows else None, Windows([rows["test"]]), rows)
+        rows["val"] = (val, kept)
+    return _Sets(Windows(parts), Windows([rows["train"]]), Windows([rows["val"]]) if "val" in rows else None, Windows([rows["test"]]), rows)
 
 
 def _train(paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish) -> bool:
@@ -216,13 +218,14 @@ def _train(paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[]
     checkpoint, log = CheckpointFile(paths, task.key, unchanged), Log(f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress)
     fitted = training.fit(model, sets.train, sets.selection, _settings(task, seed_key), progress=log.epoch, checkpoint=checkpoint)
     after = _score(model, sets, "", "threshold_tuned")
-    record = _metrics(paths, task, sets, fitted, before, after)
+    places = _places(paths, task, sets)
+    record = _metrics(task, fitted, before, after) | {"counts": _counts(paths, task, sets, places)}
     record["provenance"] = provenance(options, device_name(device), started, time.monotonic() - began)
     files = {
         "best_model.pt": training.serialize(fitted.state),
         "losses.json": artifacts.to_json(fitted.losses),
         "config.json": artifacts.to_json(_config(task)),
-        "predictions.csv": _predictions(paths, task, sets, before, after),
+        "predictions.csv": _predictions(sets, places, before, after),
     }
     publish(files, record, log.text)
     checkpoint.remove()
@@ -300,15 +303,9 @@ def _config(task: _Task) -> dict[str, Any]:
     }
 
 
-def _metrics(paths: Paths, task: _Task, sets: _Sets, fitted: training.FitResult, before: _Scores | None, after: _Scores) -> dict[str, Any]:
+def _metrics(task: _Task, fitted: training.FitResult, before: _Scores | None, after: _Scores) -> dict[str, Any]:
     base = before or _no_scores("base_", "base_threshold_tuned")
     record: dict[str, Any] = {**base.values, **after.values, "undefined": {**base.undefined, **after.undefined}}
-    manifest = read_manifest(paths.data(task.options.data_path))
-    hours = manifest.window_seconds / 3600 if manifest else None
-    counts = {"train": sets.own, "selection": sets.selection, "test": sets.test}
-    if task.options.mode == "full_fine_tuning":
-        record["counts"] = {"base_train": {"windows": len(sets.train) - len(sets.own), "positives": sets.train.positives - sets.own.positives}}
-    record.setdefault("counts", {}).update({name: _counts(windows, hours) for name, windows in counts.items()})
     return record | {
         "best_epoch": fitted.best_epoch,
         "epochs": fitted.epochs,
@@ -323,27 +320,53 @@ def _metrics(paths: Paths, task: _Task, sets: _Sets, fitted: training.FitResult,
     }
 
 
-def _counts(windows: Windows | None, hours: float | None) -> dict[str, Any]:
-    number = len(windows) if windows is not None else 0
-    return {"windows": number, "positives": windows.positives if windows is not None else 0, "hours": None if hours is None else round(number * hours, 6)}
+def _counts(paths: Paths, task: _Task, sets: _Sets, places: Mapping[str, list[tuple[str, str]]]) -> dict[str, Any]:
+    """Windows, positives and recorded hours of what was learnt from, selected on and tested on."""
+    manifest = read_manifest(paths.data(task.options.data_path))
+    counts: dict[str, Any] = {}
+    for name, split, windows in (("train", "train", sets.own), ("selection", "val", sets.selection), ("test", "test", sets.test)):
+        number, positives = (len(windows), windows.positives) if windows is not None else (0, 0)
+        counts[name] = {"windows": number, "positives": positives, "hours": _hours(manifest, places.get(split, []))}
+    if task.options.mode == "full_fine_tuning":
+        counts["base_train"] = {"windows": len(sets.train) - len(sets.own), "positives": sets.train.positives - sets.own.positives}
+    return counts
 
 
-def _predictions(paths: Paths, task: _Task, sets: _Sets, before: _Scores | None, after: _Scores) -> bytes:
+def _hours(manifest: Manifest | None, places: list[tuple[str, str]]) -> float | None:
+    """Recorded time under the windows, overlaps counted once; of windows whose starts nobody knows, as if they followed each other."""
+    if manifest is None:
+        return None
+    try:
+        hours = covered_hours([(session, float(start)) for session, start in places], manifest.window_seconds)
+    except (TypeError, ValueError):  # no numbers
+        hours = math.nan
+    return round(hours if math.isfinite(hours) else len(places) * min(manifest.stride_seconds, manifest.window_seconds) / 3600, 6)
+
+
+def _predictions(sets: _Sets, places: Mapping[str, list[tuple[str, str]]], before: _Scores | None, after: _Scores) -> bytes:
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(["split", "index", "session", "start_s", "label", "p_base", "p_finetuned"])
-    for split, (opened, kept) in sets.rows.items():
+    for split in (split for split in ("val", "test") if split in sets.rows):
+        opened, kept = sets.rows[split]
         base, tuned = before.probabilities[split] if before else None, after.probabilities[split]
-        places = _places(paths, task, split, len(opened))
-        numbers = range(len(opened)) if kept is None else kept.tolist()
-        for position, number in enumerate(numbers):
+        for position, number in enumerate(_numbers(opened, kept)):
             p_base = "" if base is None else f"{base[position]:.9g}"
-            rows.writerow([split, number, *places[number], int(opened.y[number]), p_base, f"{tuned[position]:.9g}"])
+            rows.writerow([split, number, *places[split][position], int(opened.y[number]), p_base, f"{tuned[position]:.9g}"])
     return out.getvalue().encode()
 
 
-def _places(paths: Paths, task: _Task, split: str, number: int) -> list[tuple[str, str]]:
-    """Session and start second of each window; empty where the data set does not say."""
+def _places(paths: Paths, task: _Task, sets: _Sets) -> dict[str, list[tuple[str, str]]]:
+    """Session and start second of the windows of `sets.rows`, by split; empty where the data set does not say."""
+    listed = {split: _listed(paths, task, split, len(opened)) for split, (opened, _) in sets.rows.items()}
+    return {split: [listed[split][number] for number in _numbers(*rows)] for split, rows in sets.rows.items()}
+
+
+def _numbers(opened: Split, kept: Rows | None) -> Sequence[int]:
+    return range(len(opened)) if kept is None else [int(number) for number in kept]
+
+
+def _listed(paths: Paths, task: _Task, split: str, number: int) -> list[tuple[str, str]]:
     try:
         with (paths.data(task.options.data_path) / windows_file(identity.target(task.options), split)).open(newline="", encoding="utf-8") as file:
             places = [(row["session"], row["start_s"]) for row in csv.DictReader(file)]

@@ -10,7 +10,7 @@ from common import identity
 from common.errors import InputError
 from common.jobs import Job
 from common.manifest import MANIFEST, Sha256Cache
-from common.paths import CODE_ROOT, Paths, windows_file
+from common.paths import CODE_ROOT, SPLITS, Paths, windows_file
 
 File = tuple[str, str]  # data_path, file name
 
@@ -60,7 +60,7 @@ def beside_files(job: Job) -> list[File]:
     if job.kind == "script":
         return []
     data_path = str(job.values["data_path"])
-    names = [windows_file(identity.target(job.finetune), split) for split in ("val", "test")] if job.kind == "finetune" else []
+    names = [windows_file(identity.target(job.finetune), split) for split in SPLITS] if job.kind == "finetune" else []
     return [(data_path, name) for name in (MANIFEST, *names)]
 
 

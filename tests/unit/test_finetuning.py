@@ -171,3 +171,32 @@ def test_the_second_of_two_configurations_sees_what_the_first_published(base: st
     with pytest.raises(Conflict, match=r"experiments/p/fold0_ann holds results of another configuration \(lr 0\.02 there, 0\.01 here\)"):
         fine_tune(base, progress=other)
     assert first == [fine_tune(base, lr=0.02)]
+
+
+def write_lists(project: Path, **starts: str) -> None:
+    """{ann}_{split}_windows.csv: a window a second, so that half of each is in the next; `starts` by split in place of these."""
+    for split, number in (("train", 24), ("val", 12), ("test", 12)):
+        lines = [f"{row},monday,{starts.get(split, row)}" for row in range(number)]
+        (project / f"data/made/ann_{split}_windows.csv").write_text("\n".join(["index,session,start_s", *lines]) + "\n")
+
+
+def hours(record: dict[str, Any]) -> list[float | None]:
+    """In seconds."""
+    found = [record["counts"][name]["hours"] for name in ("train", "selection", "test")]
+    return [None if value is None else round(value * 3600, 2) for value in found]
+
+
+def test_hours_are_recorded_time_overlaps_counted_once(base: str, project: Path) -> None:
+    write_lists(project)
+    assert hours(fine_tune(base)[1]) == [25, 13, 13]
+    assert hours(fine_tune(base, prefix="q", target_order="time", target_data_pct=0.5, target_val="none")[1]) == [13, 0, 13]
+    write_lists(project, train="", val="late", test="nan")
+    assert hours(fine_tune(base, prefix="r")[1]) == [48, 24, 24]
+
+
+def test_without_lists_hours_are_those_of_the_stride_and_without_dataset_json_unknown(base: str, project: Path) -> None:
+    path = project / "data/made/dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stride_seconds": 0.5}))
+    assert hours(fine_tune(base)[1]) == [12, 6, 6]
+    path.unlink()
+    assert hours(fine_tune(base, prefix="q")[1]) == [None, None, None]

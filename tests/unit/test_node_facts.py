@@ -82,7 +82,7 @@ def test_a_job_reads_its_own_files_only(tmp_path: Path) -> None:
     entry = {"participants": people, "fold": 1, "n_base_participants": 1, "data_path": "data/a", "prefix": "p"}
     job = finetune_job(entry | {"mode": "target_only_fine_tuning"}, "here", Data(Paths(tmp_path)))
     assert [name for _, name in data_files(job)] == ["bob_train.pt", "bob_val.pt", "bob_test.pt"]
-    assert [name for _, name in beside_files(job)] == ["dataset.json", "bob_val_windows.csv", "bob_test_windows.csv"]
+    assert [name for _, name in beside_files(job)] == ["dataset.json", "bob_train_windows.csv", "bob_val_windows.csv", "bob_test_windows.csv"]
     full = finetune_job(entry | {"mode": "full_fine_tuning"}, "here", Data(Paths(tmp_path)))
     assert [name for _, name in data_files(full)][3:] == ["ann_train.pt", "ann_val.pt"]
 

@@ -270,3 +270,9 @@ def test_covered_time_counts_overlaps_once_in_each_session_in_any_order():
     assert covered_hours(places, 2.0) * 3600 == pytest.approx(3 + 2 + 3.5)  # a: 0 to 3 and 5 to 7; b: 0 to 3.5
     assert covered_hours([("a", 7.0)], 2.0) * 3600 == pytest.approx(2)
     assert covered_hours([], 2.0) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), max_size=20), st.integers(1, 8))
+def test_covered_hours_count_each_second_of_a_session_once(places, seconds):
+    once = {(session, second) for session, start in places for second in range(start, start + seconds)}
+    assert covered_hours(places, seconds) == pytest.approx(len(once) / 3600)
