@@ -12,8 +12,13 @@ from typing import Any
 from common.options import BaseOptions, FinetuneOptions, Options, hashed, shapes_result
 from common.paths import CODE_ROOT, SPLITS, split_file
 
-# Code that shapes a training's result: reuse across versions of these files is announced.
-CODE_FILES = ("models.py", "blocks.py", "augment.py", "dataset.py", "training.py", "metrics.py")
+# Code that shapes a training's result, whatever its key: reuse across versions of these files is announced, and no checkpoint of another is resumed.
+CODE_FILES = (
+    "models.py", "blocks.py", "augment.py", "dataset.py", "training.py", "metrics.py", "training_run.py", "base_training.py", "finetuning.py",
+    "identity.py",  # seeds, who is base and in which order
+    "options.py",  # a default that changes is in no hash
+    "windows.py",  # hours
+)  # fmt: skip
 # What only the base model depends on: without meaning where there is none.
 BASE_ONLY = frozenset({"n_base_participants", "early_stopping_patience", "base_order_seed", "seed"})
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import pytest
 
 from common import identity
 from common.options import BaseOptions, FinetuneOptions
+from tests.conftest import ROOT
 
 SEVEN = ["tonmoy", "asfik", "alsaad", "anam", "ejaz", "iftakhar", "unk1"]
 DOCUMENTED = {"n_base_participants": 1, "batch_size": 32, "use_augmentation": True, "participants": SEVEN}
@@ -124,3 +126,24 @@ def test_what_does_not_shape_a_fine_tune_leaves_its_key(change: dict[str, Any]) 
 def test_base_weights_and_data_enter_the_experiment_key() -> None:
     keys = {identity.experiment_key(finetune(), weights, {"x": data}) for weights in ("1", "2") for data in ("1", "2")}
     assert len(keys) == 4
+
+
+# Imported by trainings, but no number of a result comes from them: names, locks and the form of files, who may be reused, what is only provenance.
+SHAPE_NO_RESULT = {"artifacts.py", "errors.py", "jobs.py", "manifest.py", "paths.py", "provenance.py", "reuse.py", "stopping.py"}
+
+
+def imported(name: str) -> set[str]:
+    """The files of common/ that one of them imports."""
+    froms = [node for node in ast.walk(ast.parse((ROOT / "common" / name).read_bytes())) if isinstance(node, ast.ImportFrom) and node.module]
+    modules = [f"{node.module}.{alias.name}" if node.module == "common" else str(node.module) for node in froms for alias in node.names]
+    return {f"{module.removeprefix('common.')}.py" for module in modules if module.startswith("common.")}
+
+
+def test_all_code_of_a_training_is_fingerprinted_or_named_as_shaping_nothing() -> None:
+    found, new = set[str](), {"base_training.py", "finetuning.py"}
+    while new:
+        found |= new
+        new = set().union(*map(imported, new)) - found
+    assert found == set(identity.CODE_FILES) | SHAPE_NO_RESULT
+    assert not SHAPE_NO_RESULT & set(identity.CODE_FILES)
+    assert identity.code_fingerprints().keys() == set(identity.CODE_FILES)
