@@ -34,7 +34,7 @@ def main() -> int:
     if remark:
         sys.stderr.write(remark + "\n")
     with Spinner("fine-tune") as spinner:
-        result = run(options.model_dump(exclude_unset=True) | {"device": device}, spinner)
+        result = run(options.model_dump(exclude_unset=True) | {"device": device, "_by_hand": True}, spinner)
     sys.stdout.write(result["folder"] + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "") + "\n")
     return 0
 

@@ -24,7 +24,7 @@ from common.models import Network
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name, windows_file
 from common.provenance import now, provenance
-from common.reuse import Data, State, Verdict, check_unchanged, finetune_fingerprints, judge_experiment, make_way, refuse_conflict
+from common.reuse import Data, State, Verdict, check_unchanged, finetune_fingerprints, judge_experiment, make_way, refuse_conflict, stale_base
 from common.training_run import CheckpointFile, Log, Progress, Recent, device_name, network, open_splits, place, prepare, score, settings
 from common.windows import covered_hours
 
@@ -99,7 +99,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     paths = Paths.here()
     data = Data(paths)
-    task = _task(paths, data, FinetuneOptions.parse(values, "options"))
+    task = _task(paths, data, FinetuneOptions.parse(values, "options"), by_hand=bool(values.get("_by_hand")))
     folder = paths.experiment(task.prefix, task.name)
     done = {"folder": str(folder.relative_to(paths.root))}
     with _locked(paths, identity.digest([task.prefix, task.name])):
@@ -135,7 +135,7 @@ def _judge(task: _Task, folder: Path) -> Verdict:
 # -- what is asked for ----------------------------------------------------------------------------------------------------------------
 
 
-def _task(paths: Paths, data: Data, options: FinetuneOptions) -> _Task:
+def _task(paths: Paths, data: Data, options: FinetuneOptions, *, by_hand: bool) -> _Task:
     base: _Base | None = None
     people: tuple[str, ...] = ()
     if options.mode == "target_only":
@@ -144,6 +144,9 @@ def _task(paths: Paths, data: Data, options: FinetuneOptions) -> _Task:
         raise InputError(f"base_model_hash: mode {options.mode} starts from a base model: give --base_model_hash (see base_models/, or generate_jobs.py)")
     else:
         base = _open_base(paths, options.base_model_hash)
+        # For a worker the plan has looked: its node need not have today's files of people whom its jobs do not read.
+        if by_hand and (stale := stale_base(paths, base.metadata, base.metadata["config"]["data_path"], data.sha256)):
+            raise InputError(stale)
         options, people = _as_the_base(options, base, data), tuple(base.metadata["base_participants"])
         if identity.target(options) in people:
             raise InputError(f"target {identity.target(options)} is among the base participants of {base.hash}: its data trained that model; another --fold")

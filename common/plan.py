@@ -11,7 +11,7 @@ from common.artifacts import read_base_metadata
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.jobs import Job
 from common.paths import Paths
-from common.reuse import DataSha256, State, Verdict, base_fingerprints, finetune_fingerprints, judge_base, judge_experiment, published_trainings
+from common.reuse import DataSha256, State, Verdict, base_fingerprints, finetune_fingerprints, judge_base, judge_experiment, published_trainings, stale_base
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Plan:
     finetunes: dict[str, Verdict] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)  # base hash -> published hash with the same training key
     waiting: set[str] = field(default_factory=set)  # fine-tunes whose verdict is only known when their base is there
-    missing_base: dict[str, str] = field(default_factory=dict)  # fine-tune -> base hash that nobody trains
+    missing_base: dict[str, str] = field(default_factory=dict)  # fine-tune -> base hash that is not there, or stale, and that nobody trains
     unseen: str | None = None  # why the data could not be looked at
 
     def trainings(self) -> int:
@@ -77,9 +77,12 @@ def _judge_finetune_job(made: Plan, paths: Paths, job: Job, sha256: DataSha256, 
         try:
             metadata = read_base_metadata(paths, published)
             weights, base = metadata["weights_sha256"], metadata["base_participants"]
+            missing = None if planned else stale_base(paths, metadata, job.finetune.data_path, sha256)
         except (BaseModelNotFound, CorruptArtifact) as error:
+            missing = str(error)
+        if missing:
             made.missing_base[job.id] = job.needs
-            made.finetunes[job.id] = Verdict(State.NEW, str(error))
+            made.finetunes[job.id] = Verdict(State.NEW, missing)
             return
     try:
         data = finetune_fingerprints(job.finetune, base, sha256)

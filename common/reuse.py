@@ -112,9 +112,25 @@ def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> 
     except CorruptArtifact as error:
         return Verdict(State.DAMAGED, str(error))
     if model.metadata.get("training_key") != key:
-        files = changed(model.metadata.get("data_fingerprints"), data)
-        return Verdict(State.STALE, f"base model {base_hash} is stale: data changed ({_few(files)})")
+        return Verdict(State.STALE, _stale(base_hash, changed(model.metadata.get("data_fingerprints"), data)))
     return Verdict(State.DONE, weights_sha256=model.metadata["weights_sha256"], other_code=_other_code(model.metadata.get("code_fingerprints")))
+
+
+def _stale(base_hash: object, files: list[str]) -> str:
+    return f"base model {base_hash} is stale: data changed ({_few(files)})"
+
+
+def stale_base(paths: Paths, metadata: dict[str, Any], data_path: str, sha256: DataSha256) -> str | None:
+    """Why nothing may start from a published base model, by today's data; None where it is current, or its data are not here to tell."""
+    recorded, now = metadata["data_fingerprints"], dict[str, str]()
+    for name in recorded:
+        try:
+            now[name] = sha256(data_path, name)
+        except InputError:
+            if (paths.data(data_path) / name).exists():
+                now[name] = "not what dataset.json describes"
+    files = changed(recorded, now)
+    return f"{_stale(metadata['base_model_hash'], files)}: run base training again" if files else None
 
 
 def published_trainings(paths: Paths) -> dict[str, str]:

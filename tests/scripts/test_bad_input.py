@@ -158,6 +158,18 @@ def with_manifest(then: Spoil) -> Spoil:
     return act
 
 
+def changed_base(*fine_tune_jobs: str) -> Spoil:
+    """The data of a base participant are another's now; fine-tunes that start from the published base, as job files."""
+
+    def act(project: Project) -> None:
+        spoiled(lambda x, y: (x * 2, y))(project)
+        for name in fine_tune_jobs:
+            project.write(name, [{**BASE, "prefix": "p"}])
+
+    return act
+
+
+STALE = r"^error: base model [0-9a-f]{16} is stale: data changed \(bob_train.pt\): run base training again$"
 TWICE = json.dumps([{**BASE, "prefix": "p"}, {**BASE, "prefix": "p", "seed_finetune": 1}])
 CASES: dict[str, Case] = {
     # data
@@ -214,6 +226,11 @@ CASES: dict[str, Case] = {
     "base weights with a payload": finetune("base_models/[0-9a-f]{16}.pt: its SHA-256 is not that of its metadata", spoil=replaced_base),
     "a bit flip in base metadata": finetune("_metadata.json: damaged", spoil=flip("base_models/*_metadata.json")),
     "truncated base metadata": finetune("_metadata.json: damaged", spoil=cut("base_models/*_metadata.json")),
+    "a stale base model": finetune(STALE, spoil=changed_base()),
+    "a run of fine-tunes on a stale base model": Case(
+        STALE, ("--jobs-config", "jobs.json", "--script-path", "train_finetune.py"), changed_base("jobs.json"), "run_distributed_training.py"),
+    "a run without base training on a stale base model": Case(
+        STALE, ("--skip-base-training",), changed_base("finetune_jobs.json"), "run_two_phase_distributed.py"),
     "NaN in the target's data": finetune("ann_train.pt: NaN or infinite", spoil=spoiled(lambda x, y: (x * float("nan"), y), name="ann")),
     "target with other channels": finetune("ann_train.pt: windows have 3 channels where 2 are needed", spoil=three_channels("ann")),
     "an empty target split": finetune("ann_test.pt: the split is empty", spoil=spoiled(lambda x, y: (x[:0], y[:0]), "test", "ann")),

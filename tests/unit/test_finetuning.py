@@ -14,7 +14,7 @@ import torch
 
 from common import artifacts, base_training, finetuning, metrics, training
 from common.errors import BaseModelNotFound, Conflict, InputError
-from tests.scripts.made import PEOPLE, write_data
+from tests.scripts.made import PEOPLE, write_data, write_manifest
 
 OPTIONS: dict[str, Any] = {"data_path": "data/made", "window_size": 40, "participants": list(PEOPLE), "lr": 0.01, "batch_size": 16, "max_epochs": 3}
 
@@ -200,3 +200,16 @@ def test_without_lists_hours_are_those_of_the_stride_and_without_dataset_json_un
     assert hours(fine_tune(base)[1]) == [12, 6, 6]
     path.unlink()
     assert hours(fine_tune(base, prefix="q")[1]) == [None, None, None]
+
+
+def test_by_hand_nothing_starts_from_a_stale_base_and_a_worker_leaves_that_to_the_plan(base: str, project: Path) -> None:
+    """A node may hold older files of people whom its jobs do not read, or none at all."""
+    write_data(project / "data/made", ["bob"], seed=1)
+    write_manifest(project / "data/made", PEOPLE)
+    says = rf"^base model {base} is stale: data changed \(bob_test\.pt, bob_train\.pt, bob_val\.pt\): run base training again$"
+    with pytest.raises(InputError, match=says):
+        fine_tune(base, _by_hand=True)
+    fine_tune(base)
+    for path in (project / "data/made").glob("bob_*.pt"):
+        path.unlink()
+    fine_tune(base, prefix="q", _by_hand=True)

@@ -170,6 +170,34 @@ def test_without_bases_fine_tunes_name_what_is_missing(world: World) -> None:
     assert {verdict.reason for verdict in made.finetunes.values()} == {f"Base model not found: base_models/{job.needs}.pt" for job in world.finetunes}
 
 
+def test_a_stale_base_that_nobody_trains_is_as_good_as_missing(world: World) -> None:
+    """ann's base learnt from bob, the three others' from ann."""
+    world.publish_all()
+    world.content["bob_val.pt"] = "another"
+    world.bases = world.bases[1:]
+    made = world.plan()
+    ann = [job for job in world.finetunes if job.id.endswith("_ann")]
+    assert made.missing_base == {job.id: job.needs for job in ann}
+    assert {made.finetunes[job.id].reason for job in ann} == {f"base model {ann[0].needs} is stale: data changed (bob_val.pt): run base training again"}
+    assert {made.finetunes[job.id].state for job in ann} == {State.NEW}
+    assert states(made.finetunes, State.DONE) == ["cyd", "cyd", "dan", "dan"]  # bob's own fine-tunes read bob's data
+
+
+def test_a_base_whose_data_are_not_here_is_taken_as_it_is(world: World) -> None:
+    def only_ann(data_path: str, name: str) -> str:
+        if not name.startswith("ann"):
+            raise InputError("not here")
+        return name
+
+    world.publish_all()
+    made = plan(world.paths, [], world.finetunes[:2], only_ann)
+    assert (counted(made.finetunes), made.missing_base) == ("2 done", {})
+    damaged = world.paths.data("data/made") / "bob_val.pt"  # here, but refused by dataset.json
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"edited")
+    assert len(plan(world.paths, [], world.finetunes[:2], only_ann).missing_base) == 2
+
+
 def test_without_data_trainings_are_counted_by_configuration(world: World) -> None:
     def missing(data_path: str, name: str) -> str:
         raise InputError("no data")
