@@ -57,6 +57,9 @@ def main() -> int:
     write_jobs(args.output_dir / BASE_JOBS, base_entries(bases, finetunes, keys))
     write_jobs(args.output_dir / FINETUNE_JOBS, [job.values for job in finetunes])
     sys.stdout.write("\n".join(describe(bases, finetunes, made, args.output_dir)) + "\n")
+    for data_path in dict.fromkeys(str(job.values["data_path"]) for job in finetunes):
+        if remark := data.leakage_remark(data_path):
+            sys.stderr.write(remark + "\n")
     return 0
 
 

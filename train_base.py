@@ -11,6 +11,8 @@ from typing import Any
 
 from common.cli import Parser, Spinner, run_script
 from common.options import BaseOptions, add_arguments, from_flags
+from common.paths import Paths
+from common.reuse import Data
 
 
 def run(options: Mapping[str, Any], progress: Any) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def main() -> int:
         result = run(options.model_dump(exclude_unset=True) | {"device": device}, spinner)
     base_hash = result["base_model_hash"]
     sys.stdout.write(f"base_models/{base_hash}.pt" + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "") + "\n")
+    if remark := Data(Paths.here()).leakage_remark(options.data_path):
+        sys.stderr.write(remark + "\n")
     return 0
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from common.cli import Parser, Spinner, run_script
 from common.options import FinetuneOptions, add_arguments, from_flags
+from common.paths import Paths
+from common.reuse import Data
 
 
 def run(options: Mapping[str, Any], progress: Any) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def main() -> int:
     with Spinner("fine-tune") as spinner:
         result = run(options.model_dump(exclude_unset=True) | {"device": device, "_by_hand": True}, spinner)
     sys.stdout.write(result["folder"] + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "") + "\n")
+    if remark := Data(Paths.here()).leakage_remark(result["data_path"]):
+        sys.stderr.write(remark + "\n")
     return 0
 
 

@@ -92,7 +92,7 @@ class _Task:
 def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Publish the fine-tune that `values` (options) describe, unless it is published and current.
 
-    Returns "folder" (relative to the project), and "reused" with the reason when nothing was trained.
+    Returns "folder" (relative to the project), "data_path", and "reused" with the reason when nothing was trained.
 
     Raises:
         InputError: options, data, base model. TrainingError: the training. NodeError: the GPU. OSError: the disk.
@@ -101,7 +101,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     data = Data(paths)
     task = _task(paths, data, FinetuneOptions.parse(values, "options"), by_hand=bool(values.get("_by_hand")))
     folder = paths.experiment(task.prefix, task.name)
-    done = {"folder": str(folder.relative_to(paths.root))}
+    done = {"folder": str(folder.relative_to(paths.root)), "data_path": task.options.data_path}
     with _locked(paths, identity.digest([task.prefix, task.name])):
         artifacts.remove_temporaries(folder)
         verdict = _judge(task, folder)

@@ -63,6 +63,12 @@ class Data:
         manifest = self._manifest(data_path)
         return list(manifest.participants) if manifest else None
 
+    def leakage_remark(self, data_path: str) -> str | None:
+        """What to tell of a data set that nobody can vouch for; None where dataset.json does, or the data are not here."""
+        if not self._paths.data(data_path).is_dir() or self._manifest(data_path):
+            return None
+        return f"warning: {data_path} has no dataset.json: leakage between its splits cannot be excluded (prepare_data.py excludes it)"
+
     def _manifest(self, data_path: str) -> Manifest | None:
         if data_path not in self._manifests:
             self._manifests[data_path] = read_manifest(self._paths.data(data_path))

@@ -450,3 +450,19 @@ def test_no_permission_is_told_in_one_line(project: Project, script: str) -> Non
         line = failed_in_one_line(project.run(script, *argv, exit_code=2))
     assert "Read-only file system" in line
     assert re.search(r"(locks|base_training_jobs)", line), line
+
+
+def test_data_that_nobody_vouches_for_are_used_with_one_line_of_warning(project: Project) -> None:
+    """Not before all is well: a refusal stays one line."""
+    project.write("g.json", {"grid": {}, "fixed": BASE})
+    commands = (
+        ("generate_jobs.py", "--grid", "g.json"),
+        ("train_base.py", *flags(BASE)),
+        ("train_finetune.py", "--base_model_hash", hash_of(project), "--prefix", "p", "--max_epochs", "1"),
+    )
+    warning = "warning: data/made has no dataset.json: leakage between its splits cannot be excluded (prepare_data.py excludes it)\n"
+    assert [project.run(*command).stderr for command in commands] == [warning] * 3
+    with_manifest(lambda project: None)(project)
+    assert [project.run(*command).stderr for command in commands] == [""] * 3
+    shutil.rmtree(project.folder / "data")
+    assert project.run(*commands[0]).stderr == ""
