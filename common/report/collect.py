@@ -236,7 +236,7 @@ def _data_family(manifest: Manifest | None, data_path: str) -> str:
     """Equal for data sets that differ by the seed of their split alone. Where the recordings lay matters to nobody: their SHA-256 is there."""
     if manifest is None:
         return data_path
-    apart = {"files": True, "participants": True, "split": {"seed"}, "source": {"folder": True, "settings": {"split_seed"}}}
+    apart: Json = {"files": True, "participants": True, "split": {"seed"}, "source": {"folder": True, "settings": {"split_seed"}}}
     return digest(manifest.model_dump(exclude=apart))
 
 
