@@ -136,7 +136,7 @@ class Options(BaseModel):
         """
         participants = self.participants or (list(known) if known else None)
         if participants is None:
-            raise InputError(f"{self.data_path} has no dataset.json to take the participants from: give --participants")
+            raise InputError(f"{self.data_path} has no dataset.json to take the participants from: give --participants (in a grid: among 'fixed')")
         number = len(participants) - 1 if self.n_base_participants == "all" else self.n_base_participants
         given = self.model_dump(exclude_unset=True) | {"participants": participants, "n_base_participants": number}
         return type(self).parse(given, "options")

@@ -11,7 +11,18 @@ from common.artifacts import read_base_metadata
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.jobs import Job
 from common.paths import Paths
-from common.reuse import DataSha256, State, Verdict, base_fingerprints, finetune_fingerprints, judge_base, judge_experiment, published_trainings, stale_base
+from common.reuse import (
+    DataSha256,
+    State,
+    Verdict,
+    base_fingerprints,
+    finetune_fingerprints,
+    judge_base,
+    judge_experiment,
+    judge_waiting,
+    published_trainings,
+    stale_base,
+)
 
 
 @dataclass
@@ -72,7 +83,7 @@ def _judge_finetune_job(made: Plan, paths: Paths, job: Job, sha256: DataSha256, 
         planned = made.bases.get(job.needs)
         if planned and planned.state is not State.DONE and job.needs not in made.copies:
             made.waiting.add(job.id)
-            made.finetunes[job.id] = Verdict(State.NEW, "waits for its base model")
+            made.finetunes[job.id] = judge_waiting(paths.experiments / job.id, job.finetune)
             return
         try:
             metadata = read_base_metadata(paths, published)

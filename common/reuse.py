@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts, identity
-from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError, TrainingError
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError, TrainingError, nearest
 from common.manifest import Manifest, Sha256Cache, read_manifest
 from common.options import FinetuneOptions, O, Options
-from common.paths import Paths
+from common.paths import Paths, split_file
 
 # (data_path, file name) -> SHA-256; the head's own files, or what the nodes say of theirs.
 DataSha256 = Callable[[str, str], str]
@@ -58,11 +58,6 @@ class Data:
             raise InputError(f"{path}: is not the file that dataset.json describes (damaged or edited): make the data set again with prepare_data.py")
         return found
 
-    def participants(self, data_path: str) -> list[str] | None:
-        """Those of dataset.json, or None without one."""
-        manifest = self._manifest(data_path)
-        return list(manifest.participants) if manifest else None
-
     def leakage_remark(self, data_path: str) -> str | None:
         """What to tell of a data set that nobody can vouch for; None where dataset.json does, or the data are not here."""
         if not self._paths.data(data_path).is_dir() or self._manifest(data_path):
@@ -75,8 +70,27 @@ class Data:
         return self._manifests[data_path]
 
     def resolve(self, options: O) -> O:
-        """`options` with participants filled in."""
-        return options.resolved(self.participants(options.data_path) if options.participants is None else None)
+        """`options` with participants filled in.
+
+        Raises:
+            InputError: nobody says who they are, or dataset.json says that these options are of other data.
+        """
+        folder, manifest = self._paths.data(options.data_path), self._manifest(options.data_path)
+        if manifest:
+            _check_described(options, folder, manifest)
+        elif options.participants is None and not folder.is_dir():
+            there = [str(path.relative_to(self._paths.root)) for path in folder.parent.glob("*/") if path.is_relative_to(self._paths.root)]
+            raise InputError(f"data_path {options.data_path}: no such folder{nearest(options.data_path, there)}; prepare the data with prepare_data.py")
+        return options.resolved(list(manifest.participants) if manifest and options.participants is None else None)
+
+
+def _check_described(options: Options, folder: Path, manifest: Manifest) -> None:
+    """Now, and not in each job, a window's length or a name that is not of this data set."""
+    if options.window_size != manifest.window_size:
+        raise InputError(f"window_size is {options.window_size}, but the windows of {options.data_path} have {manifest.window_size} samples (dataset.json)")
+    missing = [name for name in options.participants or () if name not in manifest.participants and not (folder / split_file(name, "train")).exists()]
+    if missing:
+        raise InputError(f"participants {', '.join(missing)} are not in {options.data_path}, whose dataset.json has {', '.join(manifest.participants)}")
 
 
 def base_fingerprints(options: Options, sha256: DataSha256) -> dict[str, str]:
@@ -162,12 +176,28 @@ def judge_experiment(folder: Path, options: FinetuneOptions, base_weights_sha256
     config = experiment.config
     if config.get("experiment_key") == identity.experiment_key(options, base_weights_sha256, data):
         return Verdict(State.DONE, weights_sha256=experiment.metrics["files"]["best_model.pt"], other_code=_other_code(config.get("code_fingerprints")))
-    if config.get("experiment_fields") != identity.experiment_fields(options) or config.get("target_participant") != identity.target(options):
-        different = _different(config.get("experiment_fields"), identity.experiment_fields(options))
-        return Verdict(State.CONFLICT, f"{folder} holds results of another configuration ({different}): give another --prefix, or --overwrite")
+    if conflict := _conflict(folder, config, options):
+        return conflict
     if config.get("base_weights_sha256") != base_weights_sha256:
         return Verdict(State.STALE, f"{folder} is stale: its base model changed")
     return Verdict(State.STALE, f"{folder} is stale: data changed ({_few(changed(config.get('data_fingerprints'), data))})")
+
+
+def judge_waiting(folder: Path, options: FinetuneOptions) -> Verdict:
+    """How the experiment in `folder` stands to these options while their base model is still to be trained: only that it is another's can be said."""
+    try:
+        conflict = _conflict(folder, artifacts.open_experiment(folder).config, options)
+    except (FileNotFoundError, CorruptArtifact):
+        conflict = None
+    return conflict or Verdict(State.NEW, "waits for its base model")
+
+
+def _conflict(folder: Path, config: dict[str, Any], options: FinetuneOptions) -> Verdict | None:
+    fields = identity.experiment_fields(options)
+    if config.get("experiment_fields") == fields and config.get("target_participant") == identity.target(options):
+        return None
+    different = _different(config.get("experiment_fields"), fields)
+    return Verdict(State.CONFLICT, f"{folder} holds results of another configuration ({different}): give another --prefix, or --overwrite")
 
 
 def refuse_conflict(verdict: Verdict, *, overwrite: bool) -> None:

@@ -152,6 +152,22 @@ def test_another_configuration_in_the_place_is_a_conflict(world: World) -> None:
     assert "holds results of another configuration (lr 5 there, 0.0003 here): give another --prefix, or --overwrite" in verdict.reason
 
 
+def test_another_configuration_in_the_place_is_seen_while_the_base_is_still_to_be_trained(world: World) -> None:
+    world.publish_all()
+    taken, stale = world.finetunes[0], world.finetunes[1]
+    fields = identity.experiment_fields(taken.finetune)
+    for job, changes in ((taken, {"experiment_key": "k", "experiment_fields": {**fields, "lr": 1}}), (stale, {"experiment_key": "k"})):
+        artifacts.supersede_experiment(world.paths, world.paths.experiments / job.id)
+        world.publish(job, **changes)
+    artifacts.supersede_base_model(world.paths, str(taken.needs))
+    world.content["bob_train.pt"] = "other"
+    made = world.plan()
+    assert taken.id in made.waiting
+    assert made.finetunes[taken.id].state is State.CONFLICT
+    assert "lr 1 there" in made.finetunes[taken.id].reason
+    assert made.finetunes[stale.id] == Verdict(State.NEW, "waits for its base model")
+
+
 def test_other_code_is_announced_and_redone_only_with_retrain(world: World) -> None:
     world.publish_all()
     world.publish_base(world.bases[0], code_fingerprints=dict(identity.code_fingerprints()) | {"models.py": "0"})

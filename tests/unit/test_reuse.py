@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,17 +27,35 @@ def options(fold: int = 0) -> BaseOptions:
 
 def test_participants_come_from_dataset_json(paths: Paths) -> None:
     write_data(paths.data("data/made"), manifest=True)
-    data = Data(paths)
-    assert data.participants("data/made") == list(PEOPLE)
-    resolved = data.resolve(BaseOptions.parse({"data_path": "data/made", "fold": 1}, "here"))
+    resolved = Data(paths).resolve(BaseOptions.parse({"data_path": "data/made", "fold": 1, "window_size": 40}, "here"))
     assert (resolved.participants, resolved.n_base_participants) == (list(PEOPLE), 3)
 
 
 def test_without_dataset_json_participants_must_be_given(paths: Paths) -> None:
     write_data(paths.data("data/made"))
-    assert Data(paths).participants("data/made") is None
     with pytest.raises(InputError, match=r"has no dataset\.json to take the participants from: give --participants"):
         Data(paths).resolve(BaseOptions.parse({"data_path": "data/made"}, "here"))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"window_size": 100}, r"^window_size is 100, but the windows of data/made have 40 samples \(dataset.json\)$"),
+        ({"participants": ["ann", "tom", "bob"]}, r"^participants tom are not in data/made, whose dataset.json has ann, bob, cyd, dan$"),
+        ({"data_path": "data/mad"}, r"^data_path data/mad: no such folder, did you mean data/made\?; prepare the data with prepare_data.py$"),
+    ],
+)
+def test_options_of_other_data_are_refused_before_anything_starts(paths: Paths, given: dict[str, object], words: str) -> None:
+    write_data(paths.data("data/made"), manifest=True)
+    with pytest.raises(InputError, match=words):
+        Data(paths).resolve(BaseOptions.parse({"data_path": "data/made", "window_size": 40, **given}, "here"))
+
+
+def test_someone_whose_files_were_added_by_hand_takes_part(paths: Paths) -> None:
+    folder = paths.data("data/made")
+    write_data(folder, manifest=True)
+    shutil.copy(folder / "ann_train.pt", folder / "eve_train.pt")
+    assert Data(paths).resolve(BaseOptions.parse({"data_path": "data/made", "window_size": 40, "participants": ["ann", "eve"]}, "here")).participants
 
 
 def test_a_file_that_is_not_the_manifests_is_refused(paths: Paths) -> None:
