@@ -320,9 +320,14 @@ def adopt_experiment(paths: Paths, source: Paths, prefix: str, name: str) -> Jso
 
 def remove_temporaries(folder: Path, name: str = "") -> None:
     """Delete what killed writers left of files whose name begins with `name`. Only for the holder of the lock under which they are written."""
-    for path in folder.glob(f"{_TEMPORARY}{name}*"):
+    for path in leftovers(folder, name):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def leftovers(folder: Path, name: str = "") -> list[Path]:
+    """What is being written in `folder`, or was by a writer that was killed."""
+    return list(folder.glob(f"{_TEMPORARY}{name}*"))
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     task = _task(paths, data, FinetuneOptions.parse(values, "options"), by_hand=bool(values.get("_by_hand")))
     folder = paths.experiment(task.prefix, task.name)
     done = {"folder": str(folder.relative_to(paths.root)), "data_path": task.options.data_path}
-    with _locked(paths, identity.digest([task.prefix, task.name])):
+    with _locked(paths, identity.experiment_lock(task.prefix, task.name)):
         artifacts.remove_temporaries(folder)
         verdict = _judge(task, folder)
         if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):

@@ -116,6 +116,11 @@ def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
     return fields
 
 
+def experiment_lock(prefix: str, name: str) -> str:
+    """Names the lock of an experiment's folder."""
+    return digest([prefix, name])
+
+
 def experiment_prefix(options: FinetuneOptions) -> str:
     """Folder of a generated experiment: mode, fraction, base participants, batch size, and 8 hex digits of everything else. Depends on the job alone."""
     fields = experiment_fields(options)

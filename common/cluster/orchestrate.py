@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from common import artifacts
+from common import artifacts, identity
 from common.cluster import scheduler
 from common.cluster.config import ClusterConfig, Server
 from common.cluster.connection import connect
@@ -238,8 +238,13 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
 
 
 def make_room(request: Request, prepared: Prepared, home: Home) -> None:
-    """Move what is stale or damaged aside, and publish what is only a copy."""
+    """Move what is stale or damaged aside, clear away what a killed head was writing, and publish what is only a copy."""
     made, paths = prepared.made, request.paths
+    for base_hash, key in made.keys.items():
+        _clear(paths, str(key), paths.base_models, base_hash)
+    for job in made.finetunes:
+        prefix, _, name = job.partition("/")
+        _clear(paths, identity.experiment_lock(prefix, name), paths.experiments / job)
     jobs = {job.id: job for job in (*request.bases, *request.others)}
     for base_hash, verdict in made.bases.items():
         if verdict.state in (State.STALE, State.DAMAGED):
@@ -249,6 +254,13 @@ def make_room(request: Request, prepared: Prepared, home: Home) -> None:
     for job, verdict in made.finetunes.items():
         if verdict.state not in (State.NEW, State.DONE):
             make_way(paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite)
+
+
+def _clear(paths: Paths, lock: str, folder: Path, name: str = "") -> None:
+    """Half-written files, unless a training by hand is writing them."""
+    if artifacts.leftovers(folder, name):
+        with contextlib.suppress(Conflict), artifacts.lock(paths.training_lock(lock), wait=False, owner=f"process {os.getpid()}"):
+            artifacts.remove_temporaries(folder, name)
 
 
 @contextlib.contextmanager

@@ -136,6 +136,21 @@ def test_a_damaged_copy_is_copied_again_not_trained(project: Project) -> None:
         artifacts.open_base_model(Paths(project.folder), base_hash)
 
 
+def test_what_a_killed_head_was_writing_leaves_with_the_next_unless_somebody_writes_there(project: Project) -> None:
+    paths = Paths(project.folder)
+    base_hash = project.jobs("base_training_jobs.json")[0]["base_model_hash"]
+    half = paths.base_models / f".writing.{base_hash}.pt.x"
+    tuned = next(paths.experiments.glob("*/fold*")) / ".writing.config.json.x"
+    for path in (half, tuned):
+        path.write_text("half")
+    with artifacts.lock(paths.training_lock(artifacts.read_base_metadata(paths, base_hash)["training_key"]), wait=True, owner="by hand"):
+        assert not newly_run(project)[0]
+    assert half.exists()
+    assert not tuned.exists()
+    newly_run(project)
+    assert not half.exists()
+
+
 def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain(project: Project) -> None:
     paths = Paths(project.folder)
     before = project.published()
