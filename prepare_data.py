@@ -53,13 +53,15 @@ def progress(participants: list[str]):
 
 
 def show(target: str, outcome: Outcome) -> None:
-    """Windows and positives of each split, then what to look out for."""
+    """Windows and positives of each split, what to look out for, then the recorded time: a wrong unit shows there."""
     for note in outcome.notes:
         print(f"note: {note}")
     for participant, counts in outcome.counts.items():
         print(f"{participant}: " + ", ".join(f"{split} {counts[split].windows} ({counts[split].positives} positive)" for split in SPLITS))
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    rates = dict.fromkeys(f"{rate:.4g}" for rate in (min(outcome.sampled_at), max(outcome.sampled_at)))
+    print(f"{outcome.recorded_s / 3600:.2f} h recorded, sampled at {' to '.join(rates)} Hz")
     windows = sum(split.windows for counts in outcome.counts.values() for split in counts.values())
     print(f"{target}: {windows} windows of {len(outcome.counts)} participants; no sample stands in two splits (checked)")
 

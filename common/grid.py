@@ -114,7 +114,8 @@ def _folds(axes: dict[str, Any], fixed: dict[str, Any], where: str, data: Data, 
 def _participants(axes: dict[str, Any], fixed: dict[str, Any], where: str, data: Data) -> list[str]:
     if "participants" in axes:
         raise InputError(f"{where}: participants belong to 'fixed': one grid has one list of people")
-    probe = {"participants": fixed.get("participants"), "data_path": fixed.get("data_path", FinetuneOptions.model_fields["data_path"].default)}
+    first = {name: values[0] for name, values in axes.items()}
+    probe = {name: value for name, value in {**first, **fixed}.items() if name in ("participants", "data_path", "window_size")}
     resolved = data.resolve(FinetuneOptions.parse(probe, where, strict=True)).participants
     assert resolved is not None
     return resolved

@@ -109,11 +109,18 @@ class Source(Protocol):
 
 @dataclass
 class Outcome:
-    """What was made, and what its maker should know: `warnings` about splits, `notes` about choices that the data forced."""
+    """What was made, and what its maker should know: `warnings` about splits, `notes` about choices that the data forced.
+
+    Attributes:
+        recorded_s: seconds of recording, without the gaps.
+        sampled_at: each session's own rate in Hz.
+    """
 
     counts: dict[str, dict[str, SplitCounts]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recorded_s: float = 0.0
+    sampled_at: list[float] = field(default_factory=list)
 
 
 def up_to_date(options: Preparation, source: Source, target: Path) -> bool:
@@ -198,6 +205,8 @@ def _prepare_participant(
     if options.units and len(options.units) != channels:
         raise InputError(f"--units: {len(options.units)} for {channels} channels ({', '.join(source.channels or ())}); give one each")
     _take_notes(options, participant, sessions, outcome)
+    outcome.recorded_s += sum(session.recorded / session.rate for session in sessions)
+    outcome.sampled_at += [session.sampled_at for session in sessions]
     try:
         parts = split_sessions(sessions, options.split, options.length, options.min_overlap, options.split_seed)
     except InputError as error:

@@ -24,6 +24,8 @@ from common.windows import Floats, Session, make_session, natural
 BOUTS = "bouts.csv"
 BOUT_COLUMNS = ("participant", "session", "start", "end")
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+FOLD = 20  # how far a recording's own rate may be from the grid's. A wrong unit is off by 1,000: it shows, and 5 Hz on a grid of 50 Hz is let through
+FASTEST_HZ = 20_000  # slower than this is believed on any grid: fast signals are put on slow ones for good reasons
 Bouts = dict[tuple[str, str], list[tuple[float, float]]]
 
 
@@ -206,11 +208,35 @@ def _clock(path: Path, table: pd.DataFrame, layout: Layout) -> tuple[float, Floa
         raise InputError(f"{path}: {layout.time_column} does not increase from row {row + 1} ({ticks[row]}) to row {row + 2} ({ticks[row + 1]}); sort it")
     per_second = PER_SECOND[layout.time_unit]
     times = (ticks - ticks[0]) / per_second
+    _check_unit(path, times, layout)
     if times[-1] * layout.rate > 1e9:
         raise InputError(f"{path}: lasts {times[-1]:g} s by its {layout.time_column}; is --time_unit {layout.time_unit} right?")
-    if len(times) / times[-1] > 10_000 * layout.rate:
-        raise InputError(f"{path}: sampled at {len(times) / times[-1]:g} Hz by its {layout.time_column}; is --time_unit {layout.time_unit} right?")
     return float(ticks[0] / per_second), times
+
+
+def _check_unit(path: Path, times: Floats, layout: Layout) -> None:
+    """Refuse a --time_unit that cannot be right: the data would be interpolated out of nothing, or thinned out to nothing.
+
+    Slow by the median interval, fast by the mean one: samples that are stamped in bursts are neither.
+    """
+    every, rate, name = float(np.median(np.diff(times))), len(times) / float(times[-1]), layout.time_column
+    if every * layout.rate > FOLD:
+        raise InputError(
+            f"{path}: samples are {every:g} s apart by {name} in {layout.time_unit}, too far for --sampling_rate {layout.rate:g}: "
+            f"{_unit_that_fits(1 / every, layout)}for a sensor this slow, --sampling_rate {1 / every:.3g}"
+        )
+    if rate > max(FASTEST_HZ, FOLD * layout.rate):
+        raise InputError(
+            f"{path}: samples are {1 / rate:g} s apart by {name} in {layout.time_unit}, too near for --sampling_rate {layout.rate:g}: "
+            f"{_unit_that_fits(rate, layout)}for a sensor this fast, a higher --sampling_rate"
+        )
+
+
+def _unit_that_fits(rate: float, layout: Layout) -> str:
+    """The unit that brings a recording nearest to the grid, as advice, unless it is the one that was given."""
+    ticks_per_sample = PER_SECOND[layout.time_unit] / rate
+    unit = min(PER_SECOND, key=lambda unit: abs(np.log(PER_SECOND[unit] / ticks_per_sample / layout.rate)))
+    return "" if unit == layout.time_unit else f"is {layout.time_column} in {unit}? give --time_unit {unit}; or, "
 
 
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> Any:

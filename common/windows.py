@@ -42,6 +42,7 @@ class Session:
         values: float32 [samples, channels]; NaN inside gaps.
         pieces: half-open sample ranges without a gap, in order.
         bouts: float [bouts, 2], start and end in samples, sorted and disjoint.
+        sampled_at: Hz, of the samples that it was made from outside gaps.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Session:
     values: NDArray[np.float32]
     pieces: tuple[tuple[int, int], ...]
     bouts: Floats
+    sampled_at: float
 
     @property
     def recorded(self) -> int:
@@ -86,8 +88,10 @@ def make_session(name: str, start_s: float, times: Floats, values: Floats, bouts
         rate: of the grid, in Hz.
         max_gap_s: a longer pause between samples is a gap (None: five median sample intervals).
     """
-    step = float(np.median(np.diff(times)))
-    breaks = np.flatnonzero(np.diff(times) > (5 * step if max_gap_s is None else max_gap_s)) + 1
+    steps = np.diff(times)
+    longest = 5 * float(np.median(steps)) if max_gap_s is None else max_gap_s
+    breaks = np.flatnonzero(steps > longest) + 1
+    within = steps[steps <= longest]
     edges = [0, *breaks.tolist(), len(times)]
     grid = np.full((int(np.floor(times[-1] * rate + 1e-6)) + 1, values.shape[1]), np.nan, np.float32)
     pieces = []
@@ -96,7 +100,7 @@ def make_session(name: str, start_s: float, times: Floats, values: Floats, bouts
         if first <= last:
             grid[first : last + 1] = _onto_grid(times[begin:end], values[begin:end], np.arange(first, last + 1) / rate, rate)
             pieces.append((first, last + 1))
-    return Session(name, start_s, rate, grid, tuple(pieces), merge_bouts(bouts_s * rate))
+    return Session(name, start_s, rate, grid, tuple(pieces), merge_bouts(bouts_s * rate), 1 / float((within if len(within) else steps).mean()))
 
 
 def _onto_grid(times: Floats, values: Floats, at: Floats, rate: float) -> Floats:

@@ -286,7 +286,8 @@ FLAGS = {
     (*MINE, "--channels", "ax", "ax"): "channels: ax given twice",
     (*MINE, "--units", "g"): "--units: 1 for 2 channels (ax, ay)",
     (*MINE, "--data_path", "../mine"): "data_path: '../mine' leaves the project folder",
-    (*MINE, "--time_unit", "ns"): "s0.csv: sampled at 1.00251e+10 Hz by its time; is --time_unit ns right?",
+    (*MINE, "--time_unit", "ns"): "s0.csv: samples are 9.975e-11 s apart by time in ns, too near for --sampling_rate 10: is time in s? give --time_unit s",
+    (*MINE, "--time_unit", "us"): "give --time_unit s; or, for a sensor this fast, a higher --sampling_rate",
     (*MINE, "--split", "time", "--window_seconds", "10"): "anna: session s0 is too short for --split time",
 }
 
@@ -299,6 +300,32 @@ def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(call, rec, pro
     assert FLAGS[argv] in err
     assert (err.count("\n"), err.startswith("error: ")) == (1, True)
     assert everything(project) == before
+
+
+@pytest.mark.parametrize(
+    ("unit", "rate", "says"),
+    [
+        (1_000, 10, "s0.csv: samples are 100 s apart by time in s, too far for --sampling_rate 10: is time in ms? give --time_unit ms; or, "),
+        (1_000_000, 10, "is time in us? give --time_unit us"),
+        (1, 0.4, "s0.csv: samples are 2.5 s apart by time in s, too far for --sampling_rate 10: for a sensor this slow, --sampling_rate 0.4"),
+    ],
+)  # fmt: skip
+def test_samples_that_are_too_far_apart_for_the_grid_are_refused_with_the_unit_that_fits(call, project, unit, rate, says):
+    write_session(project / "rec" / "anna" / "s0.csv", seconds=400, unit=unit, rate=rate)
+    before = everything(project)
+    code, _, err = call(*MINE)
+    assert (code, err.count("\n")) == (2, 1)
+    assert says in err
+    assert everything(project) == before
+
+
+@pytest.mark.parametrize("rate", [0.5, 1, 400])  # 20 times slower than the grid, 10 times, and 40 times faster
+def test_honest_sensors_of_other_rates_are_resampled_and_their_rate_and_time_are_said(call, project, rate):
+    for number in range(3):
+        write_session(project / "rec" / "anna" / f"s{number}.csv", seconds=240, zero=1000 * number, rate=rate)
+    code, out, err = call(*MINE)
+    assert (code, err) == (0, "")
+    assert f"\n0.20 h recorded, sampled at {rate:g} Hz\n" in out
 
 
 def test_a_leak_between_splits_stops_the_command_and_writes_nothing(call, rec, project, monkeypatch):
