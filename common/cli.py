@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     """argparse that raises InputError instead of printing its usage, and names the flag nearest to an unknown one."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, allow_abbrev=False)
+        super().__init__(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")

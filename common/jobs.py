@@ -50,10 +50,10 @@ def load_json(path: Path, what: str, limit: int = MAX_BYTES) -> Any:
     """
     try:
         if path.stat().st_size > limit:
-            raise InputError(f"{path}: larger than {limit >> 20} MiB: this is no {what}")
+            raise InputError(f"{path}: larger than {limit >> 20} MiB: this is not {what}")
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path}: not found: {what} is missing") from None
+        raise InputError(f"{path}: not found; {what} is needed") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}: {what} cannot be read") from None
     except json.JSONDecodeError as error:
@@ -68,7 +68,7 @@ def read_jobs(path: Path, kind: Kind, data: Data) -> list[Job]:
     Raises:
         InputError: naming file, job and option; also for a hash that does not belong to its options.
     """
-    entries = load_json(path, "a job file; python3 generate_jobs.py writes one")
+    entries = load_json(path, "a job file (python3 generate_jobs.py writes one)")
     if not isinstance(entries, list):
         raise InputError(f"{path}: a job file is a list of jobs, this is {kind_of(entries)}; python3 generate_jobs.py writes one")
     jobs: dict[str, Job] = {}

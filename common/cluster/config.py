@@ -260,7 +260,7 @@ def _choose_gpus(server: Server, wanted: object, probe: Probe) -> tuple[list[str
         return free, [f"{server.name}: GPU {gpu.id} is left out, used by {gpu.used_by}" for gpu in probe.gpus if gpu.used_by]
     asked = [str(gpu) for gpu in wanted] if isinstance(wanted, list) else present[: int(str(wanted))]
     if isinstance(wanted, int) and len(asked) < wanted:
-        raise NodeError(f"{server.name}: cluster_config.json asks for {wanted} GPUs, the node has {len(present)}; lower gpus or use cpu_slots")
+        raise NodeError(f"{server.name}: the configuration asks for {wanted} GPUs, the node has {len(present)}; lower gpus or use cpu_slots")
     # A UUID or MIG id is not among the indices that a probe reports; the worker's own check of its device decides.
     if missing := [gpu for gpu in asked if gpu.isdigit() and gpu not in present]:
         raise NodeError(f"{server.name}: no GPU {', '.join(missing)} on the node, which has {', '.join(present) or 'none'}")

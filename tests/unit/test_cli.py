@@ -74,5 +74,9 @@ def test_an_unknown_flag_is_refused_with_the_nearest() -> None:
         flags.parse(["--batch_size"])
 
 
+def test_help_keeps_the_lines_of_its_examples() -> None:
+    assert "\n    python3 a.py\n    python3 b.py\n" in Parser("What it does.\n\n    python3 a.py\n    python3 b.py\n").format_help()
+
+
 def test_nearest_is_silent_where_nothing_is_near() -> None:
     assert nearest("zzz", ["lr", "fold"]) == ""
