@@ -61,7 +61,7 @@ class Made:
     def plan(self, target: str, **given: Any) -> FinetuneOptions:
         """A planned experiment that has not run."""
         options = self.options(target, **given)
-        job = finetune_job(options.model_dump(exclude_unset=True), "made", Data(self.paths))
+        job = finetune_job(options.model_dump(exclude_unset=True), "made", Data(Paths(self.root / "elsewhere")))  # where no dataset.json says otherwise
         self.jobs.append(job.values)
         return job.finetune
 
