@@ -41,6 +41,7 @@ def open_source(options: Preparation, cache: Path) -> tuple[Source, dict]:
         channels=tuple(options.channels) if options.channels else None,
         rate=options.sampling_rate,
         max_gap_s=options.max_gap_seconds,
+        label_required="label_column" in options.model_fields_set,
     )
     return Recordings(Path(options.sessions), layout), {"kind": "sessions", "folder": options.sessions}
 

@@ -31,7 +31,7 @@ Bouts = dict[tuple[str, str], list[tuple[float, float]]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the recordings are written, and the grid they are put on."""
+    """How the recordings are written, and the grid they are put on. `label_required`: somebody named the label column, so no bouts.csv stands in for it."""
 
     time_column: str
     time_unit: str
@@ -39,6 +39,7 @@ class Layout:
     channels: tuple[str, ...] | None
     rate: float
     max_gap_s: float | None
+    label_required: bool = False
 
 
 class Recordings:
@@ -86,9 +87,11 @@ class Recordings:
         layout, table = self._layout, _read_csv(path)
         labelled = layout.label_column in table.columns
         if self._bouts is not None and labelled:
-            raise InputError(f"{path}: column {layout.label_column} and {self.folder / BOUTS} both label it: remove one, or name another --label_column")
-        if self._bouts is None and not labelled:
+            raise InputError(f"{path}: column {layout.label_column} and {self.folder / BOUTS} both label it: remove one")
+        if not labelled and self._bouts is None:
             raise _missing(path, layout.label_column, table, f"and there is no {self.folder / BOUTS}: name it with --label_column or add the file")
+        if not labelled and layout.label_required:
+            raise _missing(path, layout.label_column, table, f"correct --label_column, or leave it out to label by {self.folder / BOUTS}")
         start_s, times = _clock(path, table, layout)
         channels = self._channels(path, table)
         values = np.stack([_numbers(path, table, name).astype(np.float64) for name in channels], axis=1)

@@ -173,6 +173,16 @@ def test_bouts_csv_labels_in_the_unit_of_the_time_column(call, project):
     assert [splits.positives for splits in manifest.participants["anna"].values()] == [9, 9, 9]
 
 
+def test_a_label_column_that_was_named_is_not_replaced_by_a_bouts_csv(call, rec, project):
+    bouts(rec, "anna,s0,5,9")
+    before = everything(project)
+    code, _, err = call(*MINE, "--label_column", "smoking")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "s0.csv: no column 'smoking' (it has time, ax, ay); correct --label_column, or leave it out to label by rec/bouts.csv" in err
+    assert everything(project) == before
+    assert call(*MINE)[0] == 0
+
+
 @pytest.mark.parametrize("overlap", ["any", "1"])  # 1 needs the whole last sample of a run to count
 def test_the_label_column_and_a_bouts_csv_say_the_same(call, rec, project, overlap):
     call(*MINE, "--min_overlap", overlap)
