@@ -19,10 +19,10 @@ import torch
 from common import artifacts, identity, metrics, training
 from common.dataset import Rows, Split, Windows, select_subset
 from common.errors import CorruptArtifact, InputError
-from common.manifest import Manifest, read_manifest
+from common.manifest import Manifest, listed_windows, read_manifest
 from common.models import Network
 from common.options import FinetuneOptions
-from common.paths import Paths, experiment_name, windows_file
+from common.paths import Paths, experiment_name
 from common.provenance import now, provenance
 from common.reuse import Data, State, Verdict, check_unchanged, finetune_fingerprints, judge_experiment, make_way, refuse_conflict, stale_base
 from common.training_run import CheckpointFile, Log, Progress, Recent, device_name, network, open_splits, place, prepare, score, settings
@@ -370,9 +370,5 @@ def _numbers(opened: Split, kept: Rows | None) -> Sequence[int]:
 
 
 def _listed(paths: Paths, task: _Task, split: str, number: int) -> list[tuple[str, str]]:
-    try:
-        with (paths.data(task.options.data_path) / windows_file(identity.target(task.options), split)).open(newline="", encoding="utf-8") as file:
-            places = [(row["session"], row["start_s"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
-        places = []
+    places = listed_windows(paths.data(task.options.data_path), identity.target(task.options), split)
     return places if len(places) == number else [("", "")] * number

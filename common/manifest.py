@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import os
 import tempfile
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.artifacts import read_sealed, seal, to_json
 from common.errors import CorruptArtifact, InputError
+from common.paths import windows_file
 
 MANIFEST = "dataset.json"
 SETTLED_SECONDS = 2.0
@@ -42,6 +44,15 @@ class Manifest(BaseModel):
     source: dict[str, Any]
     participants: dict[str, dict[str, SplitCounts]]
     files: dict[str, str] = Field(description="SHA-256 by file name")
+
+
+def listed_windows(folder: Path, participant: str, split: str) -> list[tuple[str, str]]:
+    """Session and start second of each window, as written beside the data; empty where no such list can be read."""
+    try:
+        with (folder / windows_file(participant, split)).open(newline="", encoding="utf-8") as file:
+            return [(row["session"], row["start_s"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
+        return []
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, Union
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import Conflict, InputError, ProjectError
-from common.manifest import MANIFEST, Manifest, SplitCounts, file_sha256, read_manifest
+from common.manifest import MANIFEST, Manifest, SplitCounts, file_sha256, listed_windows, read_manifest
 from common.options import DataPath, Fraction, Positive, Seed, explain
 from common.paths import SPLITS, split_file, windows_file
 from common.windows import FRACTIONS, Session, Windows, cut_windows, in_order, shared_sample, spans, split_sessions
@@ -258,8 +258,7 @@ def prove_splits_apart(folder: Path, counts: dict[str, dict[str, SplitCounts]], 
     for participant, splits in counts.items():
         windows: dict[str, list[tuple[str, float]]] = {}
         for split in splits:
-            with (folder / windows_file(participant, split)).open(newline="", encoding="utf-8") as file:
-                windows[split] = [(row["session"], float(row["start_s"])) for row in csv.DictReader(file)]
+            windows[split] = [(session, float(start)) for session, start in listed_windows(folder, participant, split)]
             if len(windows[split]) != splits[split].windows:
                 raise ProjectError(f"{participant} {split}: {splits[split].windows} windows but {len(windows[split])} listed; nothing was written")
         shared = shared_sample(windows, options.window_seconds, options.sampling_rate)

@@ -24,7 +24,7 @@ from common.windows import Floats, Session, make_session, natural
 BOUTS = "bouts.csv"
 BOUT_COLUMNS = ("participant", "session", "start", "end")
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-FOLD = 20  # how far a recording's own rate may be from the grid's. A wrong unit is off by 1,000: it shows, and 5 Hz on a grid of 50 Hz is let through
+TIMES_OFF = 20  # how far a recording's own rate may be from the grid's. A wrong unit is off by 1,000: it shows, and 5 Hz on a grid of 50 Hz is let through
 FASTEST_HZ = 20_000  # slower than this is believed on any grid: fast signals are put on slow ones for good reasons
 Bouts = dict[tuple[str, str], list[tuple[float, float]]]
 
@@ -223,12 +223,12 @@ def _check_unit(path: Path, times: Floats, layout: Layout) -> None:
     Slow by the median interval, fast by the mean one: samples that are stamped in bursts are neither.
     """
     every, rate, name = float(np.median(np.diff(times))), len(times) / float(times[-1]), layout.time_column
-    if every * layout.rate > FOLD:
+    if every * layout.rate > TIMES_OFF:
         raise InputError(
             f"{path}: samples are {every:g} s apart by {name} in {layout.time_unit}, too far for --sampling_rate {layout.rate:g}: "
             f"{_unit_that_fits(1 / every, layout)}for a sensor this slow, --sampling_rate {1 / every:.3g}"
         )
-    if rate > max(FASTEST_HZ, FOLD * layout.rate):
+    if rate > max(FASTEST_HZ, TIMES_OFF * layout.rate):
         raise InputError(
             f"{path}: samples are {1 / rate:g} s apart by {name} in {layout.time_unit}, too near for --sampling_rate {layout.rate:g}: "
             f"{_unit_that_fits(rate, layout)}for a sensor this fast, a higher --sampling_rate"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from common.identity import digest
-from common.manifest import Manifest
-from common.paths import windows_file
+from common.manifest import Manifest, listed_windows
 from common.report.analysis import Grid
 from common.report.collect import Collection, Project
 from common.report.figures import order_unset
@@ -84,18 +83,13 @@ def _splits(folder: Path, person: str, manifest: Manifest) -> list[tuple[str, st
     """Of each split its name, windows, positives and recorded time; the time is a dash where the list of windows is not on this machine."""
     found = []
     for split, counts in manifest.participants[person].items():
-        places = _places(folder / windows_file(person, split))
-        hours = covered_hours(places, manifest.window_seconds) if len(places) == counts.windows else None
+        places = listed_windows(folder, person, split)
+        hours = None
+        if len(places) == counts.windows:
+            with contextlib.suppress(TypeError, ValueError):
+                hours = covered_hours([(session, float(start)) for session, start in places], manifest.window_seconds)
         found.append((split, count(counts.windows), count(counts.positives), duration(hours)))
     return found
-
-
-def _places(path: Path) -> list[tuple[str, float]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [(row["session"], float(row["start_s"])) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return []
 
 
 def _pairs(values: Json) -> str:

@@ -265,11 +265,13 @@ def test_a_node_that_is_silent_as_a_whole_is_left_to_the_scheduler(play: Any) ->
 def test_a_flood_of_messages_does_not_keep_the_rest_from_being_looked_at(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = play(script("a", "b"))
     run.join()
-    worker, told = run.worker(), Said(run.worker(), {})
-    endless = SimpleNamespace(get=lambda timeout: told, put=lambda event: None)
-    monkeypatch.setattr(run.run, "_events", endless)
+    run.worker().got.clear()
+    run.run._beat_at = 0.0  # a beat is due
+    flood = itertools.repeat(Said(run.worker(), {}), 10 * module.AT_ONCE)
+    monkeypatch.setattr(run.run, "_events", SimpleNamespace(get=lambda timeout: next(flood), put=lambda event: None))
     run.run._turn()
-    assert worker.jobs == ["a"]
+    assert run.worker().got == [{"beat": 0}]
+    assert next(flood, None)
 
 
 def test_times_of_silence_that_are_changed_in_a_run_count_from_the_next_on(play: Any) -> None:
