@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,8 +343,7 @@ def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            file.seek(0)
-            raise Conflict(f"{path}: held by {file.read().decode(errors='replace').strip() or 'another process'}: wait for it to end, or stop it") from None
+            raise Conflict(f"{path}: held by {_owner(file)}: wait for it to end, or stop it") from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
         _sign(file, owner)
@@ -351,6 +351,16 @@ def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
             yield
         finally:
             _sign(file, "")
+
+
+def _owner(file: IO[bytes]) -> str:
+    """The words of who holds the lock, who may have taken it only now."""
+    for _ in range(20):
+        file.seek(0)
+        if words := file.read().decode(errors="replace").strip():
+            return words
+        time.sleep(0.05)
+    return "another process"
 
 
 def _sign(file: IO[bytes], owner: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,18 @@ def test_only_whole_copies_are_adopted(paths: Paths, tmp_path: Path) -> None:
     node.base_weights(HASH).write_bytes(b"weights")
     artifacts.adopt_base_model(paths, node, HASH)
     assert artifacts.open_base_model(paths, HASH).weights == b"weights"
+
+
+def test_a_lock_that_was_taken_only_now_says_by_whom_too(paths: Paths) -> None:
+    place = paths.training_lock("k")
+    place.parent.mkdir()
+    with place.open("wb", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        timer = threading.Timer(0.2, file.write, (b"process 8",))
+        timer.start()
+        with pytest.raises(Conflict, match="held by process 8"), artifacts.lock(place, wait=False, owner="me"):
+            pass
+        timer.join()
 
 
 def test_a_lock_that_is_held_says_by_whom(paths: Paths) -> None:
