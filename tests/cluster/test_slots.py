@@ -107,14 +107,16 @@ def test_two_projects_on_one_node_leave_each_other_alone(hosts: Hosts, project: 
     first = project.start(*OWN)
     project.wait_for(event="started")
     with opened(tmp_path / "second head", data=False) as second:
-        own_jobs(second, 4)
-        elsewhere = str(hosts["h1"].folder / "another project")
-        second.config([server(hosts, "h1", cpu_slots=2) | {"path": elsewhere}], ssh_config=str(hosts.ssh_config))
-        said = second.run(*OWN).said
-        assert "h1: slot 0 is left out: slot cpu0 held by " in said
-        assert str(project.folder) in said
+        own_jobs(second, 4, waits=True)
+        elsewhere = hosts["h1"].folder / "another project"
+        second.config([server(hosts, "h1", cpu_slots=2) | {"path": str(elsewhere)}], ssh_config=str(hosts.ssh_config))
+        run = second.start(*OWN)
+        wait_until(lambda: "h1: slot 0 is left out: slot cpu0 held by " in run.said, what="the slot that is left out")
+        assert str(project.folder) in run.said
+        (elsewhere / "go").touch()
+        run.ends_with(0)
         assert {event["slot"] for event in second.found(event="started")} == {1}
-        second.config([server(hosts, "h1", cpu_slots=1) | {"path": elsewhere}], ssh_config=str(hosts.ssh_config))
+        second.config([server(hosts, "h1", cpu_slots=1) | {"path": str(elsewhere)}], ssh_config=str(hosts.ssh_config))
         assert "no node is left that can work" in second.run(*OWN, code=1).said
     (hosts["h1"].project / "go").touch()
     assert "2 done" in first.ends_with(0)
