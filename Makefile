@@ -39,6 +39,7 @@ check: dev lint types
 
 lint: dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: dev
 	$(BIN)/mypy

@@ -1,7 +1,9 @@
-"""Expand a grid of experiments into jobs: one base training job per distinct base model, and every fine-tune with the base it needs.
+"""Expand a grid of experiments into jobs: one base training job per distinct base model, and every
+fine-tune with the base it needs.
 
-    python3 generate_jobs.py                        the documented grid: 1,008 fine-tunes on 84 base models
-    python3 generate_jobs.py --grid demo_grid.json  another grid: {"grid": {option: [values]}, "fixed": {option: value}}
+    python3 generate_jobs.py                        the documented grid: 1,008 fine-tunes on 84 base
+    models python3 generate_jobs.py --grid demo_grid.json  another grid: {"grid": {option:
+    [values]}, "fixed": {option: value}}
 """
 
 from __future__ import annotations
@@ -22,9 +24,20 @@ def parser() -> Parser:
     """The flags."""
     flags = Parser(__doc__ or "")
     flags.add_argument("--grid", type=Path, help="grid file (default: the documented grid)")
-    flags.add_argument("--folds", nargs="+", help="only these folds, by number or participant (default: all)")
-    flags.add_argument("--output-dir", type=Path, default=Path("."), help="where the two job files go (default: here)")
-    flags.add_argument("--with-baselines", action="store_true", help="add the modes target_only (once per target) and head_only_fine_tuning")
+    flags.add_argument(
+        "--folds", nargs="+", help="only these folds, by number or participant (default: all)"
+    )
+    flags.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("."),
+        help="where the two job files go (default: here)",
+    )
+    flags.add_argument(
+        "--with-baselines",
+        action="store_true",
+        help="add the modes target_only (once per target) and head_only_fine_tuning",
+    )
     return flags
 
 
@@ -32,15 +45,33 @@ def describe(bases: list[Job], finetunes: list[Job], made: Plan, output: Path) -
     """What was written, for a person."""
     dependents = Counter(job.needs for job in finetunes if job.needs)
     sizes = sorted(set(dependents.values()))
-    each = f", {'-'.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} fine-tunes each" if sizes else ""
+    each = (
+        f", {'-'.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} fine-tunes each"
+        if sizes
+        else ""
+    )
     lines = [
         f"{output / FINETUNE_JOBS}: {len(finetunes):,} fine-tunes",
         f"{output / BASE_JOBS}: {len(bases):,} base models{each}",
-        f"distinct trainings: {made.trainings():,}" + (f" (by configuration; the data were not looked at: {made.unseen})" if made.unseen else ""),
-        f"base models: {counted(made.bases)}" + (f" ({len(made.copies):,} of them only copied from an equal training)" if made.copies else ""),
+        f"distinct trainings: {made.trainings():,}"
+        + (
+            f" (by configuration; the data were not looked at: {made.unseen})"
+            if made.unseen
+            else ""
+        ),
+        f"base models: {counted(made.bases)}"
+        + (
+            f" ({len(made.copies):,} of them only copied from an equal training)"
+            if made.copies
+            else ""
+        ),
         f"fine-tunes:  {counted(made.finetunes)}",
     ]
-    stale = [v.reason for v in (*made.bases.values(), *made.finetunes.values()) if v.state in (State.STALE, State.DAMAGED, State.CONFLICT)]
+    stale = [
+        v.reason
+        for v in (*made.bases.values(), *made.finetunes.values())
+        if v.state in (State.STALE, State.DAMAGED, State.CONFLICT)
+    ]
     lines += stale[:10] + ([f"... and {len(stale) - 10:,} more"] if len(stale) > 10 else [])
     notice = code_notice(made)
     return lines + ([notice] if notice else [])
@@ -51,7 +82,13 @@ def main() -> int:
     args = parser().parse()
     paths, where = Paths.here(), str(args.grid or "the documented grid")
     data = Data(paths)
-    bases, finetunes = expand(read_grid(args.grid) if args.grid else DOCUMENTED_GRID, where, data, args.folds, baselines=args.with_baselines)
+    bases, finetunes = expand(
+        read_grid(args.grid) if args.grid else DOCUMENTED_GRID,
+        where,
+        data,
+        args.folds,
+        baselines=args.with_baselines,
+    )
     made = plan(paths, bases, finetunes, data.sha256)
     keys = dict.fromkeys(made.keys) if made.unseen else made.keys
     write_jobs(args.output_dir / BASE_JOBS, base_entries(bases, finetunes, keys))

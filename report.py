@@ -1,4 +1,6 @@
-"""How much does personalisation bring, for whom, and how much labelled data does it take? Reads experiments/ and base_models/, writes report/."""
+"""How much does personalisation bring, for whom, and how much labelled data does it take? Reads
+experiments/ and base_models/, writes report/.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,41 @@ from common.cli import Parser, one_line, run_script
 
 def arguments(argv: list[str] | None = None) -> tuple[Parser, list[str]]:
     """The parser of this script."""
-    parser = Parser("Write the report: figures, tables, statistics and one page, from finished experiments. Works while a run is going on.")
-    parser.add_argument("folders", nargs="*", metavar="DIR", help="project folders (default: the current one); several are compared")
+    parser = Parser(
+        "Write the report: figures, tables, statistics and one page, from finished experiments."
+        " Works while a run is going on."
+    )
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        metavar="DIR",
+        help="project folders (default: the current one); several are compared",
+    )
     parser.add_argument("--out", default="report", help="folder to write to (default: report)")
-    parser.add_argument("--metric", default="macro_f1", help="score to report, a test_... column of summary.csv (default: macro_f1)")
-    parser.add_argument("--compare", action="append", default=[], metavar="OPTION", help="compare the values of an option over participants; may be repeated")
-    parser.add_argument("--filter", action="append", default=[], metavar="KEY=VALUE[,VALUE]", help="only experiments with this value; may be repeated")
-    parser.add_argument("--experiment", metavar="PREFIX/FOLD", help="whose own curves to draw (default: the participant with the median score)")
+    parser.add_argument(
+        "--metric",
+        default="macro_f1",
+        help="score to report, a test_... column of summary.csv (default: macro_f1)",
+    )
+    parser.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="compare the values of an option over participants; may be repeated",
+    )
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE[,VALUE]",
+        help="only experiments with this value; may be repeated",
+    )
+    parser.add_argument(
+        "--experiment",
+        metavar="PREFIX/FOLD",
+        help="whose own curves to draw (default: the participant with the median score)",
+    )
     return parser, argv if argv is not None else sys.argv[1:]
 
 
@@ -24,16 +54,28 @@ def main() -> int:
     """Parse, build, print."""
     parser, argv = arguments()
     options = parser.parse(argv)
-    from common.report.build import build  # matplotlib takes a second to load, --help need not wait for it
+    # matplotlib takes a second to load, --help need not wait for it
+    from common.report.build import build
 
     folders = [Path(folder) for folder in options.folders] or [Path.cwd()]
-    summary = build(folders, Path(options.out), options.metric, options.compare, options.filter, options.experiment)
+    summary = build(
+        folders,
+        Path(options.out),
+        options.metric,
+        options.compare,
+        options.filter,
+        options.experiment,
+    )
     for line in summary.skipped[:20]:
         sys.stderr.write(f"left out: {one_line(line)}\n")
     if len(summary.skipped) > 20:
-        sys.stderr.write(f"left out: {len(summary.skipped) - 20} more, named at the end of the page\n")
+        sys.stderr.write(
+            f"left out: {len(summary.skipped) - 20} more, named at the end of the page\n"
+        )
     print(one_line(summary.headline))
-    missing = f", {summary.missing} planned ones have no result (missing.csv)" if summary.missing else ""
+    missing = (
+        f", {summary.missing} planned ones have no result (missing.csv)" if summary.missing else ""
+    )
     print(f"{summary.experiments} experiments{missing}")
     print(f"report: {one_line(summary.page)}")
     return 0

@@ -1,6 +1,8 @@
-"""Train one base model on the base participants of a fold, and publish it under its hash in base_models/.
+"""Train one base model on the base participants of a fold, and publish it under its hash in
+base_models/.
 
-    python3 train_base.py --fold 0 --n_base_participants 5 --participants ann bob cyd dan eve fay --data_path data/001_60s_window
+    python3 train_base.py --fold 0 --n_base_participants 5 --participants ann bob cyd dan eve fay
+    --data_path data/001_60s_window
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ def main() -> int:
     with Spinner("base model") as spinner:
         result = run(options.model_dump(exclude_unset=True) | {"device": device}, spinner)
     base_hash = result["base_model_hash"]
-    sys.stdout.write(f"base_models/{base_hash}.pt" + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "") + "\n")
+    sys.stdout.write(
+        f"base_models/{base_hash}.pt"
+        + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "")
+        + "\n"
+    )
     if remark := Data(Paths.here()).leakage_remark(options.data_path):
         sys.stderr.write(remark + "\n")
     return 0

@@ -1,8 +1,11 @@
-"""Personalise a base model to one more person, with little of that person's data, and publish the result below experiments/.
+"""Personalise a base model to one more person, with little of that person's data, and publish the
+result below experiments/.
 
-    python3 train_finetune.py --base_model_hash dd8687760fb0bcb2 --fold 0 --mode target_only_fine_tuning --target_data_pct 0.1
+    python3 train_finetune.py --base_model_hash dd8687760fb0bcb2 --fold 0 --mode
+    target_only_fine_tuning --target_data_pct 0.1
 
-Base participants, network, normalisation and window size come from the base model; an option that contradicts them is refused.
+Base participants, network, normalisation and window size come from the base model; an option that
+contradicts them is refused.
 """
 
 from __future__ import annotations
@@ -36,8 +39,14 @@ def main() -> int:
     if remark:
         sys.stderr.write(remark + "\n")
     with Spinner("fine-tune") as spinner:
-        result = run(options.model_dump(exclude_unset=True) | {"device": device, "_by_hand": True}, spinner)
-    sys.stdout.write(result["folder"] + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "") + "\n")
+        result = run(
+            options.model_dump(exclude_unset=True) | {"device": device, "_by_hand": True}, spinner
+        )
+    sys.stdout.write(
+        result["folder"]
+        + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "")
+        + "\n"
+    )
     if remark := Data(Paths.here()).leakage_remark(result["data_path"]):
         sys.stderr.write(remark + "\n")
     return 0

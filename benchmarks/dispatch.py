@@ -1,9 +1,11 @@
-"""What a job costs beside its own computation: empty jobs through warm workers, and many small fine-tunes.
+"""What a job costs beside its own computation: empty jobs through warm workers, and many small
+fine-tunes.
 
     python benchmarks/dispatch.py [--repeats 3] [--json FILE]
 
-Baseline of the first: the same script, `import torch` at its top as every training script has it, started once a job in as many processes at a time as there
-are slots. The second has no baseline but the ideal: the jobs' own computing time, spread over the slots without a gap.
+Baseline of the first: the same script, `import torch` at its top as every training script has it,
+started once a job in as many processes at a time as there are slots. The second has no baseline but
+the ideal: the jobs' own computing time, spread over the slots without a gap.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ SLOTS = os.cpu_count() or 1
 EMPTY_JOBS = 400
 PROCESSES = 3 * SLOTS
 FINETUNES = 100
-EMPTY = '''import torch
+EMPTY = """import torch
 
 def run(options, progress):
     return {"threads": torch.get_num_threads()}
 
 if __name__ == "__main__":
     run({}, None)
-'''
+"""
 
 
 def environment(project: Path) -> dict[str, str]:
@@ -45,7 +47,13 @@ def environment(project: Path) -> dict[str, str]:
 
 def call(project: Path, script: str, *argv: str) -> None:
     """A script of the product, in `project`."""
-    subprocess.run([sys.executable, str(ROOT / script), *argv], cwd=project, env=environment(project), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, str(ROOT / script), *argv],
+        cwd=project,
+        env=environment(project),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def events(project: Path) -> list[dict[str, Any]]:
@@ -56,13 +64,22 @@ def events(project: Path) -> list[dict[str, Any]]:
 
 def span(log: list[dict[str, Any]]) -> float:
     """Seconds from the first job's start to the last job's end."""
-    return max(e["time"] for e in log if e["event"] == "done") - min(e["time"] for e in log if e["event"] == "started")
+    return max(e["time"] for e in log if e["event"] == "done") - min(
+        e["time"] for e in log if e["event"] == "started"
+    )
 
 
 def jobs_a_second(project: Path) -> tuple[float, float]:
     """Through warm workers: while they work, and over the whole command with its start-up."""
     began = time.perf_counter()
-    call(project, "run_distributed_training.py", "--jobs-config", "empty.json", "--script-path", "empty.py")
+    call(
+        project,
+        "run_distributed_training.py",
+        "--jobs-config",
+        "empty.json",
+        "--script-path",
+        "empty.py",
+    )
     return EMPTY_JOBS / span(events(project)), EMPTY_JOBS / (time.perf_counter() - began)
 
 
@@ -71,18 +88,31 @@ def processes_a_second(project: Path) -> float:
     began = time.perf_counter()
     with ThreadPoolExecutor(SLOTS) as pool:
         argv = [sys.executable, "empty.py"]
-        list(pool.map(lambda _: subprocess.run(argv, cwd=project, env=environment(project), check=True), range(PROCESSES)))
+        list(
+            pool.map(
+                lambda _: subprocess.run(argv, cwd=project, env=environment(project), check=True),
+                range(PROCESSES),
+            )
+        )
     return PROCESSES / (time.perf_counter() - began)
 
 
 def idle_share(project: Path, number: int) -> float:
     """Wall time of FINETUNES small fine-tunes over their own computing time / slots."""
     grid = json.loads((ROOT / "demo_grid.json").read_text())
-    grid["grid"] = {"target_data_pct": [0.01], "seed_finetune": list(range(number * FINETUNES, (number + 1) * FINETUNES))}
+    grid["grid"] = {
+        "target_data_pct": [0.01],
+        "seed_finetune": list(range(number * FINETUNES, (number + 1) * FINETUNES)),
+    }
     (project / "grid.json").write_text(json.dumps(grid))
     call(project, "generate_jobs.py", "--grid", "grid.json", "--folds", "0")
     call(project, "run_two_phase_distributed.py")
-    log = [e for e in events(project) if e.get("kind") != "base" and ("/" in str(e.get("job")) or e["event"] not in ("started", "done"))]
+    log = [
+        e
+        for e in events(project)
+        if e.get("kind") != "base"
+        and ("/" in str(e.get("job")) or e["event"] not in ("started", "done"))
+    ]
     return span(log) / (sum(e["seconds"] for e in log if e["event"] == "done") / SLOTS)
 
 
@@ -90,9 +120,13 @@ def measure(repeats: int) -> list[Row]:
     """All rows."""
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary)
-        (project / "cluster_config.json").write_text(json.dumps({"servers": [{"host": "localhost", "cpu_slots": SLOTS}]}))
+        (project / "cluster_config.json").write_text(
+            json.dumps({"servers": [{"host": "localhost", "cpu_slots": SLOTS}]})
+        )
         (project / "empty.py").write_text(EMPTY)
-        (project / "empty.json").write_text(json.dumps([{"number": number} for number in range(EMPTY_JOBS)]))
+        (project / "empty.json").write_text(
+            json.dumps([{"number": number} for number in range(EMPTY_JOBS)])
+        )
         (project / "cache").mkdir()
         for wheel in (ROOT / "cache").glob("*.whl"):
             (project / "cache" / wheel.name).write_bytes(wheel.read_bytes())
@@ -109,7 +143,12 @@ def measure(repeats: int) -> list[Row]:
     return [
         Row.of("dispatch: empty jobs a second, warm workers / a process a job", warm, 100),
         Row.of(f"dispatch: the same over the whole command of {EMPTY_JOBS} jobs", whole, None),
-        Row.of(f"dispatch: {FINETUNES} fine-tunes at 1 %, wall / (own compute / slots)", idle, 1.05, at_most=True),
+        Row.of(
+            f"dispatch: {FINETUNES} fine-tunes at 1 %, wall / (own compute / slots)",
+            idle,
+            1.05,
+            at_most=True,
+        ),
     ]
 
 

@@ -1,9 +1,11 @@
-"""What a run sends over the wire: three SSH hosts in network namespaces (root), counted by the kernel on their cables, not by the product.
+"""What a run sends over the wire: three SSH hosts in network namespaces (root), counted by the
+kernel on their cables, not by the product.
 
     python benchmarks/distribution.py [--repeats 1] [--json FILE]
 
-Bytes that had to be sent: to each node the code, every data file that its jobs read and every base model that a fine-tune there started from but that was
-trained elsewhere; from it every result. The second row runs the same command again with nothing left to do, the third with one more fine-tune.
+Bytes that had to be sent: to each node the code, every data file that its jobs read and every base
+model that a fine-tune there started from but that was trained elsewhere; from it every result. The
+second row runs the same command again with nothing left to do, the third with one more fine-tune.
 """
 
 from __future__ import annotations
@@ -37,13 +39,28 @@ def write_data(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for name in PEOPLE:
         for split in ("train", "val", "test"):
-            torch.save((torch.randn(WINDOWS, 6, 3000, generator=generator), torch.arange(WINDOWS) % 2), folder / f"{name}_{split}.pt")
+            torch.save(
+                (torch.randn(WINDOWS, 6, 3000, generator=generator), torch.arange(WINDOWS) % 2),
+                folder / f"{name}_{split}.pt",
+            )
 
 
 def write_jobs(project: Path, fractions: list[float]) -> None:
     """A small grid with one epoch a job: what is measured is the wire."""
-    fixed = {"data_path": "data/noise", "participants": PEOPLE, "max_epochs": 1, "n_base_participants": 2, "target_val": "none"}
-    grid = {"grid": {"mode": ["target_only_fine_tuning", "full_fine_tuning"], "target_data_pct": fractions}, "fixed": fixed}
+    fixed = {
+        "data_path": "data/noise",
+        "participants": PEOPLE,
+        "max_epochs": 1,
+        "n_base_participants": 2,
+        "target_val": "none",
+    }
+    grid = {
+        "grid": {
+            "mode": ["target_only_fine_tuning", "full_fine_tuning"],
+            "target_data_pct": fractions,
+        },
+        "fixed": fixed,
+    }
     (project / "grid.json").write_text(json.dumps(grid))
     call(project, "generate_jobs.py", "--grid", "grid.json")
 
@@ -53,7 +70,14 @@ def on_the_wire(hosts: Hosts) -> int:
     total = 0
     for host in hosts.hosts.values():
         for direction in ("rx_bytes", "tx_bytes"):
-            argv = ["ip", "netns", "exec", host.namespace, "cat", f"/sys/class/net/eth0/statistics/{direction}"]
+            argv = [
+                "ip",
+                "netns",
+                "exec",
+                host.namespace,
+                "cat",
+                f"/sys/class/net/eth0/statistics/{direction}",
+            ]
             total += int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
     return total
 
@@ -64,13 +88,23 @@ def had_to_be_sent(hosts: Hosts, project: Path, log: list[dict[str, Any]]) -> in
     total = 0
     by = {event["job"]: event["node"] for event in log if event["event"] == "done"}
     jobs = json.loads((project / "finetune_jobs.json").read_text())
-    needs = {f"{job['prefix']}/fold{job['fold']}_{PEOPLE[job['fold']]}": job["base_model_hash"] for job in jobs}
+    needs = {
+        f"{job['prefix']}/fold{job['fold']}_{PEOPLE[job['fold']]}": job["base_model_hash"]
+        for job in jobs
+    }
     for name, host in hosts.hosts.items():
         mine = [job for job, node in by.items() if node == name]
         used = {needs[job] for job in mine if "/" in job} - {job for job in mine if "/" not in job}
         data = sum(path.stat().st_size for path in (host.project / "data").rglob("*.pt"))
         bases = sum(size(project / "base_models", f"{base}*") for base in used)
-        results = sum(size(project / "experiments" / job, "*") if "/" in job else size(project / "base_models", f"{job}*") for job in mine)
+        results = sum(
+            (
+                size(project / "experiments" / job, "*")
+                if "/" in job
+                else size(project / "base_models", f"{job}*")
+            )
+            for job in mine
+        )
         total += (code + data + bases + results) if mine else 0
     return total
 
@@ -104,9 +138,16 @@ def measure(repeats: int) -> list[Row]:
             again.append(repeat / whole)
             more.append(growth / whole)
     return [
-        Row.of("distribution: bytes on the wire / bytes that had to be sent, three nodes", first, 1.02, at_most=True),
+        Row.of(
+            "distribution: bytes on the wire / bytes that had to be sent, three nodes",
+            first,
+            1.02,
+            at_most=True,
+        ),
         Row.of("distribution: the same command again / the first run", again, 0.01, at_most=True),
-        Row.of("distribution: twice as many fine-tunes on the same data / the first run", more, None),
+        Row.of(
+            "distribution: twice as many fine-tunes on the same data / the first run", more, None
+        ),
     ]
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/end_to_end.py [--repeats 3] [--json FILE]
 
-Baseline: plain_job.py, a process a job, as many at a time as there are slots, all base models before the first fine-tune; same data, network, batch size and
-exactly the same number of epochs. Both sides are timed whole, start-up included.
+Baseline: plain_job.py, a process a job, as many at a time as there are slots, all base models
+before the first fine-tune; same data, network, batch size and exactly the same number of epochs.
+Both sides are timed whole, start-up included.
 """
 
 from __future__ import annotations
@@ -46,12 +47,33 @@ def plain(project: Path, people: list[str]) -> float:
     def job(name: str, target: str, *argv: str) -> list[str]:
         others = [person for person in people if person != target]
         script = str(ROOT / "benchmarks" / "plain_job.py")
-        return [sys.executable, script, "data/watch", str(out / name), "--target", target, "--epochs", str(EPOCHS), "--others", *others, *argv]
+        return [
+            sys.executable,
+            script,
+            "data/watch",
+            str(out / name),
+            "--target",
+            target,
+            "--epochs",
+            str(EPOCHS),
+            "--others",
+            *others,
+            *argv,
+        ]
 
     targets = people[:FOLDS]
     bases = [job(f"{target}.pt", target) for target in targets]
     finetunes = [
-        job(f"{target}-{mode}-{fraction}.pt", target, "--base", str(out / f"{target}.pt"), "--mode", mode, "--fraction", str(fraction))
+        job(
+            f"{target}-{mode}-{fraction}.pt",
+            target,
+            "--base",
+            str(out / f"{target}.pt"),
+            "--mode",
+            mode,
+            "--fraction",
+            str(fraction),
+        )
         for target in targets
         for mode in MODES
         for fraction in FRACTIONS
@@ -59,7 +81,14 @@ def plain(project: Path, people: list[str]) -> float:
     began = time.perf_counter()
     for phase in (bases, finetunes):
         with ThreadPoolExecutor(SLOTS) as pool:
-            list(pool.map(lambda argv: subprocess.run(argv, cwd=project, env=environment(project), check=True), phase))
+            list(
+                pool.map(
+                    lambda argv: subprocess.run(
+                        argv, cwd=project, env=environment(project), check=True
+                    ),
+                    phase,
+                )
+            )
     return time.perf_counter() - began
 
 
@@ -67,21 +96,36 @@ def measure(repeats: int) -> list[Row]:
     """The one row."""
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary)
-        (project / "cluster_config.json").write_text(json.dumps({"servers": [{"host": "localhost", "cpu_slots": SLOTS}]}))
+        (project / "cluster_config.json").write_text(
+            json.dumps({"servers": [{"host": "localhost", "cpu_slots": SLOTS}]})
+        )
         grid = json.loads((ROOT / "demo_grid.json").read_text())
         grid["grid"] = {"mode": list(MODES.values()), "target_data_pct": FRACTIONS}
-        grid["fixed"] |= {"max_epochs": EPOCHS, "early_stopping_patience": EPOCHS, "early_stopping_patience_target": EPOCHS}
+        grid["fixed"] |= {
+            "max_epochs": EPOCHS,
+            "early_stopping_patience": EPOCHS,
+            "early_stopping_patience_target": EPOCHS,
+        }
         (project / "grid.json").write_text(json.dumps(grid))
         (project / "cache").mkdir()
         for wheel in (ROOT / "cache").glob("*.whl"):
             (project / "cache" / wheel.name).write_bytes(wheel.read_bytes())
         call(project, "prepare_data.py", "--demo", "--data_path", "data/watch")
-        people = list(json.loads((project / "data" / "watch" / "dataset.json").read_text())["participants"])
+        people = list(
+            json.loads((project / "data" / "watch" / "dataset.json").read_text())["participants"]
+        )
         ratios = []
         for _ in range(repeats):
             by_hand = plain(project, people)
             ratios.append(by_hand / ours(project))
-    return [Row.of(f"end to end: {FOLDS} folds, {len(MODES)} modes, {len(FRACTIONS)} fractions, {EPOCHS} epochs: by hand / ours", ratios, 4)]
+    return [
+        Row.of(
+            f"end to end: {FOLDS} folds, {len(MODES)} modes, {len(FRACTIONS)} fractions, {EPOCHS}"
+            " epochs: by hand / ours",
+            ratios,
+            4,
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Memory of its own that a worker needs for 4 GB of windows: a base model, then a full fine-tune on top of it.
+"""Memory of its own that a worker needs for 4 GB of windows: a base model, then a full fine-tune on
+top of it.
 
     python benchmarks/memory.py [--repeats 1] [--json FILE]
 
-Anonymous memory, of which each worker needs its own, over the bytes of the data, which are mapped: all workers of a node share one copy. Baseline: 1, what
-windows loaded into tensors need at least. Wanted is 600 MB for 4 GB. Needs 4 GB of disk.
+Anonymous memory, of which each worker needs its own, over the bytes of the data, which are mapped:
+all workers of a node share one copy. Baseline: 1, what windows loaded into tensors need at least.
+Wanted is 600 MB for 4 GB. Needs 4 GB of disk.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def write_data(folder: Path) -> int:
     for name in PEOPLE:
         for split, count in WINDOWS.items():
             y = torch.arange(count) % 2
-            torch.save((torch.randn(count, 6, 3000, generator=generator) + y[:, None, None], y), folder / f"{name}_{split}.pt")
+            torch.save(
+                (torch.randn(count, 6, 3000, generator=generator) + y[:, None, None], y),
+                folder / f"{name}_{split}.pt",
+            )
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -63,7 +68,12 @@ def anonymous(pid: int) -> int:
 
 def peak_of_a_worker(project: Path) -> int:
     """Most bytes that any process of the run had to itself."""
-    head = subprocess.Popen([sys.executable, str(ROOT / "run_two_phase_distributed.py")], cwd=project, env=environment(project), stdout=subprocess.DEVNULL)
+    head = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_two_phase_distributed.py")],
+        cwd=project,
+        env=environment(project),
+        stdout=subprocess.DEVNULL,
+    )
     peak = 0
     while head.poll() is None:
         peak = max([peak, *map(anonymous, children(head.pid))])
@@ -78,16 +88,32 @@ def measure(repeats: int) -> list[Row]:
     """The one row."""
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary)
-        (project / "cluster_config.json").write_text(json.dumps({"servers": [{"host": "localhost", "cpu_slots": 1}]}))
+        (project / "cluster_config.json").write_text(
+            json.dumps({"servers": [{"host": "localhost", "cpu_slots": 1}]})
+        )
         size = write_data(project / "data" / "large")
         shares = []
         for number in range(repeats):
-            fixed = {"data_path": "data/large", "participants": PEOPLE, "mode": "full_fine_tuning", "max_epochs": 1, "batch_size": 64, "seed": number}
+            fixed = {
+                "data_path": "data/large",
+                "participants": PEOPLE,
+                "mode": "full_fine_tuning",
+                "max_epochs": 1,
+                "batch_size": 64,
+                "seed": number,
+            }
             grid = {"grid": {}, "fixed": fixed}
             (project / "grid.json").write_text(json.dumps(grid))
             call(project, "generate_jobs.py", "--grid", "grid.json", "--folds", "0")
             shares.append(peak_of_a_worker(project) / size)
-    return [Row.of(f"memory: of a worker's own / {size / 1e9:.1f} GB of windows", shares, WANTED, at_most=True)]
+    return [
+        Row.of(
+            f"memory: of a worker's own / {size / 1e9:.1f} GB of windows",
+            shares,
+            WANTED,
+            at_most=True,
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The baseline of end_to_end.py: one job as a careful person writes it by hand, a process of its own, a DataLoader loop, a file for the next phase.
+"""The baseline of end_to_end.py: one job as a careful person writes it by hand, a process of its
+own, a DataLoader loop, a file for the next phase.
 
-    python benchmarks/plain_job.py DATA OUT --target p01 --others p02 p03 ... [--base BASE.pt --mode full --fraction 0.1] --epochs 30
+    python benchmarks/plain_job.py DATA OUT --target p01 --others p02 p03 ... [--base BASE.pt --mode
+    full --fraction 0.1] --epochs 30
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ def windows(folder: Path, person: str, split: str) -> TensorDataset:
     return TensorDataset(x, y.float())
 
 
-def evaluate(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], loss_of: nn.Module, scale: tuple[Tensor, Tensor]) -> tuple[float, float, float]:
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader[tuple[Tensor, ...]],
+    loss_of: nn.Module,
+    scale: tuple[Tensor, Tensor],
+) -> tuple[float, float, float]:
     """Mean loss, macro F1, average precision."""
     model.eval()
     total, labels, scores = 0.0, [], []
@@ -56,16 +63,28 @@ def evaluate(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], loss_of: 
             labels.append(y)
             scores.append(torch.sigmoid(logits))
     y, p = torch.cat(labels).numpy(), torch.cat(scores).numpy()
-    return total / len(y), float(f1_score(y, p >= 0.5, average="macro")), float(average_precision_score(y, p))
+    return (
+        total / len(y),
+        float(f1_score(y, p >= 0.5, average="macro")),
+        float(average_precision_score(y, p)),
+    )
 
 
 def train(
-    model: nn.Module, data: Dataset[tuple[Tensor, ...]], val: Dataset[tuple[Tensor, ...]], scale: tuple[Tensor, Tensor], epochs: int, steps: int
+    model: nn.Module,
+    data: Dataset[tuple[Tensor, ...]],
+    val: Dataset[tuple[Tensor, ...]],
+    scale: tuple[Tensor, Tensor],
+    epochs: int,
+    steps: int,
 ) -> None:
     """Exactly `epochs` epochs; the best by validation loss is kept."""
     loss_of = nn.BCEWithLogitsLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
-    loader, val_loader = DataLoader(data, batch_size=32, shuffle=True), DataLoader(val, batch_size=256)
+    loader, val_loader = (
+        DataLoader(data, batch_size=32, shuffle=True),
+        DataLoader(val, batch_size=256),
+    )
     best, best_loss = copy.deepcopy(model.state_dict()), float("inf")
     for _ in range(epochs):
         model.train()
@@ -100,12 +119,21 @@ def main() -> None:
     args = flags.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    people = ConcatDataset([windows(args.data, name, split) for name in args.others for split in ("train", "val")])
+    people = ConcatDataset(
+        [windows(args.data, name, split) for name in args.others for split in ("train", "val")]
+    )
     if args.base is None:
         x = torch.cat([part.tensors[0] for part in people.datasets])
         scale = (x.mean(dim=(0, 2))[:, None], x.std(dim=(0, 2))[:, None])
         model = network(x.shape[1])
-        train(model, people, ConcatDataset([windows(args.data, name, "test") for name in args.others]), scale, args.epochs, args.steps)
+        train(
+            model,
+            people,
+            ConcatDataset([windows(args.data, name, "test") for name in args.others]),
+            scale,
+            args.epochs,
+            args.steps,
+        )
         torch.save({"state": model.state_dict(), "scale": scale}, args.out)
         return
     base = torch.load(args.base, weights_only=True)
@@ -114,7 +142,9 @@ def main() -> None:
     model = network(own.tensors[0].shape[1])
     model.load_state_dict(base["state"])
     data = ConcatDataset([chosen, people]) if args.mode == "full" else chosen
-    train(model, data, windows(args.data, args.target, "val"), base["scale"], args.epochs, args.steps)
+    train(
+        model, data, windows(args.data, args.target, "val"), base["scale"], args.epochs, args.steps
+    )
     test = DataLoader(windows(args.data, args.target, "test"), batch_size=256)
     scores = evaluate(model, test, nn.BCEWithLogitsLoss(), base["scale"])
     torch.save(model.state_dict(), args.out)

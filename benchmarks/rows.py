@@ -1,4 +1,6 @@
-"""A benchmark's result: ratios of ours against a plain baseline, both measured in turn in one run. Never absolute times, never a failing test."""
+"""A benchmark's result: ratios of ours against a plain baseline, both measured in turn in one run.
+Never absolute times, never a failing test.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. `target` is what the ratio should reach (`at_most`: stay under), None where it is only reported."""
+    """One line of the table. `target` is what the ratio should reach (`at_most`: stay under), None
+    where it is only reported.
+    """
 
     name: str
     ratio_median: float
@@ -23,21 +27,35 @@ class Row:
     at_most: bool = False
 
     @classmethod
-    def of(cls, name: str, ratios: Sequence[float], target: float | None, *, at_most: bool = False) -> Row:
+    def of(
+        cls, name: str, ratios: Sequence[float], target: float | None, *, at_most: bool = False
+    ) -> Row:
         """From the ratio of each pair of measurements."""
         return cls(name, statistics.median(ratios), min(ratios), max(ratios), target, at_most)
 
     @property
     def line(self) -> str:
         """For a terminal."""
-        wanted = "" if self.target is None else f"   wanted: {'at most' if self.at_most else 'at least'} {self.target:g}"
-        return f"{self.name:<78} {self.ratio_median:8.3f}   ({self.ratio_min:.3f} to {self.ratio_max:.3f}){wanted}"
+        wanted = (
+            ""
+            if self.target is None
+            else f"   wanted: {'at most' if self.at_most else 'at least'} {self.target:g}"
+        )
+        return (
+            f"{self.name:<78} {self.ratio_median:8.3f}   ({self.ratio_min:.3f} to"
+            f" {self.ratio_max:.3f}){wanted}"
+        )
 
 
 def main(description: str, measure: Callable[[int], list[Row]], repeats: int) -> None:
     """Parse --repeats and --json, measure, print."""
     flags = argparse.ArgumentParser(description=description)
-    flags.add_argument("--repeats", type=int, default=repeats, help=f"measurements of each side, in turn (default: {repeats})")
+    flags.add_argument(
+        "--repeats",
+        type=int,
+        default=repeats,
+        help=f"measurements of each side, in turn (default: {repeats})",
+    )
     flags.add_argument("--json", type=Path, help="write the rows there as well")
     args = flags.parse_args()
     rows = measure(args.repeats)

@@ -1,6 +1,6 @@
 """Run every benchmark in turn, print one table and write benchmarks/results.md.
 
-    python benchmarks/run_all.py        (make bench)
+python benchmarks/run_all.py        (make bench)
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def run(name: str) -> list[Row]:
     """One benchmark in a process of its own; an empty list and a word when it broke."""
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "rows.json"
-        done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--json", str(out)], check=False)
+        done = subprocess.run(
+            [sys.executable, str(HERE / f"{name}.py"), "--json", str(out)], check=False
+        )
         if done.returncode or not out.is_file():
             sys.stderr.write(f"{name}: not measured (exit code {done.returncode})\n")
             return []
@@ -39,8 +41,15 @@ def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = []
     for row in rows:
-        wanted = "" if row.target is None else f"{'at most' if row.at_most else 'at least'} {row.target:g}"
-        lines.append(f"| {row.name} | {row.ratio_median:.3f} | {row.ratio_min:.3f} to {row.ratio_max:.3f} | {wanted} |\n")
+        wanted = (
+            ""
+            if row.target is None
+            else f"{'at most' if row.at_most else 'at least'} {row.target:g}"
+        )
+        lines.append(
+            f"| {row.name} | {row.ratio_median:.3f} | {row.ratio_min:.3f} to {row.ratio_max:.3f} |"
+            f" {wanted} |\n"
+        )
     return HEAD + "".join(lines)
 
 
@@ -49,14 +58,21 @@ def device() -> str:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, Python {platform.python_version()}, torch {version('torch')}"
+    return (
+        f"{os.cpu_count()} cores {platform.machine()}, {gpu}, Python {platform.python_version()},"
+        f" torch {version('torch')}"
+    )
 
 
 def main() -> None:
     """All of them."""
     rows = [row for name in BENCHMARKS for row in run(name)]
-    said = "Ratios of ours against a plain baseline in the same file, both sides in turn in one run."
-    text = f"# Benchmarks\n\nMeasured {datetime.date.today()} on {device()}. {said}\n\n{table(rows)}"
+    said = (
+        "Ratios of ours against a plain baseline in the same file, both sides in turn in one run."
+    )
+    text = (
+        f"# Benchmarks\n\nMeasured {datetime.date.today()} on {device()}. {said}\n\n{table(rows)}"
+    )
     (HERE / "results.md").write_text(text)
     sys.stdout.write(text)
 

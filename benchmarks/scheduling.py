@@ -1,11 +1,14 @@
-"""The real scheduler in simulated time: its makespan against a greedy schedule that knows all, and against a barrier; the cost of a decision.
+"""The real scheduler in simulated time: its makespan against a greedy schedule that knows all, and
+against a barrier; the cost of a decision.
 
     python benchmarks/scheduling.py [--seeds 40] [--json FILE]
 
-84 bases and 1,008 fine-tunes. Durations are lognormal (sigma 0.5 and 1) around 600 s for a base and 120 s for a fine-tune, estimates are off by 30 %
-(lognormal, sigma 0.3), and a base takes 4 s to reach a node. Slots are equal, in nodes of four, or each a node of its own with a speed uniform in 0.5 to 2 that
-is known. Ratios are of two makespans of one and the same instance; of each setting the slot count with the worst median is shown. Only the rows about a
-decision are timed, in CPU time, which other programs on the machine disturb less than wall time.
+84 bases and 1,008 fine-tunes. Durations are lognormal (sigma 0.5 and 1) around 600 s for a base and
+120 s for a fine-tune, estimates are off by 30 % (lognormal, sigma 0.3), and a base takes 4 s to
+reach a node. Slots are equal, in nodes of four, or each a node of its own with a speed uniform in
+0.5 to 2 that is known. Ratios are of two makespans of one and the same instance; of each setting
+the slot count with the worst median is shown. Only the rows about a decision are timed, in CPU
+time, which other programs on the machine disturb less than wall time.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ KNOWN, UNKNOWN = "30 % error", "unknown"
 
 @dataclass
 class World:
-    """One instance. Per job: true seconds at speed 1, the estimate, the number of its base (-1 for a base). Per slot: speed and node."""
+    """One instance. Per job: true seconds at speed 1, the estimate, the number of its base (-1 for
+    a base). Per slot: speed and node.
+    """
 
     seconds: list[float]
     estimate: list[float]
@@ -54,10 +59,16 @@ class World:
     def begin(self, now: float, job: int, slot: int) -> float:
         """When training begins there: now, or when its base has reached the node."""
         base = self.parent[job]
-        return now if base < 0 else max(now, self.arrival.setdefault((base, self.node[slot]), now + TRANSFER_SECONDS))
+        return (
+            now
+            if base < 0
+            else max(now, self.arrival.setdefault((base, self.node[slot]), now + TRANSFER_SECONDS))
+        )
 
     def run(self, now: float, job: int, slot: int) -> tuple[float, float]:
-        """Begin and end of the job if it is started on the slot now; its base is on the node from then on."""
+        """Begin and end of the job if it is started on the slot now; its base is on the node from
+        then on.
+        """
         begin = self.begin(now, job, slot)
         end = begin + self.seconds[job] / float(self.speed[slot])
         if self.parent[job] < 0:
@@ -65,11 +76,15 @@ class World:
         return begin, end
 
 
-def make(seed: int, sigma: float, slots: int, uniform: bool, bases: int = BASES, siblings: int = SIBLINGS) -> World:
+def make(
+    seed: int, sigma: float, slots: int, uniform: bool, bases: int = BASES, siblings: int = SIBLINGS
+) -> World:
     """An instance; what its jobs are depends on seed and sigma alone."""
     rng = np.random.default_rng([seed, int(sigma * 10)])
     parent = np.concatenate([np.full(bases, -1), np.repeat(np.arange(bases), siblings)])
-    seconds = np.where(parent < 0, BASE_SECONDS, FINETUNE_SECONDS) * np.exp(sigma * rng.standard_normal(len(parent)))
+    seconds = np.where(parent < 0, BASE_SECONDS, FINETUNE_SECONDS) * np.exp(
+        sigma * rng.standard_normal(len(parent))
+    )
     estimate = seconds * np.exp(0.3 * rng.standard_normal(len(parent)))
     speed = rng.uniform(0.5, 2.0, slots) if uniform else np.ones(slots)
     node = np.arange(slots) // (1 if uniform else 4)
@@ -77,16 +92,32 @@ def make(seed: int, sigma: float, slots: int, uniform: bool, bases: int = BASES,
 
 
 class Simulation:
-    """The real scheduler under a clock of our own: its makespan, and the CPU seconds spent in `assign` and in the other calls."""
+    """The real scheduler under a clock of our own: its makespan, and the CPU seconds spent in
+    `assign` and in the other calls.
+    """
 
     def __init__(self, world: World, durations: str = KNOWN, speeds: str = KNOWN) -> None:
         self.world, self.deciding, self.telling = world, 0.0, 0.0
         self.names = [str(node) for node in world.node]
-        self.events: list[tuple[float, int, str, int, float]] = []  # time, order, job or base, slot (-1: a base arrives), its begin (the slot it arrives for)
-        self.scheduler = Scheduler(Settings(suspect_after=math.inf, close_after=math.inf, bytes_per_second=BYTES / TRANSFER_SECONDS))
+        # time, order, job or base, slot (-1: a base arrives), its begin (the slot it arrives for)
+        self.events: list[tuple[float, int, str, int, float]] = []
+        self.scheduler = Scheduler(
+            Settings(
+                suspect_after=math.inf,
+                close_after=math.inf,
+                bytes_per_second=BYTES / TRANSFER_SECONDS,
+            )
+        )
         guesses = world.estimate if durations == KNOWN else [1.0] * len(world.estimate)
         jobs = [
-            Job(str(job), guesses[job], "base" if base < 0 else "finetune", None if base < 0 else str(base), None, BYTES)
+            Job(
+                str(job),
+                guesses[job],
+                "base" if base < 0 else "finetune",
+                None if base < 0 else str(base),
+                None,
+                BYTES,
+            )
             for job, base in enumerate(world.parent)
         ]
         self.tell(self.scheduler.add_jobs, 0.0, jobs)
@@ -129,31 +160,41 @@ class Simulation:
 
 
 class List:
-    """A list schedule, the plain baseline: ready jobs by descending rank, each on the free slot that ends it first; O(jobs x slots).
+    """A list schedule, the plain baseline: ready jobs by descending rank, each on the free slot
+    that ends it first; O(jobs x slots).
 
-    patient: a job stays in the list when a busy slot, free at a time that is known, would end it sooner. barrier: fine-tunes wait for all bases.
+    patient: a job stays in the list when a busy slot, free at a time that is known, would end it
+    sooner. barrier: fine-tunes wait for all bases.
     """
 
-    def __init__(self, world: World, rank: list[float], patient: bool, barrier: bool = False) -> None:
+    def __init__(
+        self, world: World, rank: list[float], patient: bool, barrier: bool = False
+    ) -> None:
         self.world, self.rank, self.patient, self.barrier = world, rank, patient, barrier
         self.children: dict[int, list[int]] = {}
         for job, base in enumerate(world.parent):
             self.children.setdefault(base, []).append(job)
         self.free_at, self.busy = np.zeros(len(world.speed)), np.zeros(len(world.speed), dtype=bool)
         self.node = np.array(world.node)
-        self.fetch = {base: np.full(world.node[-1] + 1, TRANSFER_SECONDS) for base in self.children[-1]}
+        self.fetch = {
+            base: np.full(world.node[-1] + 1, TRANSFER_SECONDS) for base in self.children[-1]
+        }
         self.ready = [(-rank[job], job) for job in self.children[-1]]
         heapq.heapify(self.ready)
         self.events: list[tuple[float, int, int]] = []
 
     def start(self, now: float) -> None:
-        """All that can start now; a slot on whose node a base is still arriving is charged as if it were there."""
+        """All that can start now; a slot on whose node a base is still arriving is charged as if it
+        were there.
+        """
         spoken = np.maximum(self.free_at, now)
         passed: list[tuple[float, int]] = []
         while self.ready and not self.busy.all() and len(passed) < 200:
             entry = heapq.heappop(self.ready)
             job, base = entry[1], self.world.parent[entry[1]]
-            cost = self.world.seconds[job] / self.world.speed + (self.fetch[base][self.node] if base >= 0 else 0.0)
+            cost = self.world.seconds[job] / self.world.speed + (
+                self.fetch[base][self.node] if base >= 0 else 0.0
+            )
             slot = int(np.where(self.busy, math.inf, cost).argmin())
             best = int((spoken + cost).argmin())
             if self.patient and spoken[best] + cost[best] < now + cost[slot]:
@@ -185,7 +226,9 @@ class List:
 
 
 def all_knowing(world: World) -> float:
-    """The reference: longest remaining chain first, true durations; the better one of the patient and the impatient greedy schedule."""
+    """The reference: longest remaining chain first, true durations; the better one of the patient
+    and the impatient greedy schedule.
+    """
     rank = list(world.seconds)
     for job, base in enumerate(world.parent):
         if base >= 0:
@@ -194,12 +237,18 @@ def all_knowing(world: World) -> float:
 
 
 def two_phases(world: World) -> float:
-    """The baseline: a barrier, jobs in the order of their file, each on the fastest free slot; bases are fetched when needed, as in ours."""
-    return List(world, [-float(job) for job in range(len(world.seconds))], patient=False, barrier=True).run()
+    """The baseline: a barrier, jobs in the order of their file, each on the fastest free slot;
+    bases are fetched when needed, as in ours.
+    """
+    return List(
+        world, [-float(job) for job in range(len(world.seconds))], patient=False, barrier=True
+    ).run()
 
 
 def instance(setting: tuple[int, float, int, bool]) -> tuple[float, float, float, float]:
-    """Of one instance: ours, with unknown durations, with unknown speeds, each over the all-knowing schedule; the barrier over ours."""
+    """Of one instance: ours, with unknown durations, with unknown speeds, each over the all-knowing
+    schedule; the barrier over ours.
+    """
     best = all_knowing(make(*setting))
     ours = Simulation(make(*setting)).run()
     no_durations = Simulation(make(*setting), durations=UNKNOWN).run()
@@ -209,7 +258,10 @@ def instance(setting: tuple[int, float, int, bool]) -> tuple[float, float, float
 
 def worst(name: str, ratios: dict[int, list[float]], target: float | None) -> Row:
     """The row of the slot count whose median is worst."""
-    rows = [Row.of(f"scheduling: makespan {name} (worst: {slots} slots)", each, target, at_most=True) for slots, each in ratios.items()]
+    rows = [
+        Row.of(f"scheduling: makespan {name} (worst: {slots} slots)", each, target, at_most=True)
+        for slots, each in ratios.items()
+    ]
     return max(rows, key=lambda row: row.ratio_median)
 
 
@@ -221,18 +273,28 @@ def makespans(seeds: int) -> list[Row]:
             settings = [(seed, sigma, slots, uniform) for slots in SLOTS for seed in range(seeds)]
             results = list(zip(*pool.map(instance, settings, chunksize=1), strict=True))
             ours, no_durations, no_speeds, barrier = (
-                {slots: list(column[i * seeds : (i + 1) * seeds]) for i, slots in enumerate(SLOTS)} for column in results
+                {slots: list(column[i * seeds : (i + 1) * seeds]) for i, slots in enumerate(SLOTS)}
+                for column in results
             )
             rows.append(worst(f"over an all-knowing greedy schedule, {world}", ours, 1.10))
             rows.append(worst(f"the same, durations unknown, {world}", no_durations, None))
             if uniform:
                 rows.append(worst(f"the same, speeds unknown, {world}", no_speeds, None))
-            rows.append(Row.of(f"scheduling: makespan of barrier and arrival order over ours, {world}, 32 slots", barrier[32], 1.15))
+            rows.append(
+                Row.of(
+                    f"scheduling: makespan of barrier and arrival order over ours, {world}, 32"
+                    " slots",
+                    barrier[32],
+                    1.15,
+                )
+            )
     return rows
 
 
 def decisions() -> list[Row]:
-    """100,000 jobs on 1,000 slots, equal and unequal: CPU time of a decision over 100 us, memory of this process over 500 MB."""
+    """100,000 jobs on 1,000 slots, equal and unequal: CPU time of a decision over 100 us, memory of
+    this process over 500 MB.
+    """
     deciding, all_calls = [], []
     for uniform in (False, True):
         simulation = Simulation(make(0, 1.0, 1000, uniform, bases=7693))
@@ -244,14 +306,20 @@ def decisions() -> list[Row]:
     where = "100,000 jobs, 1,000 slots"
     return [
         Row.of(f"scheduling: {where}: time of a decision over 100 us", deciding, 1.0, at_most=True),
-        Row.of(f"scheduling: {where}: all calls of a job over 100 us", all_calls, None, at_most=True),
+        Row.of(
+            f"scheduling: {where}: all calls of a job over 100 us", all_calls, None, at_most=True
+        ),
         Row.of(f"scheduling: {where}: memory over 500 MB", [memory], 1.0, at_most=True),
     ]
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description="The scheduler's makespans and the cost of its decisions.")
-    flags.add_argument("--seeds", type=int, default=40, help="instances of each setting (default: 40)")
+    flags = argparse.ArgumentParser(
+        description="The scheduler's makespans and the cost of its decisions."
+    )
+    flags.add_argument(
+        "--seeds", type=int, default=40, help="instances of each setting (default: 40)"
+    )
     flags.add_argument("--json", type=Path, help="write the rows there as well")
     args = flags.parse_args()
     rows = [*decisions(), *makespans(args.seeds)]

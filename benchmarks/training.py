@@ -1,12 +1,15 @@
-"""Windows a second of fit and of evaluate, ours against a plain eager loop; and that both forms learn equally well.
+"""Windows a second of fit and of evaluate, ours against a plain eager loop; and that both forms
+learn equally well.
 
     python benchmarks/training.py [--repeats 5] [--json FILE]
 
-The plain side is what one writes first and writes well: Conv1d, LayerNorm, a shuffling DataLoader over tensors in memory, Adam, losses kept on the
-device, `no_grad` for evaluation, torch's default threads, so that it uses all cores. Ours is what a node runs: one training per core, one thread each.
-Rows marked "per core" give the plain side that arrangement too. Run it on a machine with nothing else to do: a
-training whose threads wait for each other suffers from every other program far more than ours, and the ratio would flatter us. Both sides train the
-same network on the same windows, without augmentation, in turn.
+The plain side is what one writes first and writes well: Conv1d, LayerNorm, a shuffling DataLoader
+over tensors in memory, Adam, losses kept on the device, `no_grad` for evaluation, torch's default
+threads, so that it uses all cores. Ours is what a node runs: one training per core, one thread
+each. Rows marked "per core" give the plain side that arrangement too. Run it on a machine with
+nothing else to do: a training whose threads wait for each other suffers from every other program
+far more than ours, and the ratio would flatter us. Both sides train the same network on the same
+windows, without augmentation, in turn.
 """
 
 from __future__ import annotations
@@ -62,7 +65,9 @@ class PlainLoop:
     def __init__(self, model: str, windows: Windows, batch_size: int, seed: int = 0) -> None:
         self.model = Plain(models.build(model, channels=CHANNELS, seed=seed))
         data = TensorDataset(windows._parts[0].split.x.clone(), windows.y)
-        self.loader = DataLoader(data, batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
+        self.loader = DataLoader(
+            data, batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
+        )
         self.in_order = DataLoader(data, batch_size=batch_size)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
 
@@ -95,10 +100,14 @@ class PlainLoop:
 class OurLoop:
     """The product's own loop."""
 
-    def __init__(self, model: str, windows: Windows, batch_size: int, *, compiled: bool = False) -> None:
+    def __init__(
+        self, model: str, windows: Windows, batch_size: int, *, compiled: bool = False
+    ) -> None:
         settings = training.Settings(batch_size, 1e-3, 10**6, 10**6, "benchmark", compiled=compiled)
         training._keep_freed_memory()
-        self.run = training._Run(models.build(model, channels=CHANNELS, seed=0), windows, None, settings)
+        self.run = training._Run(
+            models.build(model, channels=CHANNELS, seed=0), windows, None, settings
+        )
         self.run.start()
         self.windows = windows
 
@@ -113,7 +122,9 @@ class OurLoop:
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: network, batch size, samples in a window, windows in a measurement, and the ratios wanted."""
+    """What is measured: network, batch size, samples in a window, windows in a measurement, and the
+    ratios wanted.
+    """
 
     model: str
     batch_size: int
@@ -142,10 +153,20 @@ def synthetic(folder: Path, name: str, count: int, samples: int, seed: int = 0) 
     y = torch.randint(0, 2, (count,), generator=generator)
     phase = torch.rand(count, 1, 1, generator=generator) * 6.28
     wave = torch.sin(torch.arange(samples) * 0.4 + phase) * 0.35 * y[:, None, None]
-    torch.save((torch.randn(count, CHANNELS, samples, generator=generator) + wave, y), folder / f"{name}_train.pt")
+    torch.save(
+        (torch.randn(count, CHANNELS, samples, generator=generator) + wave, y),
+        folder / f"{name}_train.pt",
+    )
 
 
-def worker(pipe: Connection, make: Callable[..., Any], case: Case, folder: str, threads: int, options: dict[str, Any]) -> None:
+def worker(
+    pipe: Connection,
+    make: Callable[..., Any],
+    case: Case,
+    folder: str,
+    threads: int,
+    options: dict[str, Any],
+) -> None:
     """One process: sets a loop up, then measures what it is asked for: seconds of one pass."""
     torch.set_num_threads(threads)
     loop = make(case.model, Windows([open_split(folder, "a", "train")]), case.batch_size, **options)
@@ -159,14 +180,26 @@ def worker(pipe: Connection, make: Callable[..., Any], case: Case, folder: str, 
 
 
 class Side:
-    """The processes of one side; they wait, without using a core, while the other side is measured."""
+    """The processes of one side; they wait, without using a core, while the other side is
+    measured.
+    """
 
-    def __init__(self, make: Callable[..., Any], case: Case, folder: str, processes: int, threads: int, **options: Any) -> None:
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        case: Case,
+        folder: str,
+        processes: int,
+        threads: int,
+        **options: Any,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.windows, self.pipes, self.processes = case.windows, [], []
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=worker, args=(theirs, make, case, folder, threads, options), daemon=True)
+            process = context.Process(
+                target=worker, args=(theirs, make, case, folder, threads, options), daemon=True
+            )
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -199,20 +232,40 @@ def measured(case: Case, repeats: int) -> list[Row]:
             sides["compiled"] = Side(OurLoop, case, folder, CORES, 1, compiled=True)
         found: list[Row] = []
         for number, (what, wanted) in enumerate((("fit", case.fit), ("evaluate", case.evaluate))):
-            speeds = [{name: side.speed(what) for name, side in sides.items()} for _ in range(repeats)]
+            speeds = [
+                {name: side.speed(what) for name, side in sides.items()} for _ in range(repeats)
+            ]
             title = f"training: {case.name}: {what}"
             found.append(Row.of(title, [s["ours"] / s["plain"] for s in speeds], wanted))
-            found.append(Row.of(f"{title}, plain per core", [s["ours"] / s["per core"] for s in speeds], None))
+            found.append(
+                Row.of(
+                    f"{title}, plain per core", [s["ours"] / s["per core"] for s in speeds], None
+                )
+            )
             if case.compiled:
-                found.append(Row.of(f"{title}, compiled", [s["compiled"] / s["plain"] for s in speeds], case.compiled[number]))
-                found.append(Row.of(f"{title}, compiled, plain per core", [s["compiled"] / s["per core"] for s in speeds], None))
+                found.append(
+                    Row.of(
+                        f"{title}, compiled",
+                        [s["compiled"] / s["plain"] for s in speeds],
+                        case.compiled[number],
+                    )
+                )
+                found.append(
+                    Row.of(
+                        f"{title}, compiled, plain per core",
+                        [s["compiled"] / s["per core"] for s in speeds],
+                        None,
+                    )
+                )
         for side in sides.values():
             side.close()
     return found
 
 
 def equally_good(seeds: int = 10, epochs: int = 30) -> Row:
-    """Macro F1 on unseen windows, ours over the plain form's, after equal trainings from equal first weights."""
+    """Macro F1 on unseen windows, ours over the plain form's, after equal trainings from equal
+    first weights.
+    """
     torch.set_num_threads(1)
     ratios = []
     with tempfile.TemporaryDirectory() as name:
@@ -224,13 +277,19 @@ def equally_good(seeds: int = 10, epochs: int = 30) -> Row:
             plain = PlainLoop("test", learnt, 32, seed)
             for _ in range(epochs):
                 plain.fit()
-            plain.in_order = DataLoader(TensorDataset(unseen._parts[0].split.x, unseen.y), batch_size=32)
+            plain.in_order = DataLoader(
+                TensorDataset(unseen._parts[0].split.x, unseen.y), batch_size=32
+            )
             theirs, _ = metrics.final_scores(unseen.y.numpy(), plain.evaluate())
             model = models.build("test", channels=CHANNELS, seed=seed)
-            training.fit(model, learnt, None, training.Settings(32, 1e-3, epochs, 1, f"seed {seed}"))
+            training.fit(
+                model, learnt, None, training.Settings(32, 1e-3, epochs, 1, f"seed {seed}")
+            )
             ours, _ = metrics.final_scores(unseen.y.numpy(), score(model, unseen)[0])
             ratios.append((ours["macro_f1"] or 0) / (theirs["macro_f1"] or 1))
-    return Row.of(f"training: macro F1 of our form over the plain form's, {seeds} seeds", ratios, None)
+    return Row.of(
+        f"training: macro F1 of our form over the plain form's, {seeds} seeds", ratios, None
+    )
 
 
 def measure(repeats: int) -> list[Row]:

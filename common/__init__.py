@@ -5,7 +5,8 @@ import sys
 
 _NEEDED = ("torch", "numpy", "paramiko", "tqdm", "pydantic", "sklearn")
 
-# Every script imports from here first, so this is the one place that can answer a missing environment in a line.
+# Every script imports from here first, so this is the one place that can answer a missing
+# environment in a line.
 _missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 if _missing:
     sys.stderr.write(

@@ -1,7 +1,8 @@
 """Publish and open base models and experiments: verified bytes, moved atomically. No torch.
 
-Everything is written to a temporary name in the same folder, fsynced and renamed; the JSON goes last and makes the artifact published. It records
-the SHA-256 of the other files and, in its provenance, of itself, so that opening notices every changed bit before anything is loaded.
+Everything is written to a temporary name in the same folder, fsynced and renamed; the JSON goes
+last and makes the artifact published. It records the SHA-256 of the other files and, in its
+provenance, of itself, so that opening notices every changed bit before anything is loaded.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Experiment:
     metrics: Json
 
 
-# -- bytes --------------------------------------------------------------------------------------------------------------------------
+# -- bytes
 
 
 def sha256(content: bytes) -> str:
@@ -54,7 +55,8 @@ def sha256(content: bytes) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Put `content` under `path` so that at any moment the name holds the old bytes or the new ones, also after a crash.
+    """Put `content` under `path` so that at any moment the name holds the old bytes or the new
+    ones, also after a crash.
 
     Raises:
         OSError: naming the path; whatever stood under the name still stands there.
@@ -63,7 +65,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """As `write_file`, for several files of one folder, in their order; all of them last when this returns.
+    """As `write_file`, for several files of one folder, in their order; all of them last when this
+    returns.
 
     Raises:
         OSError: naming the path.
@@ -81,7 +84,9 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:40]}.")
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:40]}."
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -115,13 +120,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """The one form in which JSON is written: equal values are equal bytes; NaN and infinity are refused."""
-    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    """The one form in which JSON is written: equal values are equal bytes; NaN and infinity are
+    refused.
+    """
+    return (
+        json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    ).encode()
 
 
 def seal(record: Mapping[str, Any]) -> Json:
     """`record` with the checksum of all the rest in its provenance."""
-    provenance = {key: value for key, value in record.get("provenance", {}).items() if key != "checksum"}
+    provenance = {
+        key: value for key, value in record.get("provenance", {}).items() if key != "checksum"
+    }
     body: Json = {**record, "provenance": provenance}
     return {**body, "provenance": {**provenance, "checksum": sha256(to_json(body))}}
 
@@ -136,11 +147,18 @@ def read_sealed(path: Path) -> Json:
     raw = read_regular(path, MAX_JSON_BYTES)
     try:
         record = json.loads(raw)
-        if isinstance(record, dict) and isinstance(record.get("provenance"), dict) and to_json(seal(record)) == raw:
+        if (
+            isinstance(record, dict)
+            and isinstance(record.get("provenance"), dict)
+            and to_json(seal(record)) == raw
+        ):
             return record
     except (ValueError, RecursionError):
         pass
-    raise CorruptArtifact(f"{path}: damaged, its checksum does not match: it is not used; run the command again to make it anew")
+    raise CorruptArtifact(
+        f"{path}: damaged, its checksum does not match: it is not used; run the command again to"
+        " make it anew"
+    )
 
 
 def read_regular(path: Path, limit: int | None = None) -> bytes:
@@ -155,7 +173,9 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CorruptArtifact(f"{path}: cannot be read ({error.strerror}): it is not used") from None
+        raise CorruptArtifact(
+            f"{path}: cannot be read ({error.strerror}): it is not used"
+        ) from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or (limit is not None and status.st_size > limit):
@@ -163,11 +183,15 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
         return file.read()
 
 
-# -- base models ----------------------------------------------------------------------------------------------------------------------
+# -- base models
 
 
-def publish_base_model(paths: Paths, base_hash: str, weights: bytes, metadata: Mapping[str, Any]) -> Json:
-    """Publish weights and metadata under `base_hash`; the metadata, written last, make it published. Returns the metadata as written."""
+def publish_base_model(
+    paths: Paths, base_hash: str, weights: bytes, metadata: Mapping[str, Any]
+) -> Json:
+    """Publish weights and metadata under `base_hash`; the metadata, written last, make it
+    published. Returns the metadata as written.
+    """
     record = seal({**metadata, "base_model_hash": base_hash, "weights_sha256": sha256(weights)})
     write_file(paths.base_weights(base_hash), weights)
     write_file(paths.base_metadata(base_hash), to_json(record))
@@ -186,7 +210,10 @@ def read_base_metadata(paths: Paths, base_hash: str) -> Json:
     except FileNotFoundError:
         raise BaseModelNotFound(f"Base model not found: {BASE_MODELS}/{base_hash}.pt") from None
     if metadata.get("base_model_hash") != base_hash:
-        raise CorruptArtifact(f"{paths.base_metadata(base_hash)}: belongs to base model {metadata.get('base_model_hash')}: it is not used")
+        raise CorruptArtifact(
+            f"{paths.base_metadata(base_hash)}: belongs to base model"
+            f" {metadata.get('base_model_hash')}: it is not used"
+        )
     return metadata
 
 
@@ -204,25 +231,43 @@ def open_base_model(paths: Paths, base_hash: str) -> BaseModel:
     except FileNotFoundError:
         raise BaseModelNotFound(f"Base model not found: {BASE_MODELS}/{base_hash}.pt") from None
     if sha256(weights) != metadata.get("weights_sha256"):
-        raise CorruptArtifact(f"{path}: its SHA-256 is not that of its metadata: it is not loaded; run base training again to make it anew")
+        raise CorruptArtifact(
+            f"{path}: its SHA-256 is not that of its metadata: it is not loaded; run base training"
+            " again to make it anew"
+        )
     return BaseModel(base_hash, metadata, weights)
 
 
 def published_base_hashes(paths: Paths) -> list[str]:
     """Hashes under which something is published, damaged or not."""
     suffix = "_metadata.json"
-    return sorted(path.name.removesuffix(suffix) for path in paths.base_models.glob(f"*{suffix}") if not path.name.startswith("."))
+    return sorted(
+        path.name.removesuffix(suffix)
+        for path in paths.base_models.glob(f"*{suffix}")
+        if not path.name.startswith(".")
+    )
 
 
-# -- experiments ----------------------------------------------------------------------------------------------------------------------
+# -- experiments
 
 
-def publish_experiment(paths: Paths, prefix: str, name: str, files: Mapping[str, bytes], metrics: Mapping[str, Any], log: str = "") -> Path:
-    """Publish an experiment: `files` (those of EXPERIMENT_FILES), then metrics.json, which makes it published. Returns its folder."""
+def publish_experiment(
+    paths: Paths,
+    prefix: str,
+    name: str,
+    files: Mapping[str, bytes],
+    metrics: Mapping[str, Any],
+    log: str = "",
+) -> Path:
+    """Publish an experiment: `files` (those of EXPERIMENT_FILES), then metrics.json, which makes it
+    published. Returns its folder.
+    """
     assert sorted(files) == sorted(EXPERIMENT_FILES), files.keys()
     folder = paths.experiment(prefix, name)
     write_files(folder, {**files, EXPERIMENT_LOG: log.encode()})
-    record = seal({**metrics, "files": {file_name: sha256(content) for file_name, content in files.items()}})
+    record = seal(
+        {**metrics, "files": {file_name: sha256(content) for file_name, content in files.items()}}
+    )
     write_file(folder / EXPERIMENT_METRICS, to_json(record))
     return folder
 
@@ -237,15 +282,21 @@ def open_experiment(folder: Path) -> Experiment:
     metrics = read_sealed(folder / EXPERIMENT_METRICS)
     recorded = metrics.get("files")
     if not isinstance(recorded, dict) or sorted(recorded) != sorted(EXPERIMENT_FILES):
-        raise CorruptArtifact(f"{folder / EXPERIMENT_METRICS}: does not name the experiment's files: it is not used")
+        raise CorruptArtifact(
+            f"{folder / EXPERIMENT_METRICS}: does not name the experiment's files: it is not used"
+        )
     contents: dict[str, bytes] = {}
     for file_name in EXPERIMENT_FILES:
         try:
             contents[file_name] = read_regular(folder / file_name)
         except FileNotFoundError:
-            raise CorruptArtifact(f"{folder / file_name}: missing from a published experiment: it is not used") from None
+            raise CorruptArtifact(
+                f"{folder / file_name}: missing from a published experiment: it is not used"
+            ) from None
         if sha256(contents[file_name]) != recorded[file_name]:
-            raise CorruptArtifact(f"{folder / file_name}: its SHA-256 is not that of metrics.json: it is not used")
+            raise CorruptArtifact(
+                f"{folder / file_name}: its SHA-256 is not that of metrics.json: it is not used"
+            )
     return Experiment(folder, _config(folder / "config.json", contents["config.json"]), metrics)
 
 
@@ -260,13 +311,14 @@ def _config(path: Path, content: bytes) -> Json:
     return config
 
 
-# -- moving aside, moving in, locks ---------------------------------------------------------------------------------------------------
+# -- moving aside, moving in, locks
 
 
 def supersede(paths: Paths, things: list[Path]) -> None:
     """Move what is no longer current to superseded/, under a name of its own.
 
-    The file that makes it published leaves first, and has left for good before the next one does: a crash never brings it back without the others.
+    The file that makes it published leaves first, and has left for good before the next one does: a
+    crash never brings it back without the others.
     """
     for thing in sorted(things, key=lambda path: not path.name.endswith(".json")):
         place = paths.superseded / thing.relative_to(paths.root)
@@ -320,7 +372,9 @@ def adopt_experiment(paths: Paths, source: Paths, prefix: str, name: str) -> Jso
 
 
 def remove_temporaries(folder: Path, name: str = "") -> None:
-    """Delete what killed writers left of files whose name begins with `name`. Only for the holder of the lock under which they are written."""
+    """Delete what killed writers left of files whose name begins with `name`. Only for the holder
+    of the lock under which they are written.
+    """
     for path in leftovers(folder, name):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -343,7 +397,9 @@ def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise Conflict(f"{path}: held by {_owner(file)}: wait for it to end, or stop it") from None
+            raise Conflict(
+                f"{path}: held by {_owner(file)}: wait for it to end, or stop it"
+            ) from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
         _sign(file, owner)

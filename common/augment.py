@@ -1,7 +1,8 @@
-"""Augmentation of training windows, batched on the device: jitter, magnitude scaling and a smooth time warp.
+"""Augmentation of training windows, batched on the device: jitter, magnitude scaling and a smooth
+time warp.
 
-Source: T. T. Um et al., "Data augmentation of wearable sensor data for Parkinson's disease monitoring using convolutional neural networks",
-ICMI 2017.
+Source: T. T. Um et al., "Data augmentation of wearable sensor data for Parkinson's disease
+monitoring using convolutional neural networks", ICMI 2017.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ SLOWEST = 0.1  # the warp's speed never falls below this, so that time always ru
 
 @dataclass(frozen=True)
 class Augment:
-    """Change windows in place; each of the three is applied to a window with probability `aug_prob`, independently.
+    """Change windows in place; each of the three is applied to a window with probability
+    `aug_prob`, independently.
 
     jitter_std: SD of white noise added to every sample, in the data's units (0: none).
     magnitude_range: lowest and highest factor, one factor a window, uniform.
-    time_warp_std: SD of the knots around 1 of the warp's speed, a cubic spline; shared by all channels, first and last sample stay (0: none).
+    time_warp_std: SD of the knots around 1 of the warp's speed, a cubic spline; shared by all
+    channels, first and last sample stay (0: none).
     """
 
     jitter_std: float = 0.005
@@ -31,9 +34,11 @@ class Augment:
     time_warp_std: float = 0.2
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """x: float32 [windows, channels, samples] with any strides, changed in place and returned. `generator` is a CPU generator.
+        """x: float32 [windows, channels, samples] with any strides, changed in place and returned.
+        `generator` is a CPU generator.
 
-        Which windows change, and by how much, is drawn on the CPU: the choice needs no transfer back from a GPU. Only the noise is drawn on the device.
+        Which windows change, and by how much, is drawn on the CPU: the choice needs no transfer
+        back from a GPU. Only the noise is drawn on the device.
         """
         chosen = torch.rand(3, len(x), generator=generator) < self.aug_prob
         if self.time_warp_std > 0:
@@ -41,7 +46,9 @@ class Augment:
         if self.magnitude_range != (1.0, 1.0):
             low, high = self.magnitude_range
             factor = torch.rand(len(x), generator=generator) * (high - low) + low
-            x.mul_(torch.where(chosen[1], factor, 1.0).to(x.device, non_blocking=True)[:, None, None])
+            x.mul_(
+                torch.where(chosen[1], factor, 1.0).to(x.device, non_blocking=True)[:, None, None]
+            )
         if self.jitter_std > 0:
             self._jitter(x, chosen[2], generator)
         return x
@@ -53,12 +60,16 @@ class Augment:
         if x.device.type != "cpu":
             seed = int(torch.randint(2**62, (), generator=generator))
             generator = torch.Generator(x.device).manual_seed(seed)
-        noise = torch.randn(len(rows), *x.shape[1:], generator=generator, device=x.device).mul_(self.jitter_std)
+        noise = torch.randn(len(rows), *x.shape[1:], generator=generator, device=x.device).mul_(
+            self.jitter_std
+        )
         x.index_add_(0, rows.to(x.device, non_blocking=True), noise)
 
     def _warp(self, x: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
         samples = x.shape[2]
-        knots = torch.randn(len(x), KNOTS + 2, generator=generator).mul_(self.time_warp_std).add_(1.0)
+        knots = (
+            torch.randn(len(x), KNOTS + 2, generator=generator).mul_(self.time_warp_std).add_(1.0)
+        )
         rows = chosen.nonzero().squeeze(1)
         if not len(rows) or samples < 2:
             return
@@ -68,11 +79,15 @@ class Augment:
         part = (time - left).unsqueeze(1)
         source = x.index_select(0, where)
         index = left.long().unsqueeze(1).expand(-1, x.shape[1], -1)
-        x.index_copy_(0, where, torch.lerp(source.gather(2, index), source.gather(2, index + 1), part))
+        x.index_copy_(
+            0, where, torch.lerp(source.gather(2, index), source.gather(2, index + 1), part)
+        )
 
 
 def warp_times(knots: Tensor, samples: int) -> Tensor:
-    """Time of each output sample, in input samples: float32 [windows, samples] from 0 to samples - 1, increasing. knots: [windows, KNOTS + 2]."""
+    """Time of each output sample, in input samples: float32 [windows, samples] from 0 to samples -
+    1, increasing. knots: [windows, KNOTS + 2].
+    """
     speed = (knots @ _spline(samples).to(knots.device)).clamp_(min=SLOWEST)
     time = speed.cumsum(dim=1)
     time = time - time[:, :1]
@@ -81,9 +96,13 @@ def warp_times(knots: Tensor, samples: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _spline(samples: int) -> Tensor:
-    """[KNOTS + 2, samples]: values of the cubic spline through unit knots at equal distances; a spline is linear in its knots."""
+    """[KNOTS + 2, samples]: values of the cubic spline through unit knots at equal distances; a
+    spline is linear in its knots.
+    """
     import numpy as np
     from scipy.interpolate import CubicSpline
 
-    basis = CubicSpline(np.linspace(0, samples - 1, KNOTS + 2), np.eye(KNOTS + 2))(np.arange(samples))
+    basis = CubicSpline(np.linspace(0, samples - 1, KNOTS + 2), np.eye(KNOTS + 2))(
+        np.arange(samples)
+    )
     return torch.from_numpy(np.ascontiguousarray(basis.T, dtype=np.float32))

@@ -1,4 +1,6 @@
-"""One base model, from its options to its publication. `run` is what train_base.py and the workers call."""
+"""One base model, from its options to its publication. `run` is what train_base.py and the workers
+call.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,49 @@ from common.jobs import BOOKKEEPING
 from common.options import BaseOptions
 from common.paths import Paths
 from common.provenance import now, provenance
-from common.reuse import Data, State, Verdict, base_fingerprints, check_unchanged, copy_base_model, judge_base, published_trainings
-from common.training_run import CheckpointFile, Log, Progress, device_name, network, open_splits, place, prepare, score, settings
+from common.reuse import (
+    Data,
+    State,
+    Verdict,
+    base_fingerprints,
+    check_unchanged,
+    copy_base_model,
+    judge_base,
+    published_trainings,
+)
+from common.training_run import (
+    CheckpointFile,
+    Log,
+    Progress,
+    device_name,
+    network,
+    open_splits,
+    place,
+    prepare,
+    score,
+    settings,
+)
 
 Publish = Callable[[bytes, dict[str, Any]], None]
 
 
 def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Publish the base model that `values` (options) describe, training it only when nothing equal is published.
+    """Publish the base model that `values` (options) describe, training it only when nothing equal
+    is published.
 
     Returns "base_model_hash", and "reused" with the reason when nothing was trained.
 
     Raises:
-        InputError: options or data. TrainingError: the training. NodeError: the GPU. OSError: the disk.
+        InputError: options or data. TrainingError: the training. NodeError: the GPU. OSError: the
+        disk.
     """
     paths = Paths.here()
     data = Data(paths)
-    options = data.resolve(BaseOptions.parse({key: value for key, value in values.items() if key not in BOOKKEEPING}, "options"))
+    options = data.resolve(
+        BaseOptions.parse(
+            {key: value for key, value in values.items() if key not in BOOKKEEPING}, "options"
+        )
+    )
     fingerprints = base_fingerprints(options, data.sha256)
     base_hash, key = identity.base_hash(options), identity.training_key(options, fingerprints)
     with artifacts.lock(paths.training_lock(key), wait=True, owner=f"process {os.getpid()}"):
@@ -41,10 +69,18 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         if equal:
             _make_way(paths, base_hash, verdict)
             copy_base_model(paths, equal, options)
-            return {"base_model_hash": base_hash, "reused": f"copied from {equal}, an equal training"}
+            return {
+                "base_model_hash": base_hash,
+                "reused": f"copied from {equal}, an equal training",
+            }
 
         def unchanged() -> None:
-            check_unchanged(paths, f"base model {base_hash}", fingerprints, lambda sha256: base_fingerprints(options, sha256))
+            check_unchanged(
+                paths,
+                f"base model {base_hash}",
+                fingerprints,
+                lambda sha256: base_fingerprints(options, sha256),
+            )
 
         def publish(weights: bytes, metadata: dict[str, Any]) -> None:
             unchanged()
@@ -62,9 +98,15 @@ def _make_way(paths: Paths, base_hash: str, verdict: Verdict) -> None:
 
 
 def _train(
-    paths: Paths, options: BaseOptions, base_hash: str, key: str, fingerprints: dict[str, str], progress: Progress, unchanged: Callable[[], None],
+    paths: Paths,
+    options: BaseOptions,
+    base_hash: str,
+    key: str,
+    fingerprints: dict[str, str],
+    progress: Progress,
+    unchanged: Callable[[], None],
     publish: Publish,
-) -> bool:  # fmt: skip
+) -> bool:
     device, started, began = prepare(options), now(), time.monotonic()
     people = identity.base_participants(options)
     learnt = Windows(open_splits(paths, options, people, ("train", "val")))
@@ -75,8 +117,16 @@ def _train(
     model.to(device)
     place(learnt, device), place(chosen, device)
     unchanged()
-    checkpoint, log = CheckpointFile(paths, key, unchanged), Log(f"base model {base_hash}, training {key}, base participants {', '.join(people)}", progress)
-    fitted = training.fit(model, learnt, chosen, settings(options, key), progress=log.epoch, checkpoint=checkpoint)
+    checkpoint, log = (
+        CheckpointFile(paths, key, unchanged),
+        Log(
+            f"base model {base_hash}, training {key}, base participants {', '.join(people)}",
+            progress,
+        ),
+    )
+    fitted = training.fit(
+        model, learnt, chosen, settings(options, key), progress=log.epoch, checkpoint=checkpoint
+    )
     probabilities, loss = score(model, chosen)
     scores, undefined = metrics.final_scores(chosen.y.numpy(), probabilities, loss=loss)
     publish(
@@ -97,8 +147,12 @@ def _train(
             "stopped_by": fitted.stopped_by,
             "counts": {"train": _counts(learnt), "selection": _counts(chosen)},
             "channels": learnt.channels,
-            # Which of several equal hashes was trained depends on the order of jobs: that is provenance.
-            "provenance": provenance(options, device_name(device), started, time.monotonic() - began) | {"trained_as": base_hash},
+            # Which of several equal hashes was trained depends on the order of jobs: that is
+            # provenance.
+            "provenance": (
+                provenance(options, device_name(device), started, time.monotonic() - began)
+                | {"trained_as": base_hash}
+            ),
         },
     )
     checkpoint.remove()
@@ -107,5 +161,3 @@ def _train(
 
 def _counts(windows: Windows) -> dict[str, int]:
     return {"windows": len(windows), "positives": windows.positives}
-
-

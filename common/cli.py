@@ -1,4 +1,6 @@
-"""The edge between a script and its caller: one line for an error, the right exit code, never a traceback."""
+"""The edge between a script and its caller: one line for an error, the right exit code, never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,16 @@ from common.errors import InputError, ProjectError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises InputError instead of printing its usage, and names the flag nearest to an unknown one."""
+    """argparse that raises InputError instead of printing its usage, and names the flag nearest to
+    an unknown one.
+    """
 
     def __init__(self, description: str) -> None:
-        super().__init__(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
@@ -33,7 +41,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def visible(text: str) -> str:
-    """`text` with control characters made visible: no name, and no node, can fake a second line or steer the terminal."""
+    """`text` with control characters made visible: no name, and no node, can fake a second line or
+    steer the terminal.
+    """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -43,7 +53,9 @@ def one_line(text: object) -> str:
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit: its return value, an error's own code with one line on stderr, or 130 when interrupted."""
+    """Run `main` and exit: its return value, an error's own code with one line on stderr, or 130
+    when interrupted.
+    """
     try:
         code = main()
         sys.stdout.flush()
@@ -57,7 +69,9 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         code = 2
         where = f"{error.filename}: " if error.filename else ""
         what = one_line(f"{where}{error.strerror or error}")
-        sys.stderr.write(f"error: {what}; nothing half-written counts as done: mend this and run it again\n")
+        sys.stderr.write(
+            f"error: {what}; nothing half-written counts as done: mend this and run it again\n"
+        )
     except KeyboardInterrupt:
         code = 130
         sys.stderr.write("interrupted\n")
@@ -80,5 +94,9 @@ class Spinner:
         """Progress as the loop tells it."""
         self._bar.total = state["of"]
         self._bar.n = state["epoch"]
-        shown = {name: f"{state[name]:.4f}" for name in ("train_loss", "val_loss") if isinstance(state.get(name), float)}
+        shown = {
+            name: f"{state[name]:.4f}"
+            for name in ("train_loss", "val_loss")
+            if isinstance(state.get(name), float)
+        }
         self._bar.set_postfix(shown)

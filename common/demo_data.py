@@ -1,13 +1,17 @@
 """The demo's recordings: real smartwatch data out of the PyPI wheel `seglearn`.
 
-Ten people did sets of 20 repetitions of seven shoulder exercises, left and right, with a watch on the wrist (accelerometer in g, gyroscope
-in rad/s, 50 Hz). Source: D. M. Burns, N. Leung, M. Hardisty, C. M. Whyne, P. Henry, S. McLachlin, "Shoulder physiotherapy exercise
-recognition: machine learning the inertial signals from a smartwatch", 2018, arXiv 1802.01489; data and package under the BSD licence.
+Ten people did sets of 20 repetitions of seven shoulder exercises, left and right, with a watch on
+the wrist (accelerometer in g, gyroscope in rad/s, 50 Hz). Source: D. M. Burns, N. Leung, M.
+Hardisty, C. M. Whyne, P. Henry, S. McLachlin, "Shoulder physiotherapy exercise
+recognition: machine learning the inertial signals from a smartwatch", 2018, arXiv 1802.01489; data
+and package under the BSD licence.
 
-Each of the 140 recordings holds one exercise on one side (19 to 52 s) and is one session here. The demo's positive class, ABD (abduction),
-therefore fills two whole sessions of each person and none of the others: split by sessions, one of the three splits would have no
-positives. The time split cuts every session into a train, a val and a test block, so each split has every exercise on both sides. What it
-tests is the same people going on with the same sets a few seconds later, not another day.
+Each of the 140 recordings holds one exercise on one side (19 to 52 s) and is one session here. The
+demo's positive class, ABD (abduction),
+therefore fills two whole sessions of each person and none of the others: split by sessions, one of
+the three splits would have no positives. The time split cuts every session into a train, a val and
+a test block, so each split has every exercise on both sides. What it tests is the same people going
+on with the same sets a few seconds later, not another day.
 """
 
 from __future__ import annotations
@@ -40,7 +44,8 @@ UNITS = ("g", "g", "g", "rad/s", "rad/s", "rad/s")
 
 
 def fetch_wheel(cache: Path) -> Path:
-    """The wheel, from the cache or else by pip from the configured index. Only the pinned bytes are ever kept.
+    """The wheel, from the cache or else by pip from the configured index. Only the pinned bytes are
+    ever kept.
 
     Raises:
         ProjectError: it cannot be downloaded, or is another file than the pinned one.
@@ -53,20 +58,42 @@ def fetch_wheel(cache: Path) -> Path:
         _pip_download(folder, kept)
         fresh = Path(folder) / WHEEL
         if not fresh.is_file() or file_sha256(fresh) != WHEEL_SHA256:
-            raise ProjectError(f"{REQUIREMENT}: the index sent another file than the pinned one (SHA-256 {WHEEL_SHA256[:16]}...); nothing was used")
+            raise ProjectError(
+                f"{REQUIREMENT}: the index sent another file than the pinned one (SHA-256"
+                f" {WHEEL_SHA256[:16]}...); nothing was used"
+            )
         os.replace(fresh, kept)
     return kept
 
 
 def _pip_download(folder: str, kept: Path) -> None:
-    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", folder, REQUIREMENT]
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--disable-pip-version-check",
+        "--dest",
+        folder,
+        REQUIREMENT,
+    ]
     try:
-        result = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL)
+        result = subprocess.run(
+            argv, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
-        raise ProjectError(f"{REQUIREMENT}: no answer from the package index in 600 s; try again, or put {WHEEL} at {kept}") from None
+        raise ProjectError(
+            f"{REQUIREMENT}: no answer from the package index in 600 s; try again, or put {WHEEL}"
+            f" at {kept}"
+        ) from None
     if result.returncode != 0:
         said = (result.stderr.strip() or "pip said nothing").splitlines()[-1]
-        raise ProjectError(f"{REQUIREMENT} could not be downloaded ({said}); try again with a network, or put {WHEEL} at {kept}")
+        raise ProjectError(
+            f"{REQUIREMENT} could not be downloaded ({said}); try again with a network, or put"
+            f" {WHEEL} at {kept}"
+        )
 
 
 class DemoRecordings:
@@ -93,7 +120,8 @@ class DemoRecordings:
 
 
 def load_demo(wheel: Path) -> dict[str, list[Session]]:
-    """Sessions by participant (p01 to p10, the data set's own numbers), named {exercise}_{side}, in the data set's order.
+    """Sessions by participant (p01 to p10, the data set's own numbers), named {exercise}_{side}, in
+    the data set's order.
 
     Raises:
         InputError: the wheel is damaged or its contents are not what is expected.
@@ -102,12 +130,26 @@ def load_demo(wheel: Path) -> dict[str, list[Session]]:
         with zipfile.ZipFile(wheel) as archive:
             data = read_object_npy(archive.read(MEMBER))
         columns = (data["X"], data["y"], data["side"], data["subject"])
-        people: dict[str, list[Session]] = {f"p{number:02d}": [] for number in sorted({int(subject) for subject in data["subject"]})}
+        people: dict[str, list[Session]] = {
+            f"p{number:02d}": [] for number in sorted({int(subject) for subject in data["subject"]})
+        }
         for values, exercise, side, subject in zip(*columns, strict=True):
             name = data["y_labels"][int(exercise)]
-            people[f"p{int(subject):02d}"].append(_session(np.asarray(values, np.float64), name, "right" if side == 1 else "left"))
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{wheel}: not the expected smartwatch data ({error}); delete it, the next run fetches it again") from None
+            people[f"p{int(subject):02d}"].append(
+                _session(np.asarray(values, np.float64), name, "right" if side == 1 else "left")
+            )
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        TypeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise InputError(
+            f"{wheel}: not the expected smartwatch data ({error}); delete it, the next run fetches"
+            " it again"
+        ) from None
     return people
 
 
@@ -118,7 +160,8 @@ def _session(values: Any, exercise: str, side: str) -> Session:
 
 
 def read_object_npy(content: bytes) -> Any:
-    """The Python object in a .npy file of dtype object, unpickled with nothing allowed but numpy arrays.
+    """The Python object in a .npy file of dtype object, unpickled with nothing allowed but numpy
+    arrays.
 
     Raises:
         pickle.UnpicklingError: it asks for anything else; none of it was run.
@@ -134,14 +177,17 @@ def read_object_npy(content: bytes) -> Any:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Protocol 2 writes bytes as text that is encoded back; any other codec (they include decompressors) is refused."""
+    """Protocol 2 writes bytes as text that is encoded back; any other codec (they include
+    decompressors) is refused.
+    """
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"codec {encoding} is not allowed")
     return text.encode("latin1")
 
 
 def _arrays_allowed() -> dict[tuple[str, str], Any]:
-    reconstruct = np.array(0).__reduce__()[0]  # its module has moved between numpy versions; what it pickles as says where it is
+    # its module has moved between numpy versions; what it pickles as says where it is
+    reconstruct = np.array(0).__reduce__()[0]
     return {
         ("numpy.core.multiarray", "_reconstruct"): reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): reconstruct,

@@ -1,12 +1,13 @@
 """Every exception that a user can meet, in one small tree.
 
     ProjectError                 something that the user is told in one line; exit 1
-    |-- InputError               bad options, job files, configuration or data; exit 2, nothing changed on disk
-    |   |-- BaseModelNotFound    no published base model under that hash
-    |   `-- Conflict             the place holds results of another configuration, or somebody else's lock
-    |-- CorruptArtifact          a published file whose bytes are not those that were published; never loaded; exit 2
-    |-- TrainingError            the training itself went wrong (a loss that is not a number)
-    `-- NodeError                a node's fault, not the job's: connection lost, disk full, GPU gone
+    |-- InputError               bad options, job files, configuration or data; exit 2, nothing
+    changed on disk |   |-- BaseModelNotFound    no published base model under that hash |   `--
+    Conflict             the place holds results of another configuration, or somebody else's lock
+    |-- CorruptArtifact          a published file whose bytes are not those that were published;
+    never loaded; exit 2 |-- TrainingError            the training itself went wrong (a loss that is
+    not a number) `-- NodeError                a node's fault, not the job's: connection lost, disk
+    full, GPU gone
 
 A message is one line: what, where, why, what to do.
 """

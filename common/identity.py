@@ -1,4 +1,6 @@
-"""What names a base model, a distinct training and an experiment, and the fingerprints of data and code. The only place that hashes options."""
+"""What names a base model, a distinct training and an experiment, and the fingerprints of data and
+code. The only place that hashes options.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,22 @@ from typing import Any
 from common.options import BaseOptions, FinetuneOptions, Options, hashed, shapes_result
 from common.paths import CODE_ROOT, SPLITS, split_file
 
-# Code that shapes a training's result, whatever its key: reuse across versions of these files is announced, and no checkpoint of another is resumed.
+# Code that shapes a training's result, whatever its key: reuse across versions of these files is
+# announced, and no checkpoint of another is resumed.
 CODE_FILES = (
-    "models.py", "blocks.py", "augment.py", "dataset.py", "training.py", "metrics.py", "training_run.py", "base_training.py", "finetuning.py",
+    "models.py",
+    "blocks.py",
+    "augment.py",
+    "dataset.py",
+    "training.py",
+    "metrics.py",
+    "training_run.py",
+    "base_training.py",
+    "finetuning.py",
     "identity.py",  # seeds, who is base and in which order
     "options.py",  # a default that changes is in no hash
     "windows.py",  # hours
-)  # fmt: skip
+)
 # What only the base model depends on: without meaning where there is none.
 BASE_ONLY = frozenset({"n_base_participants", "early_stopping_patience", "base_order_seed", "seed"})
 
@@ -71,7 +82,10 @@ def training_fields(options: Options, data: Fingerprints | None) -> dict[str, An
     """What base training really depends on. `data` is None where the data were not looked at."""
     left_out = {"fold", "participants", "n_base_participants", "data_path", "base_order_seed"}
     fields = {name: value for name, value in hash_fields(options).items() if name not in left_out}
-    return fields | {"base_participants": base_participants(options), "data": None if data is None else dict(data)}
+    return fields | {
+        "base_participants": base_participants(options),
+        "data": None if data is None else dict(data),
+    }
 
 
 def training_key(options: Options, data: Fingerprints | None) -> str:
@@ -80,7 +94,9 @@ def training_key(options: Options, data: Fingerprints | None) -> str:
 
 
 def base_data_files(options: Options) -> list[str]:
-    """Exactly the files that base training reads: it learns from train and val, and stops on test."""
+    """Exactly the files that base training reads: it learns from train and val, and stops on
+    test.
+    """
     return [split_file(name, split) for name in base_participants(options) for split in SPLITS]
 
 
@@ -103,14 +119,26 @@ def effective_seed(options: FinetuneOptions) -> int:
 
 
 def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
-    """The options that shape a fine-tune's result, apart from fold, participants and the base weights themselves."""
+    """The options that shape a fine-tune's result, apart from fold, participants and the base
+    weights themselves.
+    """
     values = options.model_dump() | {"seed_finetune": effective_seed(options)}
     fields: dict[str, Any] = {}
     for name, field in FinetuneOptions.model_fields.items():
-        augmentation_off = name in BaseOptions.model_fields and hashed(name).startswith("with_augmentation") and not values["use_augmentation"]
-        if not shapes_result(name) or augmentation_off or (options.mode == "target_only" and name in BASE_ONLY):
+        augmentation_off = (
+            name in BaseOptions.model_fields
+            and hashed(name).startswith("with_augmentation")
+            and not values["use_augmentation"]
+        )
+        if (
+            not shapes_result(name)
+            or augmentation_off
+            or (options.mode == "target_only" and name in BASE_ONLY)
+        ):
             continue
-        always = name in ("mode", "target_data_pct", "seed_finetune") or (name in BaseOptions.model_fields and hashed(name) == "always")
+        always = name in ("mode", "target_data_pct", "seed_finetune") or (
+            name in BaseOptions.model_fields and hashed(name) == "always"
+        )
         if always or values[name] != field.default:
             fields[name] = values[name]
     return fields
@@ -122,20 +150,41 @@ def experiment_lock(prefix: str, name: str) -> str:
 
 
 def experiment_prefix(options: FinetuneOptions) -> str:
-    """Folder of a generated experiment: mode, fraction, base participants, batch size, and 8 hex digits of everything else. Depends on the job alone."""
+    """Folder of a generated experiment: mode, fraction, base participants, batch size, and 8 hex
+    digits of everything else. Depends on the job alone.
+    """
     fields = experiment_fields(options)
     number = fields.get("n_base_participants", 0)
-    rest = {key: value for key, value in fields.items() if key not in ("mode", "target_data_pct", "n_base_participants", "batch_size")}
-    return f"{options.mode}_pct{options.target_data_pct:.12g}_base{number}_bs{options.batch_size}_{digest(rest, 8)}"
+    rest = {
+        key: value
+        for key, value in fields.items()
+        if key not in ("mode", "target_data_pct", "n_base_participants", "batch_size")
+    }
+    pct = f"{options.target_data_pct:.12g}"
+    size = options.batch_size
+    return f"{options.mode}_pct{pct}_base{number}_bs{size}_{digest(rest, 8)}"
 
 
-def experiment_key(options: FinetuneOptions, base_weights_sha256: str | None, data: Fingerprints) -> str:
+def experiment_key(
+    options: FinetuneOptions, base_weights_sha256: str | None, data: Fingerprints
+) -> str:
     """All that a fine-tune's result depends on: options, target, base weights and data."""
     fields = experiment_fields(options)
-    return digest({"options": fields, "target": target(options), "base_weights": base_weights_sha256, "data": dict(data)})
+    return digest(
+        {
+            "options": fields,
+            "target": target(options),
+            "base_weights": base_weights_sha256,
+            "data": dict(data),
+        }
+    )
 
 
 @cache
 def code_fingerprints() -> dict[str, str]:
     """SHA-256 by name of the code that shapes results."""
-    return {name: hashlib.sha256((CODE_ROOT / "common" / name).read_bytes()).hexdigest() for name in CODE_FILES if (CODE_ROOT / "common" / name).is_file()}
+    return {
+        name: hashlib.sha256((CODE_ROOT / "common" / name).read_bytes()).hexdigest()
+        for name in CODE_FILES
+        if (CODE_ROOT / "common" / name).is_file()
+    }

@@ -1,4 +1,6 @@
-"""What dataset.json says of a prepared data set, and the SHA-256 of files, cached by their identity. No torch."""
+"""What dataset.json says of a prepared data set, and the SHA-256 of files, cached by their
+identity. No torch.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Manifest(BaseModel):
 
 
 def listed_windows(folder: Path, participant: str, split: str) -> list[tuple[str, str]]:
-    """Session and start second of each window, as written beside the data; empty where no such list can be read."""
+    """Session and start second of each window, as written beside the data; empty where no such list
+    can be read.
+    """
     try:
         with (folder / windows_file(participant, split)).open(newline="", encoding="utf-8") as file:
             return [(row["session"], row["start_s"]) for row in csv.DictReader(file)]
@@ -69,7 +73,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
-        raise InputError(f"{path}: {where}: {first['msg']}; make the data set again with prepare_data.py") from None
+        raise InputError(
+            f"{path}: {where}: {first['msg']}; make the data set again with prepare_data.py"
+        ) from None
 
 
 def file_sha256(path: Path) -> str:
@@ -82,18 +88,24 @@ def file_sha256(path: Path) -> str:
 
 
 def file_identity(path: Path) -> list[int]:
-    """What changes when a file does: inode, size, mtime_ns and ctime_ns. ctime cannot be set back by a program."""
+    """What changes when a file does: inode, size, mtime_ns and ctime_ns. ctime cannot be set back
+    by a program.
+    """
     stat = path.stat()
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def is_settled(mtime_ns: int, ctime_ns: int) -> bool:
-    """Whether a later change would show in a file's times: one within the same tick of the clock would not, on some file systems a second long."""
+    """Whether a later change would show in a file's times: one within the same tick of the clock
+    would not, on some file systems a second long.
+    """
     return max(mtime_ns, ctime_ns) / 1e9 < time.time() - SETTLED_SECONDS
 
 
 class Sha256Cache:
-    """SHA-256 by path, trusted while inode, size, mtime_ns and ctime_ns are the same; kept in a file that carries its own checksum."""
+    """SHA-256 by path, trusted while inode, size, mtime_ns and ctime_ns are the same; kept in a
+    file that carries its own checksum.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -118,7 +130,10 @@ class Sha256Cache:
             while identity != (identity := file_identity(path)):  # it changed while it was read
                 digest = file_sha256(path)
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; prepare the data with prepare_data.py or correct --data_path") from None
+            raise InputError(
+                f"{path}: {error.strerror}; prepare the data with prepare_data.py or correct"
+                " --data_path"
+            ) from None
         if is_settled(*identity[2:]):
             self._known[key] = [identity, digest]
             self._save()

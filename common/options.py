@@ -1,6 +1,8 @@
-"""Every training option, declared once: name, type, bounds, default, help, and whether it enters the base model hash.
+"""Every training option, declared once: name, type, bounds, default, help, and whether it enters
+the base model hash.
 
-argparse, job files, logs and identities all come from these two models: `BaseOptions` (train_base.py) and `FinetuneOptions` (train_finetune.py).
+argparse, job files, logs and identities all come from these two models: `BaseOptions`
+(train_base.py) and `FinetuneOptions` (train_finetune.py).
 """
 
 from __future__ import annotations
@@ -9,20 +11,43 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from common.errors import InputError, nearest
 
-Hashed = Literal["always", "with_augmentation", "with_augmentation_unless_default", "unless_default", "never"]
+Hashed = Literal[
+    "always", "with_augmentation", "with_augmentation_unless_default", "unless_default", "never"
+]
 
 
 def safe_name(name: str) -> str:
-    """A name that becomes part of a file name: no separators, no leading '-' or '.', nothing unprintable."""
-    if not name or name != name.strip() or name[0] in "-." or "/" in name or "\\" in name or ".." in name or not name.isprintable():
-        raise ValueError(f"{name!r} cannot be part of a file name (no '/', '\\', '..', control characters, outer blanks, leading '-' or '.')")
+    """A name that becomes part of a file name: no separators, no leading '-' or '.', nothing
+    unprintable.
+    """
+    if (
+        not name
+        or name != name.strip()
+        or name[0] in "-."
+        or "/" in name
+        or "\\" in name
+        or ".." in name
+        or not name.isprintable()
+    ):
+        raise ValueError(
+            f"{name!r} cannot be part of a file name (no '/', '\\', '..', control characters, outer"
+            " blanks, leading '-' or '.')"
+        )
     if len(name.encode()) > 100:
         raise ValueError(f"{name[:20]!r}... is longer than 100 bytes")
     return name
@@ -36,14 +61,26 @@ def _data_path(text: str) -> str:
     if os.path.isabs(path):
         path = _inside(Path(path))
     if path.split(os.sep)[0] == "..":
-        raise ValueError(f"{text!r} leaves the project folder: use a path inside it (a link is fine) or an absolute one")
+        raise ValueError(
+            f"{text!r} leaves the project folder: use a path inside it (a link is fine) or an"
+            " absolute one"
+        )
     return path
 
 
 def _inside(path: Path) -> str:
-    """An absolute path, relative where it leads through the project folder, by whatever links that is reached; links inside it are not followed."""
+    """An absolute path, relative where it leads through the project folder, by whatever links that
+    is reached; links inside it are not followed.
+    """
     here = Path.cwd()
-    root = next((folder for folder in (path, *path.parents) if folder == here or os.path.realpath(folder) == str(here)), None)
+    root = next(
+        (
+            folder
+            for folder in (path, *path.parents)
+            if folder == here or os.path.realpath(folder) == str(here)
+        ),
+        None,
+    )
     return str(path if root is None else path.relative_to(root))
 
 
@@ -77,8 +114,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def option(default: Any, text: str, hashed: Hashed, *, shapes: bool = True) -> Any:
-    """One option: default, help, its part in the base model hash, and whether a fine-tune's result depends on it."""
-    return Field(default, description=text, json_schema_extra={"hashed": hashed, "shapes": shapes}, validate_default=True)
+    """One option: default, help, its part in the base model hash, and whether a fine-tune's result
+    depends on it.
+    """
+    return Field(
+        default,
+        description=text,
+        json_schema_extra={"hashed": hashed, "shapes": shapes},
+        validate_default=True,
+    )
 
 
 class Options(BaseModel):
@@ -86,32 +130,76 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    fold: Count = option(0, "which participant is the target: participants[fold]", "always", shapes=False)
-    device: Device = option("auto", "GPU number, 'cpu', or 'auto': GPU 0 where there is one", "never", shapes=False)
+    fold: Count = option(
+        0, "which participant is the target: participants[fold]", "always", shapes=False
+    )
+    device: Device = option(
+        "auto", "GPU number, 'cpu', or 'auto': GPU 0 where there is one", "never", shapes=False
+    )
     model: SafeName = option("test", "network by name: test, cnn64", "always")
-    base_channels: Annotated[int, Field(ge=1, le=4096)] | None = option(None, "channels of the first block (unset: the network's own)", "unless_default")
-    num_blocks: Annotated[int, Field(ge=1, le=32)] | None = option(None, "number of blocks (unset: the network's own)", "unless_default")
+    base_channels: Annotated[int, Field(ge=1, le=4096)] | None = option(
+        None, "channels of the first block (unset: the network's own)", "unless_default"
+    )
+    num_blocks: Annotated[int, Field(ge=1, le=32)] | None = option(
+        None, "number of blocks (unset: the network's own)", "unless_default"
+    )
     data_path: DataPath = option("data/001_60s_window", "folder of the prepared data set", "always")
-    window_size: Annotated[int, Field(ge=1, le=10_000_000)] = option(3000, "samples in a window", "always")
-    participants: Participants | None = option(None, "everyone, in order (unset: those of dataset.json)", "always", shapes=False)
-    n_base_participants: Union[Count, Literal["all"]] = option("all", "how many people the base model learns from, or 'all'", "always")  # noqa: UP007
-    base_order_seed: Seed | None = option(None, "permutes which base participants come first, per fold (unset: as listed)", "unless_default")
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = option(64, "windows in a batch", "always")
+    window_size: Annotated[int, Field(ge=1, le=10_000_000)] = option(
+        3000, "samples in a window", "always"
+    )
+    participants: Participants | None = option(
+        None, "everyone, in order (unset: those of dataset.json)", "always", shapes=False
+    )
+    n_base_participants: Count | Literal["all"] = option(
+        "all", "how many people the base model learns from, or 'all'", "always"
+    )
+    base_order_seed: Seed | None = option(
+        None,
+        "permutes which base participants come first, per fold (unset: as listed)",
+        "unless_default",
+    )
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+        64, "windows in a batch", "always"
+    )
     lr: Positive = option(0.0003, "learning rate of Adam", "always")
-    max_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(500, "epochs at most", "unless_default")
-    early_stopping_patience: Annotated[int, Field(ge=1, le=1_000_000)] = option(50, "epochs without improvement before base training stops", "always")
-    early_stopping_metric: Literal["loss", "macro_f1"] = option("loss", "what must improve on the selection windows", "unless_default")
-    normalization: Literal["none", "train"] = option("none", "'train': per-channel mean and SD of the training windows, kept in the model", "unless_default")
-    pos_weight: Union[Positive, Literal["balanced"]] = option(1.0, "weight of positive windows in the loss, or 'balanced'", "unless_default")  # noqa: UP007
-    dropout: Annotated[float, Field(ge=0, lt=1)] = option(0.0, "dropout before the last layer", "unless_default")
-    min_steps_per_epoch: Count = option(0, "small sets are reshuffled and repeated up to this many updates an epoch", "unless_default")
+    max_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+        500, "epochs at most", "unless_default"
+    )
+    early_stopping_patience: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+        50, "epochs without improvement before base training stops", "always"
+    )
+    early_stopping_metric: Literal["loss", "macro_f1"] = option(
+        "loss", "what must improve on the selection windows", "unless_default"
+    )
+    normalization: Literal["none", "train"] = option(
+        "none",
+        "'train': per-channel mean and SD of the training windows, kept in the model",
+        "unless_default",
+    )
+    pos_weight: Positive | Literal["balanced"] = option(
+        1.0, "weight of positive windows in the loss, or 'balanced'", "unless_default"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = option(
+        0.0, "dropout before the last layer", "unless_default"
+    )
+    min_steps_per_epoch: Count = option(
+        0,
+        "small sets are reshuffled and repeated up to this many updates an epoch",
+        "unless_default",
+    )
     use_augmentation: bool = option(False, "augment training windows", "always")
-    jitter_std: NonNegative = option(0.005, "SD of added noise, in the data's units", "with_augmentation")
+    jitter_std: NonNegative = option(
+        0.005, "SD of added noise, in the data's units", "with_augmentation"
+    )
     magnitude_range: Annotated[list[Positive], Field(min_length=2, max_length=2)] = option(
         [0.98, 1.02], "lowest and highest factor of magnitude scaling", "with_augmentation"
     )
-    aug_prob: Annotated[float, Field(ge=0, le=1)] = option(0.3, "probability of each augmentation, per window", "with_augmentation")
-    time_warp_std: Annotated[float, Field(ge=0, le=1)] = option(0.2, "SD of the time warp's knots (0: no warp)", "with_augmentation_unless_default")
+    aug_prob: Annotated[float, Field(ge=0, le=1)] = option(
+        0.3, "probability of each augmentation, per window", "with_augmentation"
+    )
+    time_warp_std: Annotated[float, Field(ge=0, le=1)] = option(
+        0.2, "SD of the time warp's knots (0: no warp)", "with_augmentation_unless_default"
+    )
     seed: Seed = option(0, "seed of base training", "unless_default")
     threads: Annotated[int, Field(ge=1, le=1024)] = option(1, "CPU threads", "never", shapes=False)
     compile: Literal["off", "on"] = option("off", "'on': torch.compile", "never", shapes=False)
@@ -121,24 +209,41 @@ class Options(BaseModel):
         if self.magnitude_range[0] > self.magnitude_range[1]:
             raise ValueError("magnitude_range: the lowest factor comes first")
         if self.participants is not None and self.fold >= len(self.participants):
-            raise ValueError(f"fold: {self.fold} is out of range, there are {len(self.participants)} participants (folds count from 0)")
-        if self.participants is not None and self.n_base_participants != "all" and self.n_base_participants >= len(self.participants):
             raise ValueError(
-                f"n_base_participants: {self.n_base_participants} asked for, but without the target there are {len(self.participants) - 1}"
+                f"fold: {self.fold} is out of range, there are {len(self.participants)}"
+                " participants (folds count from 0)"
+            )
+        if (
+            self.participants is not None
+            and self.n_base_participants != "all"
+            and self.n_base_participants >= len(self.participants)
+        ):
+            raise ValueError(
+                f"n_base_participants: {self.n_base_participants} asked for, but without the target"
+                f" there are {len(self.participants) - 1}"
             )
         return self
 
     def resolved(self: O, known: Sequence[str] | None) -> O:
-        """A copy with participants filled in (from `known`, those of dataset.json) and 'all' as a number: one configuration has one form.
+        """A copy with participants filled in (from `known`, those of dataset.json) and 'all' as a
+        number: one configuration has one form.
 
         Raises:
             InputError: nobody says who the participants are, or an option does not fit them.
         """
         participants = self.participants or (list(known) if known else None)
         if participants is None:
-            raise InputError(f"{self.data_path} has no dataset.json to take the participants from: give --participants (in a grid: among 'fixed')")
-        number = len(participants) - 1 if self.n_base_participants == "all" else self.n_base_participants
-        given = self.model_dump(exclude_unset=True) | {"participants": participants, "n_base_participants": number}
+            raise InputError(
+                f"{self.data_path} has no dataset.json to take the participants from: give"
+                " --participants (in a grid: among 'fixed')"
+            )
+        number = (
+            len(participants) - 1 if self.n_base_participants == "all" else self.n_base_participants
+        )
+        given = self.model_dump(exclude_unset=True) | {
+            "participants": participants,
+            "n_base_participants": number,
+        }
         return type(self).parse(given, "options")
 
     @classmethod
@@ -146,12 +251,15 @@ class Options(BaseModel):
         """Validate `values`; keys that begin with '_' are ignored.
 
         Raises:
-            InputError: one line with `where`, the option, what is wrong with it and the nearest known name.
+            InputError: one line with `where`, the option, what is wrong with it and the nearest
+            known name.
         """
         values = {key: value for key, value in values.items() if not key.startswith("_")}
         unknown = [key for key in values if key not in cls.model_fields]
         if unknown:
-            raise InputError(f"{where}: unknown option {unknown[0]!r}{nearest(unknown[0], cls.model_fields)}")
+            raise InputError(
+                f"{where}: unknown option {unknown[0]!r}{nearest(unknown[0], cls.model_fields)}"
+            )
         try:
             return cls.model_validate(values, strict=strict)
         except ValidationError as error:
@@ -161,7 +269,9 @@ class Options(BaseModel):
 class BaseOptions(Options):
     """Options of train_base.py."""
 
-    prefix: SafeName | None = option(None, "a name for the log; enters nothing", "never", shapes=False)
+    prefix: SafeName | None = option(
+        None, "a name for the log; enters nothing", "never", shapes=False
+    )
 
     @model_validator(mode="after")
     def _needs_base_participants(self) -> BaseOptions:
@@ -170,23 +280,45 @@ class BaseOptions(Options):
         return self
 
 
-Mode = Literal["full_fine_tuning", "target_only_fine_tuning", "head_only_fine_tuning", "target_only"]
+Mode = Literal[
+    "full_fine_tuning", "target_only_fine_tuning", "head_only_fine_tuning", "target_only"
+]
 
 
 class FinetuneOptions(Options):
     """Options of train_finetune.py."""
 
-    base_model_hash: Hash | None = option(None, "the base model to start from", "never", shapes=False)
-    prefix: SafeName | None = option(None, "folder below experiments/ (unset: made from the options)", "never", shapes=False)
-    mode: Mode = option("target_only_fine_tuning", "what is learnt, from which data ('target_only': from scratch)", "never")
-    target_data_pct: Fraction = option(1.0, "fraction of the target's training windows, in (0, 1]", "never")
-    early_stopping_patience_target: Annotated[int, Field(ge=1, le=1_000_000)] = option(50, "epochs without improvement before fine-tuning stops", "never")
-    target_val: Literal["full", "matched", "none"] = option(
-        "full", "the target's selection windows: all, the same fraction, or none (exactly max_epochs)", "never"
+    base_model_hash: Hash | None = option(
+        None, "the base model to start from", "never", shapes=False
     )
-    target_order: Literal["random", "time"] = option("random", "'time': the earliest windows, as real enrolment does", "never")
-    seed_finetune: Seed | None = option(None, "seed of subset, order and initialisation of a fine-tune (unset: seed)", "never")
-    overwrite: bool = option(False, "replace results of another configuration", "never", shapes=False)
+    prefix: SafeName | None = option(
+        None, "folder below experiments/ (unset: made from the options)", "never", shapes=False
+    )
+    mode: Mode = option(
+        "target_only_fine_tuning",
+        "what is learnt, from which data ('target_only': from scratch)",
+        "never",
+    )
+    target_data_pct: Fraction = option(
+        1.0, "fraction of the target's training windows, in (0, 1]", "never"
+    )
+    early_stopping_patience_target: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+        50, "epochs without improvement before fine-tuning stops", "never"
+    )
+    target_val: Literal["full", "matched", "none"] = option(
+        "full",
+        "the target's selection windows: all, the same fraction, or none (exactly max_epochs)",
+        "never",
+    )
+    target_order: Literal["random", "time"] = option(
+        "random", "'time': the earliest windows, as real enrolment does", "never"
+    )
+    seed_finetune: Seed | None = option(
+        None, "seed of subset, order and initialisation of a fine-tune (unset: seed)", "never"
+    )
+    overwrite: bool = option(
+        False, "replace results of another configuration", "never", shapes=False
+    )
 
     @model_validator(mode="after")
     def _base_or_none(self) -> FinetuneOptions:
@@ -205,8 +337,16 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     where = next((str(part) for part in first["loc"] if isinstance(part, str)), "")
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first["input"], (dict, BaseModel)) or message.startswith(where + ":") else f" (got {first['input']!r})"
-    return f"{where}: {message}{got}" if where and not message.startswith(where + ":") else f"{message}{got}"
+    got = (
+        ""
+        if isinstance(first["input"], (dict, BaseModel)) or message.startswith(where + ":")
+        else f" (got {first['input']!r})"
+    )
+    return (
+        f"{where}: {message}{got}"
+        if where and not message.startswith(where + ":")
+        else f"{message}{got}"
+    )
 
 
 def hashed(name: str, model: type[Options] = BaseOptions) -> Hashed:
@@ -216,7 +356,9 @@ def hashed(name: str, model: type[Options] = BaseOptions) -> Hashed:
 
 
 def shapes_result(name: str) -> bool:
-    """Whether a fine-tune's result depends on this option (beyond fold, participants and the base model itself)."""
+    """Whether a fine-tune's result depends on this option (beyond fold, participants and the base
+    model itself).
+    """
     return bool(_extra(FinetuneOptions.model_fields[name])["shapes"])
 
 
@@ -229,13 +371,24 @@ def add_arguments(parser: argparse.ArgumentParser, model: type[Options]) -> None
     """One flag an option. Nothing has a default here: what was not given stays unset."""
     for name, field in model.model_fields.items():
         default = "" if field.default is None else f" (default: {_shown(field.default)})"
-        common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": f"{field.description}{default}".replace("%", "%%")}
+        common: dict[str, Any] = {
+            "dest": name,
+            "default": argparse.SUPPRESS,
+            "help": f"{field.description}{default}".replace("%", "%%"),
+        }
         if field.annotation is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
         elif _is_list(field.annotation):
-            parser.add_argument(f"--{name}", nargs=2 if name == "magnitude_range" else "+", metavar=name.upper(), **common)
+            parser.add_argument(
+                f"--{name}",
+                nargs=2 if name == "magnitude_range" else "+",
+                metavar=name.upper(),
+                **common,
+            )
         else:
-            parser.add_argument(f"--{name}", metavar=_choices(field.annotation) or name.upper(), **common)
+            parser.add_argument(
+                f"--{name}", metavar=_choices(field.annotation) or name.upper(), **common
+            )
 
 
 def _shown(value: Any) -> str:
@@ -243,11 +396,19 @@ def _shown(value: Any) -> str:
 
 
 def _is_list(annotation: Any) -> bool:
-    return annotation is list or get_origin(annotation) is list or any(_is_list(part) for part in get_args(annotation))
+    return (
+        annotation is list
+        or get_origin(annotation) is list
+        or any(_is_list(part) for part in get_args(annotation))
+    )
 
 
 def _choices(annotation: Any) -> str | None:
-    return "{" + ",".join(map(str, get_args(annotation))) + "}" if get_origin(annotation) is Literal else None
+    return (
+        "{" + ",".join(map(str, get_args(annotation))) + "}"
+        if get_origin(annotation) is Literal
+        else None
+    )
 
 
 def from_flags(namespace: argparse.Namespace, model: type[O]) -> O:
@@ -256,7 +417,10 @@ def from_flags(namespace: argparse.Namespace, model: type[O]) -> O:
     Raises:
         InputError: a value is out of bounds or of the wrong kind.
     """
-    return model.parse({name: getattr(namespace, name) for name in model.model_fields if hasattr(namespace, name)}, "options")
+    return model.parse(
+        {name: getattr(namespace, name) for name in model.model_fields if hasattr(namespace, name)},
+        "options",
+    )
 
 
 def to_flags(values: Mapping[str, Any]) -> list[str]:

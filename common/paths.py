@@ -1,4 +1,6 @@
-"""Every file name that the project reads or writes, on the head and on a node. Nobody else joins these names."""
+"""Every file name that the project reads or writes, on the head and on a node. Nobody else joins
+these names.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ SUPERSEDED = "superseded"
 RUNS = "runs"
 SPLITS = ("train", "val", "test")
 
-# The files of an experiment that are byte-identical between two runs of it; metrics.json, apart from its provenance, is as well.
+# The files of an experiment that are byte-identical between two runs of it; metrics.json, apart
+# from its provenance, is as well.
 EXPERIMENT_FILES = ("best_model.pt", "losses.json", "config.json", "predictions.csv")
 EXPERIMENT_METRICS = "metrics.json"
 EXPERIMENT_LOG = "train.log"
@@ -97,7 +100,9 @@ class Paths:
         return self.experiments / prefix / name
 
     def training_lock(self, key: str) -> Path:
-        """Lock of one training, by training key or experiment key, or of one experiment's folder."""
+        """Lock of one training, by training key or experiment key, or of one experiment's
+        folder.
+        """
         return self.root / "locks" / f"{key}.lock"
 
     def checkpoint(self, key: str) -> Path:

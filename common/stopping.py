@@ -1,6 +1,8 @@
-"""A wish that this process stop soon: its training saves a checkpoint at the end of the epoch and raises Stopped. No torch.
+"""A wish that this process stop soon: its training saves a checkpoint at the end of the epoch and
+raises Stopped. No torch.
 
-Whoever is told of a coming end (a time limit, a machine that is taken away) sets `stopping.wanted`; the training knows nothing of why.
+Whoever is told of a coming end (a time limit, a machine that is taken away) sets `stopping.wanted`;
+the training knows nothing of why.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from dataclasses import dataclass
 
 
 class Stopped(BaseException):
-    """A training stopped after its checkpoint was saved. Not an Exception: no job may swallow it."""
+    """A training stopped after its checkpoint was saved. Not an Exception: no job may swallow
+    it.
+    """
 
 
 @dataclass

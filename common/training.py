@@ -1,7 +1,8 @@
 """The training loop: fit and evaluate; early stopping and checkpoints.
 
-Written for a GPU first: shuffling, augmentation, loss and counts stay on the device, with one transfer to the host an epoch. Eager with one thread on
-the CPU it gives the same bytes fresh, after other trainings in the same process, and resumed from a checkpoint.
+Written for a GPU first: shuffling, augmentation, loss and counts stay on the device, with one
+transfer to the host an epoch. Eager with one thread on the CPU it gives the same bytes fresh, after
+other trainings in the same process, and resumed from a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ State = dict[str, Tensor]
 
 
 class Checkpoint(Protocol):
-    """Where a training cut short is kept; the bytes come back as they were given, or None. `wanted`: save at the end of this epoch."""
+    """Where a training cut short is kept; the bytes come back as they were given, or None.
+    `wanted`: save at the end of this epoch.
+    """
 
     @property
     def wanted(self) -> bool: ...
@@ -48,10 +51,14 @@ class Checkpoint(Protocol):
 class Settings:
     """What shapes one training, apart from model and data.
 
-    seed_key: every epoch's shuffling, augmentation and dropout derive from this and the epoch number alone.
-    patience: epochs without improvement after which training stops; without validation exactly `max_epochs` are run and the last is taken.
-    pos_weight: weight of positive windows in the loss, or 'balanced' (negatives / positives of the training set).
-    from_untouched: a fine-tune's epoch 0 is the model as it came, scored and a candidate for the best.
+    seed_key: every epoch's shuffling, augmentation and dropout derive from this and the epoch
+    number alone.
+    patience: epochs without improvement after which training stops; without validation exactly
+    `max_epochs` are run and the last is taken.
+    pos_weight: weight of positive windows in the loss, or 'balanced' (negatives / positives of the
+    training set).
+    from_untouched: a fine-tune's epoch 0 is the model as it came, scored and a candidate for the
+    best.
     compiled: torch.compile (on a GPU with CUDA graphs); other bytes than eager.
     """
 
@@ -72,7 +79,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class FitResult:
-    """state: the best weights, on the CPU. losses: {"train", "val", "val_macro_f1"}, one entry an epoch, unweighted. resumed: from a checkpoint."""
+    """state: the best weights, on the CPU. losses: {"train", "val", "val_macro_f1"}, one entry an
+    epoch, unweighted. resumed: from a checkpoint.
+    """
 
     state: State
     losses: dict[str, list[float | None]]
@@ -103,7 +112,9 @@ def epoch_seed(seed_key: str, epoch: int, purpose: str) -> int:
 
 
 def serialize(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as bytes: equal weights are equal bytes (torch.save to a path writes the file's name into them)."""
+    """A state dict as bytes: equal weights are equal bytes (torch.save to a path writes the file's
+    name into them).
+    """
     return _dump({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
 
 
@@ -118,7 +129,9 @@ def deserialize(data: bytes) -> Any:
     try:
         return load_plain(io.BytesIO(data))
     except UNREADABLE as error:
-        raise CorruptArtifact("weights cannot be read: damaged, or not written by this project; train them again") from error
+        raise CorruptArtifact(
+            "weights cannot be read: damaged, or not written by this project; train them again"
+        ) from error
 
 
 def fit(
@@ -133,11 +146,15 @@ def fit(
 ) -> FitResult:
     """Train `model` (in place, on its device) on `train`, choose the best epoch on `val`.
 
-    progress is called after every epoch with epoch, epochs (at most), train_loss, val_loss, val_macro_f1, best_epoch, updates. Raises TrainingError when
-    a loss becomes NaN or infinite, and InputError when `val` cannot decide (macro F1 on one class).
+    progress is called after every epoch with epoch, epochs (at most), train_loss, val_loss,
+    val_macro_f1, best_epoch, updates. Raises TrainingError when a loss becomes NaN or infinite, and
+    InputError when `val` cannot decide (macro F1 on one class).
     """
     if settings.metric == "macro_f1" and val is not None and val.positives in (0, len(val)):
-        raise InputError("the validation windows hold one class only, macro F1 is undefined on them; stop on --early_stopping_metric loss")
+        raise InputError(
+            "the validation windows hold one class only, macro F1 is undefined on them; stop on"
+            " --early_stopping_metric loss"
+        )
     _keep_freed_memory()
     run = _Run(model, train, val, settings)
     run.resume(checkpoint)
@@ -148,7 +165,11 @@ def fit(
         run.one_epoch()
         if progress is not None:
             progress(run.report())
-        if checkpoint is not None and run.stopped_by is None and (checkpoint.wanted or clock() - saved >= settings.checkpoint_seconds):
+        if (
+            checkpoint is not None
+            and run.stopped_by is None
+            and (checkpoint.wanted or clock() - saved >= settings.checkpoint_seconds)
+        ):
             checkpoint.save(run.payload())
             saved = clock()
     return run.result()
@@ -162,13 +183,17 @@ class _Progress:
     updates: int = 0
     best_epoch: int = 0
     best_score: float = math.inf
-    losses: dict[str, list[float | None]] = field(default_factory=lambda: {"train": [], "val": [], "val_macro_f1": []})
+    losses: dict[str, list[float | None]] = field(
+        default_factory=lambda: {"train": [], "val": [], "val_macro_f1": []}
+    )
 
 
 class _Run:
     """One training from its first epoch, or from a checkpoint, to its end."""
 
-    def __init__(self, model: Network, train: Windows, val: Windows | None, settings: Settings) -> None:
+    def __init__(
+        self, model: Network, train: Windows, val: Windows | None, settings: Settings
+    ) -> None:
         self.model, self.train, self.val, self.settings = model, train, val, settings
         self.device = next(model.parameters()).device
         parameters = model.head_parameters() if settings.head_only else list(model.parameters())
@@ -177,7 +202,12 @@ class _Run:
         self.weights = _flattened(parameters)
         self.optimizer = _Adam(self.weights, settings.lr)
         self.pos_weight = _pos_weight(settings.pos_weight, train)
-        self.step = make_step(model, self.optimizer, self.pos_weight, compiled_batch=settings.batch_size if settings.compiled else None)
+        self.step = make_step(
+            model,
+            self.optimizer,
+            self.pos_weight,
+            compiled_batch=settings.batch_size if settings.compiled else None,
+        )
         self.evaluate = make_evaluation(model, compiled=settings.compiled)
         self.done = _Progress()
         self.best: State = {}
@@ -206,8 +236,13 @@ class _Run:
 
     def _train(self) -> Tensor:
         settings, epoch = self.settings, self.epoch
-        shuffle, augment = (torch.Generator().manual_seed(epoch_seed(settings.seed_key, epoch, name)) for name in ("shuffle", "augment"))
-        order, batches = epoch_batches(len(self.train), settings.batch_size, settings.min_steps_per_epoch, shuffle)
+        shuffle, augment = (
+            torch.Generator().manual_seed(epoch_seed(settings.seed_key, epoch, name))
+            for name in ("shuffle", "augment")
+        )
+        order, batches = epoch_batches(
+            len(self.train), settings.batch_size, settings.min_steps_per_epoch, shuffle
+        )
         pieces = _pieces(batches, chunk_batches(self.train.window_bytes, settings.batch_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.train()
@@ -227,9 +262,15 @@ class _Run:
         return self.evaluate(self.val)
 
     def _conclude(self, train_loss: float | None, validation: Evaluation | None) -> None:
-        for name, loss in (("training", train_loss), ("validation", validation.loss if validation else None)):
+        for name, loss in (
+            ("training", train_loss),
+            ("validation", validation.loss if validation else None),
+        ):
             if loss is not None and not math.isfinite(loss):
-                raise TrainingError(f"the {name} loss became {loss} in epoch {self.epoch}; lower --lr, or look for extreme samples in the data")
+                raise TrainingError(
+                    f"the {name} loss became {loss} in epoch {self.epoch}; lower --lr, or look for"
+                    " extreme samples in the data"
+                )
         losses = self.done.losses
         losses["train"].append(train_loss)
         losses["val"].append(validation.loss if validation else None)
@@ -237,7 +278,9 @@ class _Run:
         score = _score(validation, self.settings.metric)
         if score < self.done.best_score or validation is None or not self.best:
             self.done.best_score, self.done.best_epoch = score, self.epoch
-            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.best = {
+                name: value.detach().clone() for name, value in self.model.state_dict().items()
+            }
 
     def report(self) -> dict[str, Any]:
         """The last epoch in numbers."""
@@ -257,12 +300,29 @@ class _Run:
         assert self.stopped_by is not None
         self.model.load_state_dict(self.best)
         state = {name: value.cpu() for name, value in self.best.items()}
-        return FitResult(state, self.done.losses, self.done.best_epoch, self.epoch, self.done.updates, self.stopped_by, self.resumed)
+        return FitResult(
+            state,
+            self.done.losses,
+            self.done.best_epoch,
+            self.epoch,
+            self.done.updates,
+            self.stopped_by,
+            self.resumed,
+        )
 
     def _binding(self) -> str:
         """What a checkpoint must agree with: everything that the bytes depend on."""
-        settings = {name: value for name, value in asdict(self.settings).items() if name != "checkpoint_seconds"}
-        shape = [len(self.train), self.train.channels, self.train.samples, len(self.val) if self.val else 0]
+        settings = {
+            name: value
+            for name, value in asdict(self.settings).items()
+            if name != "checkpoint_seconds"
+        }
+        shape = [
+            len(self.train),
+            self.train.channels,
+            self.train.samples,
+            len(self.val) if self.val else 0,
+        ]
         return repr((settings, shape, torch.__version__, torch.get_num_threads(), self.device.type))
 
     def payload(self) -> bytes:
@@ -278,7 +338,9 @@ class _Run:
         )
 
     def resume(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint of this very training; one of another, or a damaged one, is left aside."""
+        """Go on from a checkpoint of this very training; one of another, or a damaged one, is left
+        aside.
+        """
         data = checkpoint.load() if checkpoint is not None else None
         if data is None:
             return
@@ -298,7 +360,11 @@ class _Run:
 def _pos_weight(pos_weight: float | str, train: Windows) -> float:
     if pos_weight != "balanced":
         return float(pos_weight)
-    return (len(train) - train.positives) / train.positives if 0 < train.positives < len(train) else 1.0
+    return (
+        (len(train) - train.positives) / train.positives
+        if 0 < train.positives < len(train)
+        else 1.0
+    )
 
 
 def _score(validation: Evaluation | None, metric: str) -> float:
@@ -309,12 +375,17 @@ def _score(validation: Evaluation | None, metric: str) -> float:
     return validation.loss if value is None else -value
 
 
-def epoch_batches(count: int, batch_size: int, min_steps: int, generator: torch.Generator) -> tuple[Tensor, list[int]]:
+def epoch_batches(
+    count: int, batch_size: int, min_steps: int, generator: torch.Generator
+) -> tuple[Tensor, list[int]]:
     """One epoch: row numbers in order, and the size of each batch.
 
-    Every window once, shuffled, the last partial batch kept; a small set is shuffled anew and repeated until there are `min_steps` batches.
+    Every window once, shuffled, the last partial batch kept; a small set is shuffled anew and
+    repeated until there are `min_steps` batches.
     """
-    one_pass = [batch_size] * (count // batch_size) + ([count % batch_size] if count % batch_size else [])
+    one_pass = [batch_size] * (count // batch_size) + (
+        [count % batch_size] if count % batch_size else []
+    )
     steps = max(len(one_pass), min_steps)
     passes = -(-steps // len(one_pass))
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
@@ -328,15 +399,17 @@ def _pieces(batches: list[int], together: int) -> list[list[int]]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout takes no generator: seed the global ones inside, and leave them outside as they were."""
+    """Dropout takes no generator: seed the global ones inside, and leave them outside as they
+    were.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 class _Adam:
-    """Adam on one vector of weights, through PyTorch's function: the class torch.optim.Adam imports the compiler, a second before the first step, and
-    costs twice as much a step.
+    """Adam on one vector of weights, through PyTorch's function: the class torch.optim.Adam imports
+    the compiler, a second before the first step, and costs twice as much a step.
 
     Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015.
     """
@@ -360,13 +433,27 @@ class _Adam:
         """One update by the gradient as it stands."""
         step, mean, square = self.state.values()
         adam(
-            [self.weights], [self.gradient], [mean], [square], [], [step], fused=True, amsgrad=False, lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8,
-            weight_decay=0.0, maximize=False,
-        )  # fmt: skip
+            [self.weights],
+            [self.gradient],
+            [mean],
+            [square],
+            [],
+            [step],
+            fused=True,
+            amsgrad=False,
+            lr=self.lr,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            maximize=False,
+        )
 
 
 def _flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """One vector of which the parameters and their gradients become views: the optimiser then handles one tensor instead of eighteen."""
+    """One vector of which the parameters and their gradients become views: the optimiser then
+    handles one tensor instead of eighteen.
+    """
     flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
     flat.grad = torch.zeros_like(flat)
     start = 0
@@ -379,7 +466,9 @@ def _flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep what a step frees for the next step: giving it back and faulting it in again costs a quarter of the time."""
+    """Tell glibc to keep what a step frees for the next step: giving it back and faulting it in
+    again costs a quarter of the time.
+    """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
@@ -390,10 +479,12 @@ def _keep_freed_memory() -> None:
 def make_step(
     model: Network, optimizer: _Adam, pos_weight: float, *, compiled_batch: int | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """One update: (x [batch, channels, samples], y [batch]) -> sum of the unweighted losses, a detached scalar on the device.
+    """One update: (x [batch, channels, samples], y [batch]) -> sum of the unweighted losses, a
+    detached scalar on the device.
 
-    On a CPU the batch passes in pieces that stay in its caches and their gradients add up. The captured form stands behind `compiled_batch`: batches
-    of that size are compiled, on a GPU replayed as CUDA graphs; the odd last batch of an epoch is not worth a compilation of its own.
+    On a CPU the batch passes in pieces that stay in its caches and their gradients add up. The
+    captured form stands behind `compiled_batch`: batches of that size are compiled, on a GPU
+    replayed as CUDA graphs; the odd last batch of an epoch is not worth a compilation of its own.
     """
     device = next(model.parameters()).device
     gradient = optimizer.gradient
@@ -402,11 +493,17 @@ def make_step(
     def losses(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(x)
         loss = F.binary_cross_entropy_with_logits(logits, y, pos_weight=weight, reduction="sum")
-        return loss, loss if weight is None else F.binary_cross_entropy_with_logits(logits.detach(), y, reduction="sum")
+        return loss, (
+            loss
+            if weight is None
+            else F.binary_cross_entropy_with_logits(logits.detach(), y, reduction="sum")
+        )
 
     captured = losses
     if compiled_batch is not None:
-        captured = torch.compile(losses, mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
+        captured = torch.compile(
+            losses, mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False
+        )
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         gradient.zero_()
@@ -447,6 +544,8 @@ def make_evaluation(model: Network, *, compiled: bool = False) -> Callable[[Wind
 
 
 def evaluation_batch(model: Network, windows: Windows) -> int:
-    """Windows in an evaluation batch, from shapes alone: what a CPU's caches hold; eight times that on a GPU."""
+    """Windows in an evaluation batch, from shapes alone: what a CPU's caches hold; eight times that
+    on a GPU.
+    """
     piece = model.cached_batch(windows.samples)
     return piece if windows.device.type == "cpu" else 8 * piece

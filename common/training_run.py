@@ -1,4 +1,6 @@
-"""What surrounds the loop in every training: device, settings from options, checkpoint file, opened data, log."""
+"""What surrounds the loop in every training: device, settings from options, checkpoint file, opened
+data, log.
+"""
 
 from __future__ import annotations
 
@@ -43,13 +45,20 @@ def torch_device(name: str) -> torch.device:
         return torch.device("cpu")
     number = 0 if name == "auto" else int(name)
     if not torch.cuda.is_available() or number >= torch.cuda.device_count():
-        raise NodeError(f"GPU {number} is not there ({torch.cuda.device_count()} GPUs are visible): give --device cpu, or correct gpus in cluster_config.json")
+        raise NodeError(
+            f"GPU {number} is not there ({torch.cuda.device_count()} GPUs are visible): give"
+            " --device cpu, or correct gpus in cluster_config.json"
+        )
     return torch.device("cuda", number)
 
 
 def device_for_hand(name: str) -> tuple[str, str | None]:
-    """For a script run by hand: the device, and a remark when a GPU was asked for where there is none."""
-    if name.isdecimal() and (not torch.cuda.is_available() or int(name) >= torch.cuda.device_count()):
+    """For a script run by hand: the device, and a remark when a GPU was asked for where there is
+    none.
+    """
+    if name.isdecimal() and (
+        not torch.cuda.is_available() or int(name) >= torch.cuda.device_count()
+    ):
         return "cpu", f"no GPU {name} on this machine: running on the CPU"
     return name, None
 
@@ -89,40 +98,73 @@ def settings(options: Options, seed_key: str, **changes: Any) -> training.Settin
 
 def network(options: Options, channels: int, seed: int) -> Network:
     """The network that the options name."""
-    return build(options.model, channels=channels, base_channels=options.base_channels, num_blocks=options.num_blocks, dropout=options.dropout, seed=seed)
+    return build(
+        options.model,
+        channels=channels,
+        base_channels=options.base_channels,
+        num_blocks=options.num_blocks,
+        dropout=options.dropout,
+        seed=seed,
+    )
 
 
-def open_splits(paths: Paths, options: Options, people: Sequence[str], splits: Sequence[str], channels: int | None = None) -> list[Split]:
+def open_splits(
+    paths: Paths,
+    options: Options,
+    people: Sequence[str],
+    splits: Sequence[str],
+    channels: int | None = None,
+) -> list[Split]:
     """Opened and checked data, person by person; all with the same channels. Raises InputError."""
     opened: list[Split] = []
     for name in people:
         for split in splits:
-            expected = channels if channels is not None else (opened[0].x.shape[1] if opened else None)
-            opened.append(open_split(paths.data(options.data_path), name, split, window_size=options.window_size, channels=expected))
+            expected = (
+                channels if channels is not None else (opened[0].x.shape[1] if opened else None)
+            )
+            opened.append(
+                open_split(
+                    paths.data(options.data_path),
+                    name,
+                    split,
+                    window_size=options.window_size,
+                    channels=expected,
+                )
+            )
     return opened
 
 
 def place(windows: Windows, device: torch.device) -> Windows:
-    """Put windows where the training happens; GPUs may be shared by as many workers as their slots say."""
+    """Put windows where the training happens; GPUs may be shared by as many workers as their slots
+    say.
+    """
     return windows.place(device, jobs_per_gpu=int(os.environ.get("JOBS_PER_GPU", "1")))
 
 
 def score(model: Network, windows: Windows) -> tuple[np.ndarray[Any, Any], float]:
-    """Probability of class 1 of every window (float32 [windows]), and the mean loss, in one pass."""
+    """Probability of class 1 of every window (float32 [windows]), and the mean loss, in one
+    pass.
+    """
     model.eval()
     with torch.inference_mode():
-        logits = torch.cat([model(x) for x, _ in windows.batches(training.evaluation_batch(model, windows))]).cpu()
+        logits = torch.cat(
+            [model(x) for x, _ in windows.batches(training.evaluation_batch(model, windows))]
+        ).cpu()
         loss = F.binary_cross_entropy_with_logits(logits.double(), windows.y.double())
         return torch.sigmoid(logits).numpy(), float(loss)
 
 
 class CheckpointFile:
-    """A training cut short, kept under its key and the code that wrote it; checked before it is loaded.
+    """A training cut short, kept under its key and the code that wrote it; checked before it is
+    loaded.
 
-    `unchanged` raises where the data are no longer those of the key: what was learnt from others is not kept.
+    `unchanged` raises where the data are no longer those of the key: what was learnt from others is
+    not kept.
     """
 
-    def __init__(self, paths: Paths, key: str, unchanged: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, paths: Paths, key: str, unchanged: Callable[[], None] = lambda: None
+    ) -> None:
         self._unchanged = unchanged
         self._path = paths.checkpoint(f"{key}-{digest(code_fingerprints(), 8)}")
 
@@ -136,7 +178,9 @@ class CheckpointFile:
 
     @property
     def wanted(self) -> bool:
-        """Whether this process is to stop: then a checkpoint is saved now and not only every minute."""
+        """Whether this process is to stop: then a checkpoint is saved now and not only every
+        minute.
+        """
         return stopping.wanted
 
     def save(self, data: bytes) -> None:
@@ -162,7 +206,11 @@ class Log:
 
     def epoch(self, state: dict[str, Any]) -> None:
         """Called by the loop after every epoch."""
-        numbers = " ".join(f"{name} {state[name]:.6f}" for name in ("train_loss", "val_loss", "val_macro_f1") if isinstance(state.get(name), float))
+        numbers = " ".join(
+            f"{name} {state[name]:.6f}"
+            for name in ("train_loss", "val_loss", "val_macro_f1")
+            if isinstance(state.get(name), float)
+        )
         self.line(f"epoch {state['epoch']} {numbers} best {state['best_epoch']}")
         self._progress({"epoch": state["epoch"], "of": state["epochs"]} | state)
 
@@ -190,4 +238,3 @@ class Recent(Generic[T]):
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
         return self._kept[key]
-

@@ -1,12 +1,16 @@
 """Sessions -> windows -> splits. Arrays only: no files, no torch.
 
-A session is one continuous recording of one person on a regular grid. Splits are decided on whole sessions or on blocks of them *before*
-any window is cut, so that overlapping windows can never carry a sample from one split into another:
+A session is one continuous recording of one person on a regular grid. Splits are decided on whole
+sessions or on blocks of them *before* any window is cut, so that overlapping windows can never
+carry a sample from one split into another:
 
-    session         whole sessions, stratified: how well the model does on another occasion of the same person
+    session         whole sessions, stratified: how well the model does on another occasion of the
+        same person
     chronological   earlier sessions train, the latest test: how well it does later on
-    time            blocks inside each session, a gap of at least one window between them: how well it does later in the same occasion;
-                    the mildest test of the three, since posture, strap and surroundings are those of training
+    time            blocks inside each session, a gap of at least one window between them: how well
+        it does later in the same occasion;
+                    the mildest test of the three, since posture, strap and surroundings are those
+                    of training
 """
 
 from __future__ import annotations
@@ -70,7 +74,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one split in time order: x float32 [windows, channels, samples], y int64 [windows], and where each begins."""
+    """Windows of one split in time order: x float32 [windows, channels, samples], y int64
+    [windows], and where each begins.
+    """
 
     x: NDArray[np.float32]
     y: Ints
@@ -78,7 +84,15 @@ class Windows:
     starts_s: list[float]
 
 
-def make_session(name: str, start_s: float, times: Floats, values: Floats, bouts_s: Floats, rate: float, max_gap_s: float | None = None) -> Session:
+def make_session(
+    name: str,
+    start_s: float,
+    times: Floats,
+    values: Floats,
+    bouts_s: Floats,
+    rate: float,
+    max_gap_s: float | None = None,
+) -> Session:
     """A session from timed samples.
 
     Args:
@@ -93,24 +107,46 @@ def make_session(name: str, start_s: float, times: Floats, values: Floats, bouts
     breaks = np.flatnonzero(steps > longest) + 1
     within = steps[steps <= longest]
     edges = [0, *breaks.tolist(), len(times)]
-    grid = np.full((int(np.floor(times[-1] * rate + 1e-6)) + 1, values.shape[1]), np.nan, np.float32)
+    grid = np.full(
+        (int(np.floor(times[-1] * rate + 1e-6)) + 1, values.shape[1]), np.nan, np.float32
+    )
     pieces = []
     for begin, end in pairwise(edges):
-        first, last = int(np.ceil(times[begin] * rate - 1e-6)), int(np.floor(times[end - 1] * rate + 1e-6))
+        first, last = (
+            int(np.ceil(times[begin] * rate - 1e-6)),
+            int(np.floor(times[end - 1] * rate + 1e-6)),
+        )
         if first <= last:
-            grid[first : last + 1] = _onto_grid(times[begin:end], values[begin:end], np.arange(first, last + 1) / rate, rate)
+            grid[first : last + 1] = _onto_grid(
+                times[begin:end], values[begin:end], np.arange(first, last + 1) / rate, rate
+            )
             pieces.append((first, last + 1))
-    return Session(name, start_s, rate, grid, tuple(pieces), merge_bouts(bouts_s * rate), 1 / float((within if len(within) else steps).mean()))
+    return Session(
+        name,
+        start_s,
+        rate,
+        grid,
+        tuple(pieces),
+        merge_bouts(bouts_s * rate),
+        1 / float((within if len(within) else steps).mean()),
+    )
 
 
 def _onto_grid(times: Floats, values: Floats, at: Floats, rate: float) -> Floats:
-    """Linear interpolation; what was sampled faster is low-passed first (zero phase, 0.45 of the new rate), so that nothing folds back into the band."""
+    """Linear interpolation; what was sampled faster is low-passed first (zero phase, 0.45 of the
+    new rate), so that nothing folds back into the band.
+    """
     if len(times) > 2 and (sampled_at := (len(times) - 1) / (times[-1] - times[0])) > 1.05 * rate:
         from scipy.signal import butter, sosfiltfilt
 
         regular = np.linspace(times[0], times[-1], len(times))
         low = butter(8, 0.45 * rate, fs=sampled_at, output="sos")
-        times, values = regular, sosfiltfilt(low, _interpolate(regular, times, values), axis=0, padlen=min(27, len(times) - 1))
+        times, values = (
+            regular,
+            sosfiltfilt(
+                low, _interpolate(regular, times, values), axis=0, padlen=min(27, len(times) - 1)
+            ),
+        )
     return _interpolate(at, times, values)
 
 
@@ -119,7 +155,9 @@ def _interpolate(at: Floats, times: Floats, values: Floats) -> Floats:
 
 
 def merge_bouts(bouts: Floats) -> Floats:
-    """Sorted by start, overlapping and touching ones joined; in samples, to a thousandth (a clock in epoch seconds resolves no more)."""
+    """Sorted by start, overlapping and touching ones joined; in samples, to a thousandth (a clock
+    in epoch seconds resolves no more).
+    """
     merged: list[list[float]] = []
     for start, end in sorted(np.round(bouts, 3).tolist()):
         if merged and start <= merged[-1][1]:
@@ -140,14 +178,18 @@ def label_windows(bouts: Floats, starts: Ints, length: int, min_overlap: MinOver
         return np.zeros(len(starts), np.int64)
     before = np.concatenate([[0.0], np.cumsum(bouts[:, 1] - bouts[:, 0])])
     covered_until = np.repeat(before, 2)[1:-1]  # at start_0, end_0, start_1, end_1, ...
-    covered = np.interp(starts + length, bouts.ravel(), covered_until) - np.interp(starts, bouts.ravel(), covered_until)
+    covered = np.interp(starts + length, bouts.ravel(), covered_until) - np.interp(
+        starts, bouts.ravel(), covered_until
+    )
     needed = 1e-6 if min_overlap == "any" else min_overlap * length - 1e-6
     labels: Ints = (covered >= needed).astype(np.int64)
     return labels
 
 
 def in_order(sessions: Sequence[Session]) -> tuple[list[Session], bool]:
-    """Sessions in time order, and whether their clocks gave it: where recordings overlap (each starts at its own zero), names do."""
+    """Sessions in time order, and whether their clocks gave it: where recordings overlap (each
+    starts at its own zero), names do.
+    """
     by_clock = sorted(sessions, key=lambda s: s.start_s)
     apart = all(a.start_s + (len(a.values) - 1) / a.rate < b.start_s for a, b in pairwise(by_clock))
     return (by_clock, True) if apart else (sorted(sessions, key=lambda s: natural(s.name)), False)
@@ -155,10 +197,14 @@ def in_order(sessions: Sequence[Session]) -> tuple[list[Session], bool]:
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Sort key that puts session2 before session10."""
-    return [(not digits, int(digits or 0), text) for digits, text in re.findall(r"(\d+)|(\D+)", name)]
+    return [
+        (not digits, int(digits or 0), text) for digits, text in re.findall(r"(\d+)|(\D+)", name)
+    ]
 
 
-def split_sessions(sessions: Sequence[Session], rule: str, length: int, min_overlap: MinOverlap, seed: int) -> dict[str, list[Part]]:
+def split_sessions(
+    sessions: Sequence[Session], rule: str, length: int, min_overlap: MinOverlap, seed: int
+) -> dict[str, list[Part]]:
     """The parts of one person's sessions that belong to train, val and test, in time order.
 
     Args:
@@ -172,55 +218,95 @@ def split_sessions(sessions: Sequence[Session], rule: str, length: int, min_over
     for session in ordered:
         if max((end - begin for begin, end in session.pieces), default=0) < length:
             raise InputError(
-                f"session {session.name} is too short: no stretch of {length / session.rate:g} s without a gap; leave it out or shorten --window_seconds"
+                f"session {session.name} is too short: no stretch of {length / session.rate:g} s"
+                " without a gap; leave it out or shorten --window_seconds"
             )
     if rule == "time":
         blocks = [(session, time_blocks(session, length)) for session in ordered]
-        return {split: [Part(session, *places[split]) for session, places in blocks] for split in SPLITS}
+        return {
+            split: [Part(session, *places[split]) for session, places in blocks] for split in SPLITS
+        }
     if len(ordered) < 3:
-        raise InputError(f"{len(ordered)} session(s), but --split {rule} needs one each for train, val and test; record more or use --split time")
-    places = _stratified(ordered, length, min_overlap, seed) if rule == "session" else _chronological(ordered)
-    return {split: [Part(s, 0, len(s.values)) for s, place in zip(ordered, places, strict=True) if place == split] for split in SPLITS}
+        raise InputError(
+            f"{len(ordered)} session(s), but --split {rule} needs one each for train, val and test;"
+            " record more or use --split time"
+        )
+    places = (
+        _stratified(ordered, length, min_overlap, seed)
+        if rule == "session"
+        else _chronological(ordered)
+    )
+    return {
+        split: [
+            Part(s, 0, len(s.values))
+            for s, place in zip(ordered, places, strict=True)
+            if place == split
+        ]
+        for split in SPLITS
+    }
 
 
 def _chronological(ordered: Sequence[Session]) -> list[str]:
-    """Split of each session: cuts where 60 and 80 % of the recorded time are nearest, at least one session each."""
+    """Split of each session: cuts where 60 and 80 % of the recorded time are nearest, at least one
+    session each.
+    """
     after = np.cumsum([session.recorded for session in ordered])
     first = int(np.argmin(np.abs(after[:-2] - FRACTIONS["train"] * after[-1]))) + 1
-    second = int(np.argmin(np.abs(after[first:-1] - (1 - FRACTIONS["test"]) * after[-1]))) + first + 1
+    second = (
+        int(np.argmin(np.abs(after[first:-1] - (1 - FRACTIONS["test"]) * after[-1]))) + first + 1
+    )
     return ["train"] * first + ["val"] * (second - first) + ["test"] * (len(ordered) - second)
 
 
-def _stratified(ordered: Sequence[Session], length: int, min_overlap: MinOverlap, seed: int) -> list[str]:
+def _stratified(
+    ordered: Sequence[Session], length: int, min_overlap: MinOverlap, seed: int
+) -> list[str]:
     """Split of each session: StratifiedGroupKFold, one fold each for val and test, the rest trains.
 
-    Several draws of folds are made (it is greedy, and breaks ties by order). Of all their pairs of folds, those count that leave no split without a
-    class and come nearest to 60/20/20 of windows and of positives; among the nearly equal ones the seed chooses.
+    Several draws of folds are made (it is greedy, and breaks ties by order). Of all their pairs of
+    folds, those count that leave no split without a class and come nearest to 60/20/20 of windows
+    and of positives; among the nearly equal ones the seed chooses.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     number, random = min(5, len(ordered)), np.random.default_rng(seed)
-    # Stratified by the labels of windows laid end to end. Each counts `number` times, which changes no share and spares small sets the class-size complaint.
+    # Stratified by the labels of windows laid end to end. Each counts `number` times, which changes
+    # no share and spares small sets the class-size complaint.
     whole = [Part(session, 0, len(session.values)) for session in ordered]
-    labels = [np.repeat(label_windows(p.session.bouts, _starts(p, length, length), length, min_overlap), number) for p in whole]
+    labels = [
+        np.repeat(
+            label_windows(p.session.bouts, _starts(p, length, length), length, min_overlap), number
+        )
+        for p in whole
+    ]
     sizes = np.array([[len(part), part.sum()] for part in labels], float)
     found: dict[tuple[str, ...], tuple[int, int, float]] = {}
     for _ in range(DRAWS):
-        # Its own shuffle=True (scikit-learn 1.5 to 1.7) shuffles class counts away from their groups.
+        # Its own shuffle=True (scikit-learn 1.5 to 1.7) shuffles class counts away from their
+        # groups.
         renamed = random.permutation(len(ordered)).tolist()
         groups = np.repeat(renamed, [len(part) for part in labels])
-        folds = StratifiedGroupKFold(number).split(np.zeros(len(groups)), np.concatenate(labels), groups)
+        folds = StratifiedGroupKFold(number).split(
+            np.zeros(len(groups)), np.concatenate(labels), groups
+        )
         drawn = [set(groups[rows].tolist()) for _, rows in folds]
         for val, test in permutations(range(number), 2):
-            places = tuple("val" if group in drawn[val] else "test" if group in drawn[test] else "train" for group in renamed)
+            places = tuple(
+                "val" if group in drawn[val] else "test" if group in drawn[test] else "train"
+                for group in renamed
+            )
             found[places] = _imbalance(places, sizes)
     best = min(found.values())
-    near = sorted(places for places, how in found.items() if how[:2] == best[:2] and how[2] <= best[2] + NEAR)
+    near = sorted(
+        places for places, how in found.items() if how[:2] == best[:2] and how[2] <= best[2] + NEAR
+    )
     return list(near[random.integers(len(near))])
 
 
 def _imbalance(places: Sequence[str], sizes: Floats) -> tuple[int, int, float]:
-    """How bad an assignment is: empty splits, classes missing from splits, distance from 60/20/20. `sizes` is [sessions, (windows, positives)]."""
+    """How bad an assignment is: empty splits, classes missing from splits, distance from 60/20/20.
+    `sizes` is [sessions, (windows, positives)].
+    """
     inside = np.array([sizes[np.array(places) == split].sum(axis=0) for split in SPLITS])
     windows, positives = inside.T
     missing = int((positives == 0).sum() + (positives == windows).sum())
@@ -230,11 +316,13 @@ def _imbalance(places: Sequence[str], sizes: Floats) -> tuple[int, int, float]:
 
 
 def time_blocks(session: Session, length: int) -> dict[str, tuple[int, int]]:
-    """Sample ranges [begin, end) of the train, val and test block of a session, at least `length` samples apart.
+    """Sample ranges [begin, end) of the train, val and test block of a session, at least `length`
+    samples apart.
 
-    The blocks share the recorded time, without the two gaps, 60/20/20. A boundary inside a bout moves to the nearer end of it, so that no
-    bout has samples in two splits. One case is excepted: a bout from the first sample to the last is the session's label, and there is no
-    place outside it where a boundary could go.
+    The blocks share the recorded time, without the two gaps, 60/20/20. A boundary inside a bout
+    moves to the nearer end of it, so that no bout has samples in two splits. One case is excepted:
+    a bout from the first sample to the last is the session's label, and there is no place outside
+    it where a boundary could go.
 
     Raises:
         InputError: too short for three blocks of a window each.
@@ -243,8 +331,9 @@ def time_blocks(session: Session, length: int) -> dict[str, tuple[int, int]]:
     usable = len(present) - 2 * length
     if usable < 3 * length:
         raise InputError(
-            f"session {session.name} is too short for --split time: {len(present) / session.rate:g} s, but three blocks of a window and two gaps take "
-            f"{5 * length / session.rate:g} s; leave it out, shorten --window_seconds or use --split session"
+            f"session {session.name} is too short for --split time: {len(present) / session.rate:g}"
+            f" s, but three blocks of a window and two gaps take {5 * length / session.rate:g} s;"
+            " leave it out, shorten --window_seconds or use --split session"
         )
     size = len(session.values)
     protected = [] if spans(session) else _sample_ranges(session.bouts)
@@ -253,18 +342,30 @@ def time_blocks(session: Session, length: int) -> dict[str, tuple[int, int]]:
     first = _outside(protected, int(present[usable - 2 * val_size - 1]) + 1, 0, size)
     val_begin = _after(protected, first + length, size)
     second = _outside(protected, int(present[-val_size - length - 1]) + 1, val_begin, size)
-    return {"train": (0, first), "val": (val_begin, second), "test": (_after(protected, second + length, size), size)}
+    return {
+        "train": (0, first),
+        "val": (val_begin, second),
+        "test": (_after(protected, second + length, size), size),
+    }
 
 
 def spans(session: Session) -> bool:
     """Whether one bout covers the session from the first sample to the last."""
-    return bool(len(session.bouts) and session.bouts[0, 0] <= 0 and session.bouts[0, 1] >= len(session.values) - 1)
+    return bool(
+        len(session.bouts)
+        and session.bouts[0, 0] <= 0
+        and session.bouts[0, 1] >= len(session.values) - 1
+    )
 
 
 def _sample_ranges(bouts: Floats) -> list[tuple[int, int]]:
     """Whole-sample ranges that hold the bouts, joined where they share a sample."""
     ranges: list[tuple[int, int]] = []
-    for start, end in zip(np.floor(bouts[:, 0]).astype(int).tolist(), np.ceil(bouts[:, 1]).astype(int).tolist(), strict=True):
+    for start, end in zip(
+        np.floor(bouts[:, 0]).astype(int).tolist(),
+        np.ceil(bouts[:, 1]).astype(int).tolist(),
+        strict=True,
+    ):
         if ranges and start < ranges[-1][1]:
             ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
         else:
@@ -273,10 +374,16 @@ def _sample_ranges(bouts: Floats) -> list[tuple[int, int]]:
 
 
 def _outside(bouts: Sequence[tuple[int, int]], place: int, low: int, high: int) -> int:
-    """The boundary nearest to `place` and between `low` and `high` that is strictly inside no bout (`low` and `high` are not)."""
+    """The boundary nearest to `place` and between `low` and `high` that is strictly inside no bout
+    (`low` and `high` are not).
+    """
     for start, end in bouts:
         if start < place < end:
-            return min((edge for edge in (start, end) if low <= edge <= high), key=lambda edge: abs(edge - place), default=low)
+            return min(
+                (edge for edge in (start, end) if low <= edge <= high),
+                key=lambda edge: abs(edge - place),
+                default=low,
+            )
     return min(max(place, low), high)
 
 
@@ -285,8 +392,12 @@ def _after(bouts: Sequence[tuple[int, int]], place: int, high: int) -> int:
     return min(next((end for start, end in bouts if start < place < end), place), high)
 
 
-def cut_windows(parts: Iterable[Part], length: int, stride: int, min_overlap: MinOverlap, channels: int) -> Windows:
-    """All windows that lie inside one gapless stretch of one part, every `stride` samples from its beginning."""
+def cut_windows(
+    parts: Iterable[Part], length: int, stride: int, min_overlap: MinOverlap, channels: int
+) -> Windows:
+    """All windows that lie inside one gapless stretch of one part, every `stride` samples from its
+    beginning.
+    """
     x: list[NDArray[np.float32]] = [np.zeros((0, channels, length), np.float32)]
     y: list[Ints] = [np.zeros(0, np.int64)]
     sessions: list[str] = []
@@ -294,7 +405,11 @@ def cut_windows(parts: Iterable[Part], length: int, stride: int, min_overlap: Mi
     for part in parts:
         starts = _starts(part, length, stride)
         if len(starts):
-            x.append(np.lib.stride_tricks.sliding_window_view(part.session.values, length, axis=0)[starts])
+            x.append(
+                np.lib.stride_tricks.sliding_window_view(part.session.values, length, axis=0)[
+                    starts
+                ]
+            )
             y.append(label_windows(part.session.bouts, starts, length, min_overlap))
             sessions += [part.session.name] * len(starts)
             starts_s += np.round(part.session.start_s + starts / part.session.rate, 6).tolist()
@@ -303,26 +418,45 @@ def cut_windows(parts: Iterable[Part], length: int, stride: int, min_overlap: Mi
 
 def _starts(part: Part, length: int, stride: int) -> Ints:
     ranges = [(max(begin, part.begin), min(end, part.end)) for begin, end in part.session.pieces]
-    return np.concatenate([np.zeros(0, np.int64), *(np.arange(begin, end - length + 1, stride) for begin, end in ranges)])
+    return np.concatenate(
+        [
+            np.zeros(0, np.int64),
+            *(np.arange(begin, end - length + 1, stride) for begin, end in ranges),
+        ]
+    )
 
 
-def shared_sample(windows: Mapping[str, Iterable[tuple[str, float]]], window_seconds: float, rate: float) -> str | None:
-    """Two windows of different splits that share a sample, described, or None: the proof that splits are apart.
+def shared_sample(
+    windows: Mapping[str, Iterable[tuple[str, float]]], window_seconds: float, rate: float
+) -> str | None:
+    """Two windows of different splits that share a sample, described, or None: the proof that
+    splits are apart.
 
-    It knows nothing of how the splits were made. Windows are all of one length, so if any two of different splits overlap, two neighbours in order of start do.
+    It knows nothing of how the splits were made. Windows are all of one length, so if any two of
+    different splits overlap, two neighbours in order of start do.
 
     Args:
         windows: session and start second of each window, by split.
     """
-    order = sorted((session, start, split) for split, rows in windows.items() for session, start in rows)
+    order = sorted(
+        (session, start, split) for split, rows in windows.items() for session, start in rows
+    )
     for (session, start, split), (next_session, next_start, next_split) in pairwise(order):
-        if session == next_session and split != next_split and next_start - start < window_seconds - 0.5 / rate:
-            return f"session {session}: the {split} window at {start:g} s and the {next_split} window at {next_start:g} s"
+        if (
+            session == next_session
+            and split != next_split
+            and next_start - start < window_seconds - 0.5 / rate
+        ):
+            return (
+                f"session {session}: the {split} window at {start:g} s and the {next_split} window"
+                f" at {next_start:g} s"
+            )
     return None
 
 
 def covered_hours(places: Iterable[tuple[str, float]], window_seconds: float) -> float:
-    """Hours of recording that windows cover: the union of [start, start + window_seconds) in each session, so that overlaps count once.
+    """Hours of recording that windows cover: the union of [start, start + window_seconds) in each
+    session, so that overlaps count once.
 
     Args:
         places: session and start second of each window, in any order.
@@ -330,5 +464,8 @@ def covered_hours(places: Iterable[tuple[str, float]], window_seconds: float) ->
     order = sorted(places)
     if not order:
         return 0.0
-    steps = (after - start if session == same else window_seconds for (session, start), (same, after) in pairwise(order))
+    steps = (
+        after - start if session == same else window_seconds
+        for (session, start), (same, after) in pairwise(order)
+    )
     return (sum(min(step, window_seconds) for step in steps) + window_seconds) / 3600

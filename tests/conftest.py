@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Whoever starts the tests in the background (nohup, `&`) ignores these, and every script under test would inherit that.
+# Whoever starts the tests in the background (nohup, `&`) ignores these, and every script under test
+# would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -29,21 +30,37 @@ def wait_until(true: Callable[[], object], seconds: float = 60, what: str = "the
 
 def script_environment(temporary: Path) -> dict[str, str]:
     """The environment of a script under test: one thread, and slot locks of its own."""
-    keep = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "USER", "LOGNAME", "SLURM_CONF")}
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("PATH", "HOME", "LANG", "USER", "LOGNAME", "SLURM_CONF")
+    }
     return {**keep, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script as a user would, in a project folder of its own: `run("train_base.py", "--fold", "0")`."""
+    """Run a script as a user would, in a project folder of its own: `run("train_base.py", "--fold",
+    "0")`.
+    """
     project = tmp_path / "project"
     project.mkdir(exist_ok=True)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
 
-    def call(script: str, *argv: object, cwd: Path = project, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def call(
+        script: str, *argv: object, cwd: Path = project, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / script), *map(str, argv)]
-        return subprocess.run(command, cwd=cwd, env=script_environment(temporary), capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=script_environment(temporary),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
     return call
 
@@ -57,7 +74,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def failed_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line on standard error of a script that refused its input; asserts that it was one, with exit 2."""
+    """The one line on standard error of a script that refused its input; asserts that it was one,
+    with exit 2.
+    """
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()

@@ -27,22 +27,73 @@ Read = Callable[[Data], tuple[list[Job], list[Job], Path | None]]
 def parser(description: str) -> Parser:
     """The shared flags."""
     flags = Parser(description)
-    flags.add_argument("--cluster-config", type=Path, default=Path(CLUSTER_CONFIG), help=f"the nodes (default: {CLUSTER_CONFIG})")
-    flags.add_argument("--skip-sync", action="store_true", help="send nothing before it is missed: trust what the nodes have (SHA-256 is still checked)")
-    flags.add_argument("--dry-run", action="store_true", help="print what would run, what is reused and why")
-    flags.add_argument("--only", metavar="failed|PREFIX", help="only jobs that failed last time, or fine-tunes whose prefix begins so")
-    flags.add_argument("--retrain", action="store_true", help="make results of other code versions anew")
-    flags.add_argument("--max-retries", type=int, default=2, metavar="N", help="how often a job is tried again after a node's fault (default: 2)")
-    flags.add_argument("--notify-command", metavar="CMD", help="run at the end and at the first failure, with a line of text as its last argument")
-    flags.add_argument("--status", action="store_true", help="show the latest run of this project folder, from any terminal")
+    flags.add_argument(
+        "--cluster-config",
+        type=Path,
+        default=Path(CLUSTER_CONFIG),
+        help=f"the nodes (default: {CLUSTER_CONFIG})",
+    )
+    flags.add_argument(
+        "--skip-sync",
+        action="store_true",
+        help=(
+            "send nothing before it is missed: trust what the nodes have (SHA-256 is still checked)"
+        ),
+    )
+    flags.add_argument(
+        "--dry-run", action="store_true", help="print what would run, what is reused and why"
+    )
+    flags.add_argument(
+        "--only",
+        metavar="failed|PREFIX",
+        help="only jobs that failed last time, or fine-tunes whose prefix begins so",
+    )
+    flags.add_argument(
+        "--retrain", action="store_true", help="make results of other code versions anew"
+    )
+    flags.add_argument(
+        "--max-retries",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how often a job is tried again after a node's fault (default: 2)",
+    )
+    flags.add_argument(
+        "--notify-command",
+        metavar="CMD",
+        help="run at the end and at the first failure, with a line of text as its last argument",
+    )
+    flags.add_argument(
+        "--status",
+        action="store_true",
+        help="show the latest run of this project folder, from any terminal",
+    )
     flags.add_argument("--check", action="store_true", help="only test the nodes: one line each")
-    flags.add_argument("--setup-nodes", action="store_true", help="build each node's environment from requirements.txt")
-    flags.add_argument("--cancel", action="store_true", help="Slurm: end this project's waiting and running jobs, and no others")
-    flags.add_argument("--clean-nodes", action="store_true", help="remove from the nodes results that are verified here")
+    flags.add_argument(
+        "--setup-nodes",
+        action="store_true",
+        help="build each node's environment from requirements.txt",
+    )
+    flags.add_argument(
+        "--cancel",
+        action="store_true",
+        help="Slurm: end this project's waiting and running jobs, and no others",
+    )
+    flags.add_argument(
+        "--clean-nodes",
+        action="store_true",
+        help="remove from the nodes results that are verified here",
+    )
     return flags
 
 
-def execute(args: argparse.Namespace, read: Read, *, train_bases: bool = True, wait_for_all_bases: bool = False) -> int:
+def execute(
+    args: argparse.Namespace,
+    read: Read,
+    *,
+    train_bases: bool = True,
+    wait_for_all_bases: bool = False,
+) -> int:
     """Do what the flags say. Returns the exit code."""
     paths, display = Paths.here(), Display()
     if args.max_retries < 0:
@@ -55,7 +106,10 @@ def execute(args: argparse.Namespace, read: Read, *, train_bases: bool = True, w
         slurm.cancel(config, paths, display.say)
         return 0
     if config.engine == "slurm" and (args.setup_nodes or args.clean_nodes):
-        raise InputError("under Slurm all nodes share this project folder and its environment: there is nothing to set up or to clean")
+        raise InputError(
+            "under Slurm all nodes share this project folder and its environment: there is nothing"
+            " to set up or to clean"
+        )
     if args.setup_nodes:
         return int(not upkeep.setup_nodes(config, paths, display.say))
     if args.clean_nodes:
@@ -65,9 +119,19 @@ def execute(args: argparse.Namespace, read: Read, *, train_bases: bool = True, w
         return _check(args, config, paths, data, read, display)
     bases, others, script = read(data)
     request = Request(
-        paths, args.cluster_config, config, bases, others, script, train_bases=train_bases, sync=not args.skip_sync, wait_for_all_bases=wait_for_all_bases,
-        retrain=args.retrain, only=args.only, max_retries=args.max_retries,
-    )  # fmt: skip
+        paths,
+        args.cluster_config,
+        config,
+        bases,
+        others,
+        script,
+        train_bases=train_bases,
+        sync=not args.skip_sync,
+        wait_for_all_bases=wait_for_all_bases,
+        retrain=args.retrain,
+        only=args.only,
+        max_retries=args.max_retries,
+    )
     if args.dry_run:
         for line in orchestrate.describe(orchestrate.prepare(request, data), verbose=True):
             display.say(line)
@@ -92,7 +156,10 @@ def _run(request: Request, prepared: Prepared, display: Display, notifier: Notif
         outcome = engine(request, prepared, say, display.show)
     finally:
         display.close()
-    lines = [*closing_table(request.paths, request.others), *orchestrate.conclude(outcome, prepared.made, request.only)]
+    lines = [
+        *closing_table(request.paths, request.others),
+        *orchestrate.conclude(outcome, prepared.made, request.only),
+    ]
     for line in lines:
         display.say(line)
     notifier.tell(lines[-1])
@@ -111,14 +178,25 @@ def _status(paths: Paths, display: Display) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, config: ClusterConfig, paths: Paths, data: Data, read: Read, display: Display) -> int:
+def _check(
+    args: argparse.Namespace,
+    config: ClusterConfig,
+    paths: Paths,
+    data: Data,
+    read: Read,
+    display: Display,
+) -> int:
     try:
         bases, others, _ = read(data)
         files = list(dict.fromkeys(file for job in (*bases, *others) for file in data_files(job)))
     except InputError as error:  # nodes can be checked before there are jobs
         display.say(f"data are not compared: {error}")
         files = []
-    lines, good = slurm.check(config, paths) if config.engine == "slurm" else upkeep.check_nodes(config, paths, files, data.sha256)
+    lines, good = (
+        slurm.check(config, paths)
+        if config.engine == "slurm"
+        else upkeep.check_nodes(config, paths, files, data.sha256)
+    )
     for line in lines:
         display.say(line)
     return int(not good)

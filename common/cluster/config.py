@@ -17,9 +17,13 @@ AUTO_SLOTS = 256  # of a node whose number of slots nobody wrote down
 MAX_BYTES = 1 << 20  # a thousand nodes take a tenth of this
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SECRETS = re.compile(r"pass(word|wd|phrase|code)?$|^pw$|secret", re.IGNORECASE)
-_SHELL_CHARACTERS = set("'`\"$\\;&<>|(){}*?#!~")  # OpenSSH itself refuses most of these in a user or host name
+# OpenSSH itself refuses most of these in a user or host name
+_SHELL_CHARACTERS = set("'`\"$\\;&<>|(){}*?#!~")
 
-GpuId = Annotated[int, Field(ge=0, le=1023)] | Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9/._-]+$")]
+GpuId = (
+    Annotated[int, Field(ge=0, le=1023)]
+    | Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9/._-]+$")]
+)
 HostKeyRule = Literal["strict", "accept-new"]
 
 
@@ -31,11 +35,17 @@ class _Model(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_remarks(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if not k.startswith("_")} if isinstance(value, dict) else value
+        return (
+            {k: v for k, v in value.items() if not k.startswith("_")}
+            if isinstance(value, dict)
+            else value
+        )
 
 
 class Server(_Model):
-    """One node. Equal servers are reached and used in the same way, so a changed file is compared by `==`."""
+    """One node. Equal servers are reached and used in the same way, so a changed file is compared
+    by `==`.
+    """
 
     host: str = Field(min_length=1, max_length=255)
     user: str | None = Field(None, min_length=1, max_length=255)
@@ -62,11 +72,16 @@ class Server(_Model):
     @field_validator("host", "user")
     @classmethod
     def _plain_name(cls, value: str | None) -> str | None:
-        if value and (value.startswith("-") or not value.isprintable() or any(c.isspace() or c in _SHELL_CHARACTERS for c in value)):
+        if value and (
+            value.startswith("-")
+            or not value.isprintable()
+            or any(c.isspace() or c in _SHELL_CHARACTERS for c in value)
+        ):
             raise ValueError("may not begin with - nor hold spaces or shell characters")
         if value and "@" in value:
             raise ValueError('write the user as its own key, "user"')
-        if value and ("/" in value or value in (".", "..")):  # a node's name is also that of a folder below incoming/
+        # a node's name is also that of a folder below incoming/
+        if value and ("/" in value or value in (".", "..")):
             raise ValueError("may not hold / nor be . or ..")
         return value
 
@@ -94,16 +109,40 @@ class Server(_Model):
 
 
 # Flags of sbatch that are decided here, or that have a key of their own.
-_OURS = frozenset((
-    "array", "dependency", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue", "kill-on-invalid-dep", "chdir", "wrap",
-    "ntasks", "nodes", "time", "partition", "account", "cpus-per-task", "mem", "gres", "test-only", "parsable", "wait",
-))  # fmt: skip
+_OURS = frozenset(
+    (
+        "array",
+        "dependency",
+        "job-name",
+        "output",
+        "error",
+        "open-mode",
+        "signal",
+        "requeue",
+        "no-requeue",
+        "kill-on-invalid-dep",
+        "chdir",
+        "wrap",
+        "ntasks",
+        "nodes",
+        "time",
+        "partition",
+        "account",
+        "cpus-per-task",
+        "mem",
+        "gres",
+        "test-only",
+        "parsable",
+        "wait",
+    )
+)
 
 
 class Slurm(_Model):
     """How tasks are submitted when `engine` is slurm; sizes per task.
 
-    notice_seconds: how long before the time limit, or before it is preempted, a task is told to checkpoint and requeue itself.
+    notice_seconds: how long before the time limit, or before it is preempted, a task is told to
+    checkpoint and requeue itself.
     sbatch: any other flag of sbatch, such as {"qos": "low", "exclusive": true}.
     """
 
@@ -121,7 +160,9 @@ class Slurm(_Model):
 
     @property
     def minutes(self) -> int:
-        """`time` in whole minutes, rounded up, in Slurm's own forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+        """`time` in whole minutes, rounded up, in Slurm's own forms: M, M:S, H:M:S, D-H, D-H:M,
+        D-H:M:S.
+        """
         days, dash, rest = self.time.rpartition("-")
         parts = [int(part) for part in rest.split(":")]
         if dash:
@@ -149,14 +190,19 @@ class Slurm(_Model):
     def _not_ours(cls, value: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         for name in value:
             if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-                raise ValueError(f"{name[:80]!r} is no long flag of sbatch; write it without the dashes, such as qos")
+                raise ValueError(
+                    f"{name[:80]!r} is no long flag of sbatch; write it without the dashes, such"
+                    " as qos"
+                )
             if name in _OURS:
                 raise ValueError(f"{name} is decided by this project or has a key of its own")
         return value
 
 
 class ClusterConfig(_Model):
-    """The whole file. `host_key` and `ssh_config` hold for every server that does not give its own."""
+    """The whole file. `host_key` and `ssh_config` hold for every server that does not give its
+    own.
+    """
 
     engine: Literal["ssh", "slurm"] = "ssh"
     servers: list[Server] = Field(default_factory=list)
@@ -172,21 +218,31 @@ class ClusterConfig(_Model):
         if not self.heartbeat_seconds < self.suspect_seconds < self.close_seconds:
             raise ValueError("heartbeat_seconds < suspect_seconds < close_seconds must hold")
         if self.engine == "ssh" and not self.servers:
-            raise ValueError('lists no servers; the smallest file is {"servers": [{"host": "localhost"}]}')
+            raise ValueError(
+                'lists no servers; the smallest file is {"servers": [{"host": "localhost"}]}'
+            )
         if self.engine == "slurm" and self.slurm is None:
-            raise ValueError('"engine": "slurm" needs a "slurm" part, at least {"slurm": {"partition": "NAME"}}')
+            raise ValueError(
+                '"engine": "slurm" needs a "slurm" part, at least {"slurm": {"partition": "NAME"}}'
+            )
         seen: dict[tuple[str, int], int] = {}
         for number, server in enumerate(self.servers):
             host = "localhost" if server.host.lower() in LOCAL_NAMES else server.host.lower()
             # Slot locks lie on the node: a second entry for it would end the workers of the first.
             if (first := seen.setdefault((host, server.port or 22), number)) != number:
-                raise ValueError(f"servers[{number}] is the same node as servers[{first}] ({server.name}); give its slots in one entry")
+                raise ValueError(
+                    f"servers[{number}] is the same node as servers[{first}] ({server.name}); give"
+                    " its slots in one entry"
+                )
         return self
 
     @model_validator(mode="after")
     def _pass_down(self) -> ClusterConfig:
         common = {"host_key": self.host_key, "ssh_config": self.ssh_config}
-        self.servers[:] = [s.model_copy(update={k: v for k, v in common.items() if getattr(s, k) is None}) for s in self.servers]
+        self.servers[:] = [
+            s.model_copy(update={k: v for k, v in common.items() if getattr(s, k) is None})
+            for s in self.servers
+        ]
         return self
 
 
@@ -227,9 +283,10 @@ class SlotPlan:
 def slots(server: Server, probe: Probe) -> SlotPlan:
     """The slots of `server` on a node that has what `probe` says.
 
-    GPUs first (each `jobs_per_gpu` times, one round over all GPUs before the second), then `cpu_slots`. With neither given, `auto`: every GPU
-    that nobody else uses; a node without GPUs has one slot a core; at most AUTO_SLOTS of these. Raises NodeError when the node lacks a GPU that the
-    file names or has none free.
+    GPUs first (each `jobs_per_gpu` times, one round over all GPUs before the second), then
+    `cpu_slots`. With neither given, `auto`: every GPU that nobody else uses; a node without GPUs
+    has one slot a core; at most AUTO_SLOTS of these. Raises NodeError when the node lacks a GPU
+    that the file names or has none free.
     """
     wanted = ("auto" if server.cpu_slots is None else 0) if server.gpus is None else server.gpus
     gpus, left_out = _choose_gpus(server, wanted, probe)
@@ -241,14 +298,23 @@ def slots(server: Server, probe: Probe) -> SlotPlan:
     elif not gpus and (not probe.gpus or wanted in (0, [])):
         places += _believed(server, [None] * probe.cores, left_out)
     if not places:
-        raise NodeError(f"{server.name}: no slot is free: {'; '.join(left_out) or 'no GPU and no core'}")
-    return SlotPlan(tuple(Slot(server.name, index, gpu) for index, gpu in enumerate(places)), tuple(left_out))
+        raise NodeError(
+            f"{server.name}: no slot is free: {'; '.join(left_out) or 'no GPU and no core'}"
+        )
+    return SlotPlan(
+        tuple(Slot(server.name, index, gpu) for index, gpu in enumerate(places)), tuple(left_out)
+    )
 
 
 def _believed(server: Server, places: list[str | None], left_out: list[str]) -> list[str | None]:
-    """`places` of which the node alone says how many there are: each will be a process there and two threads here."""
+    """`places` of which the node alone says how many there are: each will be a process there and
+    two threads here.
+    """
     if len(places) > AUTO_SLOTS:
-        left_out.append(f"{server.name}: {AUTO_SLOTS} of its {len(places):,} slots are used; give gpus or cpu_slots as numbers for more")
+        left_out.append(
+            f"{server.name}: {AUTO_SLOTS} of its {len(places):,} slots are used; give gpus or"
+            " cpu_slots as numbers for more"
+        )
     return places[:AUTO_SLOTS]
 
 
@@ -257,13 +323,26 @@ def _choose_gpus(server: Server, wanted: object, probe: Probe) -> tuple[list[str
     present = [gpu.id for gpu in probe.gpus]
     if wanted == "auto":
         free = [gpu.id for gpu in probe.gpus if not gpu.used_by]
-        return free, [f"{server.name}: GPU {gpu.id} is left out, used by {gpu.used_by}" for gpu in probe.gpus if gpu.used_by]
-    asked = [str(gpu) for gpu in wanted] if isinstance(wanted, list) else present[: int(str(wanted))]
+        return free, [
+            f"{server.name}: GPU {gpu.id} is left out, used by {gpu.used_by}"
+            for gpu in probe.gpus
+            if gpu.used_by
+        ]
+    asked = (
+        [str(gpu) for gpu in wanted] if isinstance(wanted, list) else present[: int(str(wanted))]
+    )
     if isinstance(wanted, int) and len(asked) < wanted:
-        raise NodeError(f"{server.name}: the configuration asks for {wanted} GPUs, the node has {len(present)}; lower gpus or use cpu_slots")
-    # A UUID or MIG id is not among the indices that a probe reports; the worker's own check of its device decides.
+        raise NodeError(
+            f"{server.name}: the configuration asks for {wanted} GPUs, the node has {len(present)};"
+            " lower gpus or use cpu_slots"
+        )
+    # A UUID or MIG id is not among the indices that a probe reports; the worker's own check of its
+    # device decides.
     if missing := [gpu for gpu in asked if gpu.isdigit() and gpu not in present]:
-        raise NodeError(f"{server.name}: no GPU {', '.join(missing)} on the node, which has {', '.join(present) or 'none'}")
+        raise NodeError(
+            f"{server.name}: no GPU {', '.join(missing)} on the node, which has"
+            f" {', '.join(present) or 'none'}"
+        )
     return asked, []
 
 
@@ -271,7 +350,10 @@ def load_config(path: str | Path) -> ClusterConfig:
     """Read and check a cluster_config.json; InputError in one line naming the file and the key."""
     data = _read_json(Path(path))
     if not isinstance(data, dict):
-        raise InputError(f'{path}: must be a JSON object such as {{"servers": [{{"host": "localhost"}}]}}, it is a {type(data).__name__}')
+        raise InputError(
+            f'{path}: must be a JSON object such as {{"servers": [{{"host": "localhost"}}]}}, it is'
+            f" a {type(data).__name__}"
+        )
     _refuse_secrets(path, data)
     try:
         return ClusterConfig.model_validate(data)
@@ -285,14 +367,19 @@ def _read_json(path: Path) -> Any:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(
-            f'{path}: cannot read the cluster configuration: {error.strerror}; the smallest one is {{"servers": [{{"host": "localhost"}}]}}'
+            f"{path}: cannot read the cluster configuration: {error.strerror}; the smallest one is"
+            ' {"servers": [{"host": "localhost"}]}'
         ) from None
     if len(raw) > MAX_BYTES:
         raise InputError(f"{path}: larger than {MAX_BYTES} bytes, this is no cluster configuration")
     try:
-        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_constant=_no_constant)
+        return json.loads(
+            raw.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_constant=_no_constant
+        )
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        raise InputError(
+            f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
+        ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start}: not UTF-8 text") from None
     except RecursionError:
@@ -317,20 +404,27 @@ def _no_constant(name: str) -> Any:
 def _refuse_secrets(path: object, data: dict[str, Any]) -> None:
     """Passwords are refused by key, never shown, in the file's own part and in every server."""
     servers = data.get("servers")
-    places = [("", data)] + [(f"servers[{i}].", s) for i, s in enumerate(servers if isinstance(servers, list) else []) if isinstance(s, dict)]
+    places = [("", data)] + [
+        (f"servers[{i}].", s)
+        for i, s in enumerate(servers if isinstance(servers, list) else [])
+        if isinstance(s, dict)
+    ]
     for where, place in places:
         for key in place:
             if _SECRETS.search(key):
                 host, user = place.get("host", "HOST"), place.get("user")
                 target = f"{user}@{host}" if user else host
                 raise InputError(
-                    f"{path}: {where}{key}: passwords are never used or stored; remove it and set up a key: "
-                    f"ssh-keygen -t ed25519, then ssh-copy-id {str(target)[:80]} (a key with a passphrase: ssh-add)"
+                    f"{path}: {where}{key}: passwords are never used or stored; remove it and set"
+                    f" up a key: ssh-keygen -t ed25519, then ssh-copy-id {str(target)[:80]} (a key"
+                    " with a passphrase: ssh-add)"
                 )
 
 
 def _first_problem(error: ValidationError) -> str:
-    """One line for the first problem, an unknown key before others; never the value, which may be a secret."""
+    """One line for the first problem, an unknown key before others; never the value, which may be a
+    secret.
+    """
     problems = error.errors(include_url=False, include_input=False)
     problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     where = _place(problem["loc"])
@@ -339,26 +433,51 @@ def _first_problem(error: ValidationError) -> str:
         key = str(problem["loc"][-1])[:80]
         return f"{where}: unknown key{nearest(key, _known_keys(problem['loc']))}{more}"
     message = problem["msg"].removeprefix("Value error, ")
-    if "gpus" in problem["loc"][2:3] and problem["type"] != "value_error":  # pydantic would name one member of the union only
-        where, more, message = _place(problem["loc"][:3]), "", 'must be a number, a list of GPU ids, or "auto"'
+    # pydantic would name one member of the union only
+    if "gpus" in problem["loc"][2:3] and problem["type"] != "value_error":
+        where, more, message = (
+            _place(problem["loc"][:3]),
+            "",
+            'must be a number, a list of GPU ids, or "auto"',
+        )
     return f"{where}: {message[0].lower()}{message[1:]}{more}" if where else f"{message}{more}"
 
 
 def _place(loc: Iterable[int | str]) -> str:
-    """('servers', 1, 'gpus', 'int') -> 'servers[1].gpus': names of keys, without pydantic's names of union members."""
+    """('servers', 1, 'gpus', 'int') -> 'servers[1].gpus': names of keys, without pydantic's names
+    of union members.
+    """
     text, known = "", {*ClusterConfig.model_fields, *Server.model_fields, *Slurm.model_fields}
     parts = list(loc)
     for number, part in enumerate(parts):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part in known or (number == len(parts) - 1 and not (number and parts[number - 1] == "gpus")):
+        elif part in known or (
+            number == len(parts) - 1 and not (number and parts[number - 1] == "gpus")
+        ):
             text += f".{part[:80]}" if text else part[:80]
     return text
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    model: type[_Model] = Server if loc[0] == "servers" and len(loc) > 2 else Slurm if loc[0] == "slurm" and len(loc) > 1 else ClusterConfig
+    model: type[_Model] = (
+        Server
+        if loc[0] == "servers" and len(loc) > 2
+        else Slurm
+        if loc[0] == "slurm" and len(loc) > 1
+        else ClusterConfig
+    )
     return list(model.model_fields)
 
 
-__all__ = ["ClusterConfig", "Gpu", "Probe", "Server", "Slot", "SlotPlan", "Slurm", "load_config", "slots"]
+__all__ = [
+    "ClusterConfig",
+    "Gpu",
+    "Probe",
+    "Server",
+    "Slot",
+    "SlotPlan",
+    "Slurm",
+    "load_config",
+    "slots",
+]

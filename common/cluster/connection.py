@@ -1,4 +1,5 @@
-"""One interface to a node, be it this machine or one behind SSH: run and start commands, copy files.
+"""One interface to a node, be it this machine or one behind SSH: run and start commands, copy
+files.
 
     with connect(server) as node:
         node.run(["nvidia-smi", "-L"]).text
@@ -6,7 +7,8 @@
         node.push(["data/watch/ann_train.pt"])
         node.pull(["experiments/a/fold0_ann/metrics.json"], Path("incoming/x"))
 
-Commands are argv lists and run in the node's project folder; each word arrives as it is. Nobody else asks whether a node is local.
+Commands are argv lists and run in the node's project folder; each word arrives as it is. Nobody
+else asks whether a node is local.
 """
 
 from __future__ import annotations
@@ -42,7 +44,15 @@ from common.cluster.rsync import (
     rsync_argv,
     verify_arrived,
 )
-from common.cluster.sshconfig import CONNECT_SECONDS, ConnectError, Link, Settings, expand, open_link, read_settings
+from common.cluster.sshconfig import (
+    CONNECT_SECONDS,
+    ConnectError,
+    Link,
+    Settings,
+    expand,
+    open_link,
+    read_settings,
+)
 from common.errors import InputError, NodeError
 
 SESSIONS = 8  # on one connection; sshd allows 10, and rsync's ssh has its own
@@ -51,12 +61,16 @@ ATTEMPTS = 5  # to connect: sshd drops bursts of new connections
 DEFAULT_PATH = "~/ml-customization"
 OUTPUT_LIMIT = 64 << 20
 
-# Fixed text: values come as arguments. The markers let us drop what login files print; the subshell reports a signal as 128 + N.
-_START = 'cd "$1" || exit 96; printf "%s %s\\n" "$2" "$$"; printf "%s\\n" "$2" >&2; shift 2; (exec "$@"); exit "$?"'
+# Fixed text: values come as arguments. The markers let us drop what login files print; the subshell
+# reports a signal as 128 + N.
+_START = (
+    'cd "$1" || exit 96; printf "%s %s\\n" "$2" "$$"; printf "%s\\n" "$2" >&2; shift 2; (exec'
+    ' "$@"); exit "$?"'
+)
 _RESOLVE = (
-    'case "$1" in "~") p=$HOME;; "~/"*) p=$HOME/${1#"~/"};; /*) p=$1;; *) p=$HOME/$1;; esac; '
-    'case "$2" in "") q=python3;; "~/"*) q=$HOME/${2#"~/"};; *) q=$2;; esac; mkdir -p "$p" && cd "$p" && '
-    '{ test "$2" || ! test -x env/bin/python || q=env/bin/python; } && printf "%s\\0" "$p" "$q"'
+    'case "$1" in "~") p=$HOME;; "~/"*) p=$HOME/${1#"~/"};; /*) p=$1;; *) p=$HOME/$1;; esac; case'
+    ' "$2" in "") q=python3;; "~/"*) q=$HOME/${2#"~/"};; *) q=$2;; esac; mkdir -p "$p" && cd "$p"'
+    ' && { test "$2" || ! test -x env/bin/python || q=env/bin/python; } && printf "%s\\0" "$p" "$q"'
 )
 _LINKS = 'for f; do if test -L "$f"; then printf "%s\\0" "$f"; fi; done'
 _KILL = 'kill -KILL "-$1" 2>/dev/null || kill -KILL "$1"'
@@ -68,7 +82,8 @@ class Connection(ABC):
     name: str  # as in messages and slots
     path: str  # its project folder, absolute
     python: str  # first word of a Python command, run in the project folder
-    shared: bool  # its project folder is the head's own: nothing needs copying, results are home already
+    # its project folder is the head's own: nothing needs copying, results are home already
+    shared: bool
 
     def __init__(self, server: Server, project: Path) -> None:
         self.server, self.name, self.project = server, server.name, project
@@ -79,22 +94,39 @@ class Connection(ABC):
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def run(self, argv: Sequence[str], input: bytes = b"", timeout: float | None = 60, limit: int = OUTPUT_LIMIT) -> Result:
-        """Run to the end. NodeError when it cannot be started; a lost link or exceeded `timeout` is a Result whose exit_code is None."""
+    def run(
+        self,
+        argv: Sequence[str],
+        input: bytes = b"",
+        timeout: float | None = 60,
+        limit: int = OUTPUT_LIMIT,
+    ) -> Result:
+        """Run to the end. NodeError when it cannot be started; a lost link or exceeded `timeout` is
+        a Result whose exit_code is None.
+        """
         return self._start(_checked(argv), keep_all=True).communicate(input, timeout, limit)
 
     def start(self, argv: Sequence[str]) -> Process:
-        """Start a long-lived command; NodeError when it cannot be started. For environment variables begin with `env NAME=VALUE`."""
+        """Start a long-lived command; NodeError when it cannot be started. For environment
+        variables begin with `env NAME=VALUE`.
+        """
         return self._start(_checked(argv), keep_all=False)
 
     def push(self, files: Iterable[str], base: Path | None = None) -> Transfer:
-        """Copy `base/file` (default: the project folder here) to `file` in the node's project folder, each whole or not at all, comparing content.
+        """Copy `base/file` (default: the project folder here) to `file` in the node's project
+        folder, each whole or not at all, comparing content.
 
-        `files` are relative names. Content behind symbolic links here is sent; a folder of the node may be a link. Raises InputError when one does not exist
-        here, NodeError when the copy failed.
+        `files` are relative names. Content behind symbolic links here is sent; a folder of the node
+        may be a link. Raises InputError when one does not exist here, NodeError when the copy
+        failed.
         """
         names, base = relative_names(files), (base or self.project).resolve()
         if absent := [name for name in names if not (base / name).is_file()]:
@@ -103,15 +135,20 @@ class Connection(ABC):
             return Transfer(self.project, tuple(names), (), 0)
         moved = 0
         for folder, below in by_linked_folder(names, self._linked_folders(names)).items():
-            moved += self._copy(rsync_argv(Place(str(base)).below(folder), self._place().below(folder), pull=False), below)
+            moved += self._copy(
+                rsync_argv(Place(str(base)).below(folder), self._place().below(folder), pull=False),
+                below,
+            )
         return Transfer(Path(self.path), tuple(names), (), moved)
 
     def pull(self, files: Iterable[str], to: Path) -> Transfer:
-        """Copy `file` of the node's project folder to `to/file`; `to` is absent or empty and is made.
+        """Copy `file` of the node's project folder to `to/file`; `to` is absent or empty and is
+        made.
 
-        Only plain files that were asked for arrive, never a link; those that the node lacks (or that are links there, or lie behind one) are `missing`.
-        Content is the node's: verify it. Where the folder is shared nothing is copied and `root` is the project folder. Raises NodeError, leaving `to`
-        absent.
+        Only plain files that were asked for arrive, never a link; those that the node lacks (or
+        that are links there, or lie behind one) are `missing`. Content is the node's: verify it.
+        Where the folder is shared nothing is copied and `root` is the project folder. Raises
+        NodeError, leaving `to` absent.
         """
         names = relative_names(files)
         if self.shared:
@@ -119,11 +156,17 @@ class Connection(ABC):
             return Transfer(self.project, there, tuple(sorted(set(names) - set(there))), 0)
         to.mkdir(parents=True, exist_ok=True)
         if any(to.iterdir()):
-            raise InputError(f"{to} is not empty; files from a node are taken only into a fresh folder")
+            raise InputError(
+                f"{to} is not empty; files from a node are taken only into a fresh folder"
+            )
         try:
             # What lies behind a link is not the project's.
             own = by_linked_folder(names, self._linked_folders(names)).get("", [])
-            moved = self._copy(rsync_argv(self._place(), Place(str(to.resolve())), pull=True), own) if own else 0
+            moved = (
+                self._copy(rsync_argv(self._place(), Place(str(to.resolve())), pull=True), own)
+                if own
+                else 0
+            )
             arrived = verify_arrived(self.name, to, names)
         except BaseException:
             shutil.rmtree(to, ignore_errors=True)
@@ -135,9 +178,15 @@ class Connection(ABC):
         folders = dict.fromkeys(folder for name in names for folder in folders_above(name))
         if not folders:
             return []
-        result = self.run(["xargs", "-0", "sh", "-c", _LINKS, "sh"], input=b"".join(b"./" + os.fsencode(folder) + b"\0" for folder in folders))
+        result = self.run(
+            ["xargs", "-0", "sh", "-c", _LINKS, "sh"],
+            input=b"".join(b"./" + os.fsencode(folder) + b"\0" for folder in folders),
+        )
         if not result.ok:
-            raise NodeError(f"{self.name}: cannot look at the project folder: {result.last_words or 'link lost'}")
+            raise NodeError(
+                f"{self.name}: cannot look at the project folder:"
+                f" {result.last_words or 'link lost'}"
+            )
         return [os.fsdecode(folder)[2:] for folder in result.stdout.split(b"\0")[:-1]]
 
     def _copy(self, argv: list[str], names: list[str]) -> int:
@@ -156,7 +205,9 @@ class Connection(ABC):
                 self._copies.difference_update(running)
 
     def close(self) -> None:
-        """End copies and the link. Workers on the node end by themselves when their input does. Safe to repeat."""
+        """End copies and the link. Workers on the node end by themselves when their input does.
+        Safe to repeat.
+        """
         self._closed = True
         for process in list(self._copies):
             _kill_group(process)
@@ -173,9 +224,11 @@ class Connection(ABC):
 
 
 def connect(server: Server, project: Path | None = None) -> Connection:
-    """A working connection to `server`, whose project folder is made if it is not there. `project`: the head's own, default the working folder.
+    """A working connection to `server`, whose project folder is made if it is not there. `project`:
+    the head's own, default the working folder.
 
-    Raises ConnectError (a NodeError with a cause) when the node cannot be reached or not be trusted, InputError for settings that OpenSSH refuses.
+    Raises ConnectError (a NodeError with a cause) when the node cannot be reached or not be
+    trusted, InputError for settings that OpenSSH refuses.
     """
     project = (project or Path.cwd()).resolve()
     return Local(server, project) if server.is_local else Ssh(server, project)
@@ -191,7 +244,9 @@ class Local(Connection):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConnectError("folder", f"{self.name}: no project folder: {folder}: {error.strerror}") from None
+            raise ConnectError(
+                "folder", f"{self.name}: no project folder: {folder}: {error.strerror}"
+            ) from None
         self.path = str(folder.resolve())
         self.shared = Path(self.path) == project
         self.refresh()
@@ -220,7 +275,9 @@ class _Shared:
 
 
 class Ssh(Connection):
-    """A node behind SSH. Sessions share links, at most SESSIONS on each; new links are opened one after the other."""
+    """A node behind SSH. Sessions share links, at most SESSIONS on each; new links are opened one
+    after the other.
+    """
 
     def __init__(self, server: Server, project: Path) -> None:
         super().__init__(server, project)
@@ -236,11 +293,21 @@ class Ssh(Connection):
             raise
 
     def refresh(self) -> None:
-        argv = ["sh", "-c", _RESOLVE, "sh", self.server.path or DEFAULT_PATH, self.server.python or ""]
+        argv = [
+            "sh",
+            "-c",
+            _RESOLVE,
+            "sh",
+            self.server.path or DEFAULT_PATH,
+            self.server.python or "",
+        ]
         result = self._start(argv, True, folder="/").communicate(b"", 60, OUTPUT_LIMIT)
         parts = result.stdout.split(b"\0")
         if not result.ok or len(parts) != 3:
-            raise ConnectError("lost" if result.exit_code is None else "folder", f"{self.name}: no project folder: {result.last_words or 'link lost'}")
+            raise ConnectError(
+                "lost" if result.exit_code is None else "folder",
+                f"{self.name}: no project folder: {result.last_words or 'link lost'}",
+            )
         self.path, self.python = os.fsdecode(parts[0]), os.fsdecode(parts[1])
 
     def _sees_our_folder(self) -> bool:
@@ -266,7 +333,14 @@ class Ssh(Connection):
         marker = secrets.token_hex(16)
         command = shlex.join(["sh", "-c", _START, "sh", folder or self.path, marker, *argv])
         shared, channel = self._open_session()
-        process = RemoteProcess(self.name, channel, shared.link.transport, lambda: self._release(shared), self._kill, keep_all)
+        process = RemoteProcess(
+            self.name,
+            channel,
+            shared.link.transport,
+            lambda: self._release(shared),
+            self._kill,
+            keep_all,
+        )
         # paramiko waits for the answer without limit; closing the channel ends that wait.
         limit = threading.Timer(CONNECT_SECONDS, channel.close)
         limit.start()
@@ -275,7 +349,9 @@ class Ssh(Connection):
             process.read_start(marker)
         except (paramiko.SSHException, EOFError, OSError) as error:
             process.close()
-            raise NodeError(f"{self.name}: the node did not take a command: {error or 'link lost'}") from None
+            raise NodeError(
+                f"{self.name}: the node did not take a command: {error or 'link lost'}"
+            ) from None
         except BaseException:
             process.close()
             raise
@@ -285,7 +361,9 @@ class Ssh(Connection):
 
     def _kill(self, pid: int) -> None:
         with contextlib.suppress(NodeError):
-            self._start(["sh", "-c", _KILL, "sh", str(pid)], keep_all=True, folder="/").communicate(b"", CONNECT_SECONDS, OUTPUT_LIMIT)
+            self._start(["sh", "-c", _KILL, "sh", str(pid)], keep_all=True, folder="/").communicate(
+                b"", CONNECT_SECONDS, OUTPUT_LIMIT
+            )
 
     def _open_session(self) -> tuple[_Shared, paramiko.Channel]:
         while True:
@@ -299,17 +377,23 @@ class Ssh(Connection):
             except (paramiko.SSHException, EOFError, OSError) as error:
                 self._release(shared)
                 shared.link.close()  # a link that does not answer serves nobody
-                raise ConnectError("lost", f"{self.name}: the link was lost: {error or 'no answer'}") from None
+                raise ConnectError(
+                    "lost", f"{self.name}: the link was lost: {error or 'no answer'}"
+                ) from None
 
     def _lower_cap(self, shared: _Shared) -> None:
-        """sshd refused a session: it allows fewer (MaxSessions), or commands that we gave up still run there. Other links take over."""
+        """sshd refused a session: it allows fewer (MaxSessions), or commands that we gave up still
+        run there. Other links take over.
+        """
         with self._guard:
             shared.sessions -= 1
             shared.most = shared.sessions
         if not shared.most:
             shared.link.close()
         if not shared.proven and not shared.most:
-            raise NodeError(f"{self.name}: sshd there allows no session; look at MaxSessions in its sshd_config")
+            raise NodeError(
+                f"{self.name}: sshd there allows no session; look at MaxSessions in its sshd_config"
+            )
 
     def _take_place(self) -> _Shared:
         """A link with room, opened if need be; its session is counted."""
@@ -363,7 +447,9 @@ def _checked(argv: Sequence[str]) -> list[str]:
 
 def _is_plain(folder: Path, name: str) -> bool:
     """A file that is no symbolic link, nor lies behind one below `folder`."""
-    return (folder / name).is_file() and not any((folder / part).is_symlink() for part in (name, *folders_above(name)))
+    return (folder / name).is_file() and not any(
+        (folder / part).is_symlink() for part in (name, *folders_above(name))
+    )
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -371,4 +457,12 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, 9)
 
 
-__all__ = ["ConnectError", "Connection", "Process", "Result", "Transfer", "connect", "manual_rsync_command"]
+__all__ = [
+    "ConnectError",
+    "Connection",
+    "Process",
+    "Result",
+    "Transfer",
+    "connect",
+    "manual_rsync_command",
+]

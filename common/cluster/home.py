@@ -1,4 +1,6 @@
-"""Results come home: verified against what the head expects, then published. The only place where a job becomes done. No torch, no threads."""
+"""Results come home: verified against what the head expects, then published. The only place where a
+job becomes done. No torch, no threads.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,32 @@ from common.cluster import answers
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.jobs import Job
 from common.paths import Paths
-from common.reuse import DataSha256, State, Verdict, base_fingerprints, copy_base_model, finetune_fingerprints, judge_base, judge_experiment, make_way
+from common.reuse import (
+    DataSha256,
+    State,
+    Verdict,
+    base_fingerprints,
+    copy_base_model,
+    finetune_fingerprints,
+    judge_base,
+    judge_experiment,
+    make_way,
+)
 
 
 class Home:
-    """The head's side of publishing. `siblings`: by base hash, the jobs with the same training key, which are published with it."""
+    """The head's side of publishing. `siblings`: by base hash, the jobs with the same training key,
+    which are published with it.
+    """
 
-    def __init__(self, paths: Paths, sha256: DataSha256, siblings: Mapping[str, Sequence[Job]]) -> None:
+    def __init__(
+        self, paths: Paths, sha256: DataSha256, siblings: Mapping[str, Sequence[Job]]
+    ) -> None:
         self._paths, self._sha256, self._siblings = paths, sha256, siblings
 
     def accept(self, job: Job, root: Paths) -> str:
-        """Take the result of `job` that lies in `root`, a project folder of a node's or the head's own. Returns '' or why it is not accepted.
+        """Take the result of `job` that lies in `root`, a project folder of a node's or the head's
+        own. Returns '' or why it is not accepted.
 
         Raises:
             OSError: the head's disk.
@@ -34,12 +51,15 @@ class Home:
                 self._adopt(job, root)
             for sibling in self._siblings.get(job.id, ()):
                 self.copy(job.id, sibling)
-        except (CorruptArtifact, InputError) as error:  # also what stands in its way here: another configuration's results
+        # also what stands in its way here: another configuration's results
+        except (CorruptArtifact, InputError) as error:
             return one_line(error)
         return ""
 
     def judge(self, job: Job, root: Paths) -> Verdict:
-        """How a result in `root` stands to what is expected; stale, and why, where that cannot be said: its data or its base model changed meanwhile."""
+        """How a result in `root` stands to what is expected; stale, and why, where that cannot be
+        said: its data or its base model changed meanwhile.
+        """
         try:
             return self._judge(job, root)
         except (CorruptArtifact, InputError) as error:
@@ -51,21 +71,49 @@ class Home:
             data = base_fingerprints(job.base, self._sha256)
             return judge_base(root, job.id, identity.training_key(job.base, data), data)
         base = self._base_of(job)
-        people, weights = (base["base_participants"], base["weights_sha256"]) if base else ([], None)
-        return judge_experiment(root.experiments / job.id, job.finetune, weights, finetune_fingerprints(job.finetune, people, self._sha256))
+        people, weights = (
+            (base["base_participants"], base["weights_sha256"]) if base else ([], None)
+        )
+        return judge_experiment(
+            root.experiments / job.id,
+            job.finetune,
+            weights,
+            finetune_fingerprints(job.finetune, people, self._sha256),
+        )
 
     def _check_record(self, job: Job, root: Paths) -> None:
-        """What the head will read of it later is what the head knows, in the right form. Raises CorruptArtifact."""
+        """What the head will read of it later is what the head knows, in the right form. Raises
+        CorruptArtifact.
+        """
         if job.kind == "base":
-            answers.base_record(job, artifacts.read_base_metadata(root, job.id), base_fingerprints(job.base, self._sha256))
+            answers.base_record(
+                job,
+                artifacts.read_base_metadata(root, job.id),
+                base_fingerprints(job.base, self._sha256),
+            )
             return
         base = self._base_of(job)
-        people, weights = (base["base_participants"], base["weights_sha256"]) if base else ([], None)
+        people, weights = (
+            (base["base_participants"], base["weights_sha256"]) if base else ([], None)
+        )
         there = artifacts.open_experiment(root.experiments / job.id)
-        answers.experiment_record(job, there.config, there.metrics, base, finetune_fingerprints(job.finetune, people, self._sha256))
+        answers.experiment_record(
+            job,
+            there.config,
+            there.metrics,
+            base,
+            finetune_fingerprints(job.finetune, people, self._sha256),
+        )
         named = there.config["base_model_hash"]
-        if root.root != self._paths.root and named != job.needs and self._weights_of(named) != weights:
-            raise CorruptArtifact(f"{job.id}: names base model {named}, which has not the weights that it started from: it is not used")
+        if (
+            root.root != self._paths.root
+            and named != job.needs
+            and self._weights_of(named) != weights
+        ):
+            raise CorruptArtifact(
+                f"{job.id}: names base model {named}, which has not the weights that it started"
+                " from: it is not used"
+            )
 
     def _weights_of(self, base_hash: str) -> str | None:
         """SHA-256 of a base model's weights, None where it is not published here."""
@@ -75,19 +123,29 @@ class Home:
             return None
 
     def _base_of(self, job: Job) -> artifacts.Json | None:
-        """Metadata of the base model that a fine-tune starts from, as published here; None where it starts from none."""
+        """Metadata of the base model that a fine-tune starts from, as published here; None where it
+        starts from none.
+        """
         return artifacts.read_base_metadata(self._paths, job.needs) if job.needs else None
 
     def copy(self, source_hash: str, sibling: Job) -> None:
         """Publish a sibling of a base model that is published here."""
         data = base_fingerprints(sibling.base, self._sha256)
-        if judge_base(self._paths, sibling.id, identity.training_key(sibling.base, data), data).state is not State.DONE:
+        if (
+            judge_base(
+                self._paths, sibling.id, identity.training_key(sibling.base, data), data
+            ).state
+            is not State.DONE
+        ):
             artifacts.supersede_base_model(self._paths, sibling.id)
             copy_base_model(self._paths, source_hash, sibling.base)
 
     def _adopt(self, job: Job, root: Paths) -> None:
         if job.kind == "base":
-            if self._paths.base_metadata(job.id).exists() and self._judge(job, self._paths).state is not State.DONE:
+            if (
+                self._paths.base_metadata(job.id).exists()
+                and self._judge(job, self._paths).state is not State.DONE
+            ):
                 artifacts.supersede_base_model(self._paths, job.id)
             artifacts.adopt_base_model(self._paths, root, job.id)
             return

@@ -1,7 +1,9 @@
-"""What a node has of this run: SHA-256 of its data files, published base models and experiments. JSON in, JSON out; it runs on the node.
+"""What a node has of this run: SHA-256 of its data files, published base models and experiments.
+JSON in, JSON out; it runs on the node.
 
 In:  {"data": [[data_path, file name], ...], "bases": [hash, ...], "experiments": [id, ...]}
-Out: {"data": [SHA-256 or null, ...], "bases": [those published here], "experiments": [those published here]}
+Out: {"data": [SHA-256 or null, ...], "bases": [those published here], "experiments": [those
+published here]}
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ def take(request: dict[str, Any], paths: Paths) -> dict[str, Any]:
     return {
         "data": [sha256(data_path, name) for data_path, name in request["data"]],
         "bases": [base for base in request["bases"] if paths.base_metadata(base).is_file()],
-        "experiments": [job for job in request["experiments"] if (paths.experiments / job / EXPERIMENT_METRICS).is_file()],
+        "experiments": [
+            job
+            for job in request["experiments"]
+            if (paths.experiments / job / EXPERIMENT_METRICS).is_file()
+        ],
     }
 
 

@@ -1,4 +1,6 @@
-"""What a run leaves in runs/{id}/ for people and for the next run: the event log, each job's log, a status that any terminal can read."""
+"""What a run leaves in runs/{id}/ for people and for the next run: the event log, each job's log, a
+status that any terminal can read.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ MAX_LOG = 64 << 10  # characters of a job's log
 
 
 def new_run_id() -> str:
-    """Sorts by time, within a second too: a project has one head at a time, and the latest word on a job is that of the latest run."""
+    """Sorts by time, within a second too: a project has one head at a time, and the latest word on
+    a job is that of the latest run.
+    """
     now = time.time()
     return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now % 1 * 0x10000):04x}"
 
@@ -30,7 +34,9 @@ def events_file(part: str = "") -> str:
 
 
 class Journal:
-    """Event log (JSON lines), job logs and status of one run. `part`: events of their own for one of several writers, which never share a file."""
+    """Event log (JSON lines), job logs and status of one run. `part`: events of their own for one
+    of several writers, which never share a file.
+    """
 
     def __init__(self, paths: Paths, run_id: str, part: str = "") -> None:
         self.folder = paths.run(run_id)
@@ -41,11 +47,15 @@ class Journal:
 
     def event(self, event: str, **fields: Any) -> None:
         """One line, with the time."""
-        self._events.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n")
+        self._events.write(
+            json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
+        )
         self._events.flush()
 
     def job_log(self, job: str, text: str) -> str:
-        """Keep the end of what a job printed; returns the file's path, relative to the project folder."""
+        """Keep the end of what a job printed; returns the file's path, relative to the project
+        folder.
+        """
         path = self.folder / "logs" / f"{_file_name(job)}.log"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text[-MAX_LOG:], encoding="utf-8", errors="replace")
@@ -57,7 +67,10 @@ class Journal:
             return
         self._status_at = time.monotonic()
         temporary = self.folder / f".status.{os.getpid()}"
-        temporary.write_text(json.dumps({**status, "run": self.run_id, "pid": os.getpid(), "updated": time.time()}), encoding="utf-8")
+        temporary.write_text(
+            json.dumps({**status, "run": self.run_id, "pid": os.getpid(), "updated": time.time()}),
+            encoding="utf-8",
+        )
         os.replace(temporary, self.folder / "status.json")
 
     def close(self) -> None:
@@ -68,7 +81,11 @@ class Journal:
 def _file_name(job: str) -> str:
     """A name that is no other job's; a job's own where a file can have it."""
     plain = re.sub(r"[^A-Za-z0-9._=-]+", "_", job)[:150]
-    return plain if plain == job else f"{plain}-{hashlib.sha256(job.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    return (
+        plain
+        if plain == job
+        else f"{plain}-{hashlib.sha256(job.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    )
 
 
 def latest_status(paths: Paths) -> dict[str, Any] | None:
@@ -86,7 +103,11 @@ def past_events(paths: Paths) -> Iterator[dict[str, Any]]:
     folders = {path.parent for path in paths.runs.glob("*/events*.jsonl")}
     for folder in sorted(folders):
         logs = [parse_events(path) for path in sorted(folder.glob("events*.jsonl"))]
-        yield from logs[0] if len(logs) == 1 else sorted((event for log in logs for event in log), key=_when)
+        yield from (
+            logs[0]
+            if len(logs) == 1
+            else sorted((event for log in logs for event in log), key=_when)
+        )
 
 
 def parse_events(path: Path) -> list[dict[str, Any]]:

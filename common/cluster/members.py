@@ -1,4 +1,6 @@
-"""What the runner remembers of each node of a run: how it stands, what is on its way there, and which jobs wait for that. No threads, no I/O."""
+"""What the runner remembers of each node of a run: how it stands, what is on its way there, and
+which jobs wait for that. No threads, no I/O.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from common.cluster.node import Node
 REJOIN_SECONDS = (5.0, 60.0)  # first and longest pause before a lost node is tried again
 Item = str | File  # a base model's hash, or a data file
 
-# joined: its workers are being started; open: one has spoken; lost: it is tried again; dead: it is not.
+# joined: its workers are being started; open: one has spoken; lost: it is tried again; dead: it is
+# not.
 Stage = Literal["joining", "joined", "open", "lost", "dead"]
 
 
@@ -69,7 +72,9 @@ class Member:
         return new
 
     def arrived(self, items: Iterable[Item], *, failed: bool) -> list[Waiting]:
-        """Items have come, or will not come. Returns the jobs that can start, or that cannot; they no longer wait."""
+        """Items have come, or will not come. Returns the jobs that can start, or that cannot; they
+        no longer wait.
+        """
         ended: list[Waiting] = []
         for item in items:
             for waiting in self.coming.pop(item, ()):

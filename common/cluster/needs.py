@@ -1,4 +1,6 @@
-"""What the jobs of a run read, so that exactly this is brought to a node: code, data files, and what lies beside them."""
+"""What the jobs of a run read, so that exactly this is brought to a node: code, data files, and
+what lies beside them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Needs:
     experiments: tuple[str, ...]
     owner: str
     trusted: bool = False  # --skip-sync: no base model is sent before it is missed
-    beside: dict[File, str] = field(default_factory=dict)  # SHA-256 of what the head has beside the data: dataset.json, lists of windows
+    # SHA-256 of what the head has beside the data: dataset.json, lists of windows
+    beside: dict[File, str] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[File, str | None]:
@@ -36,7 +39,12 @@ class Needs:
 
 def code_files() -> tuple[str, ...]:
     """What a node needs of the project's own code, relative to CODE_ROOT."""
-    files = [*CODE_ROOT.glob("*.py"), *(CODE_ROOT / "common").rglob("*.py"), *CODE_ROOT.glob("requirements*.txt"), CODE_ROOT / "constraints.txt"]
+    files = [
+        *CODE_ROOT.glob("*.py"),
+        *(CODE_ROOT / "common").rglob("*.py"),
+        *CODE_ROOT.glob("requirements*.txt"),
+        CODE_ROOT / "constraints.txt",
+    ]
     return tuple(sorted(str(path.relative_to(CODE_ROOT)) for path in files if path.is_file()))
 
 
@@ -51,16 +59,25 @@ def data_files(job: Job) -> list[File]:
         return [(job.base.data_path, name) for name in identity.base_data_files(job.base)]
     if job.kind == "finetune":
         people = identity.base_participants(job.finetune) if job.needs else []
-        return [(job.finetune.data_path, name) for name in identity.finetune_data_files(job.finetune, people)]
+        return [
+            (job.finetune.data_path, name)
+            for name in identity.finetune_data_files(job.finetune, people)
+        ]
     return []
 
 
 def beside_files(job: Job) -> list[File]:
-    """What a job reads beside its data files where it is there: of everyone dataset.json, of a fine-tune's target the lists of windows."""
+    """What a job reads beside its data files where it is there: of everyone dataset.json, of a
+    fine-tune's target the lists of windows.
+    """
     if job.kind == "script":
         return []
     data_path = str(job.values["data_path"])
-    names = [windows_file(identity.target(job.finetune), split) for split in SPLITS] if job.kind == "finetune" else []
+    names = (
+        [windows_file(identity.target(job.finetune), split) for split in SPLITS]
+        if job.kind == "finetune"
+        else []
+    )
     return [(data_path, name) for name in (MANIFEST, *names)]
 
 
@@ -79,7 +96,9 @@ def path_of(file: File) -> str:
 
 
 def differing(name: str, needs: Needs, there: dict[File, str | None]) -> list[File]:
-    """Files that node `name` lacks or has otherwise. Raises InputError for one that cannot be sent to it."""
+    """Files that node `name` lacks or has otherwise. Raises InputError for one that cannot be sent
+    to it.
+    """
     wrong = []
     for file, here in needs.files.items():
         found = there.get(file)
@@ -89,6 +108,9 @@ def differing(name: str, needs: Needs, there: dict[File, str | None]) -> list[Fi
             continue  # only the nodes have data; that they agree was seen in planning
         if here is None or file[0].startswith("/"):
             how = "missing" if found is None else "another"
-            raise InputError(f"{name}: {path_of(file)} is {how} there and cannot be sent: put it there, or leave the node out")
+            raise InputError(
+                f"{name}: {path_of(file)} is {how} there and cannot be sent: put it there, or leave"
+                " the node out"
+            )
         wrong.append(file)
     return wrong

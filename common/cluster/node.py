@@ -1,6 +1,8 @@
-"""One node of a run: its connection, workers and copies. Blocking work happens in its threads; what happened is told as events.
+"""One node of a run: its connection, workers and copies. Blocking work happens in its threads; what
+happened is told as events.
 
-The runner owns all decisions. A node only does what it is asked and says how it went, so nothing here is shared between threads but the event queue.
+The runner owns all decisions. A node only does what it is asked and says how it went, so nothing
+here is shared between threads but the event queue.
 """
 
 from __future__ import annotations
@@ -30,23 +32,35 @@ from common.cluster.needs import File, Needs, code_files, differing, path_of
 from common.cluster.process import last_words
 from common.errors import NodeError, ProjectError
 from common.manifest import file_sha256
-from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS, EXPERIMENTS, SUPERSEDED, Paths
+from common.paths import (
+    BASE_MODELS,
+    CODE_ROOT,
+    EXPERIMENT_FILES,
+    EXPERIMENT_LOG,
+    EXPERIMENT_METRICS,
+    EXPERIMENTS,
+    SUPERSEDED,
+    Paths,
+)
 
 MIN_FREE_BYTES = 500 << 20
 FULL_BYTES = 1 << 20  # the head's disk counts as full
 GATHER_SECONDS = 0.5  # experiments that end within this time come home in one copy
 START_SECONDS = 120.0  # for a worker to say hello
 COPYING = 2  # threads of a node that send
-UNHANDLED = 100  # messages of a worker that the runner has not looked at; before it has, no more are read
+# messages of a worker that the runner has not looked at; before it has, no more are read
+UNHANDLED = 100
 PROBE_TEXT = Path(__file__).with_name("probe.py").read_text()
 
 
-# -- what a node tells ----------------------------------------------------------------------------------------------------------------
+# -- what a node tells
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The node answers; what it had published for this run before: base model hashes and experiments."""
+    """The node answers; what it had published for this run before: base model hashes and
+    experiments.
+    """
 
     node: Node
     notes: tuple[str, ...]
@@ -55,7 +69,9 @@ class Seen:
 
 @dataclass(frozen=True)
 class Joined:
-    """The head's code is there and the workers are being started. `lacking`: data files that have to be sent before a job can read them."""
+    """The head's code is there and the workers are being started. `lacking`: data files that have
+    to be sent before a job can read them.
+    """
 
     node: Node
     lacking: tuple[File, ...]
@@ -80,7 +96,9 @@ class Said:
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker's end: its exit code (None: the link was lost), its last words, and the end of its log."""
+    """A worker's end: its exit code (None: the link was lost), its last words, and the end of its
+    log.
+    """
 
     worker: WorkerLink
     code: int | None
@@ -100,7 +118,9 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Fetched:
-    """Results lie under `root`, a project folder of its own, to be verified; or could not be fetched (`error`)."""
+    """Results lie under `root`, a project folder of its own, to be verified; or could not be
+    fetched (`error`).
+    """
 
     node: Node
     jobs: tuple[str, ...]
@@ -120,13 +140,15 @@ Event = Seen | Joined | Left | Said | Ended | Arrived | Fetched | Broken
 Tell = Callable[[Event], None]
 
 
-# -- a worker -------------------------------------------------------------------------------------------------------------------------
+# -- a worker
 
 
 class WorkerLink:
     """The head's end of one worker: lines in are told, messages out never block the runner."""
 
-    def __init__(self, node: Node, slot: cluster_config.Slot, process: Process, marker: str, tell: Tell) -> None:
+    def __init__(
+        self, node: Node, slot: cluster_config.Slot, process: Process, marker: str, tell: Tell
+    ) -> None:
         self.node, self.slot, self._process, self._tell = node, slot, process, tell
         self.log: str | None = None  # on the node
         self.heard = time.monotonic()
@@ -137,11 +159,17 @@ class WorkerLink:
 
     def begin(self) -> None:
         """Listen and speak. Not before the node knows this worker: it may end at once."""
-        threading.Thread(target=self._read, name=f"read {self.node.name} {self.slot.index}", daemon=True).start()
-        threading.Thread(target=self._write, name=f"write {self.node.name} {self.slot.index}", daemon=True).start()
+        threading.Thread(
+            target=self._read, name=f"read {self.node.name} {self.slot.index}", daemon=True
+        ).start()
+        threading.Thread(
+            target=self._write, name=f"write {self.node.name} {self.slot.index}", daemon=True
+        ).start()
 
     def handled(self) -> None:
-        """The runner has looked at one message: another may be read. A worker that floods the head only fills its own pipe."""
+        """The runner has looked at one message: another may be read. A worker that floods the head
+        only fills its own pipe.
+        """
         self._unhandled.release()
 
     def send(self, message: dict[str, Any]) -> None:
@@ -188,7 +216,9 @@ class WorkerLink:
     def _await_marker(self) -> None:
         """Drop what is printed before the worker speaks."""
         deadline = time.monotonic() + START_SECONDS
-        while (line := self._process.read_line(max(0.0, deadline - time.monotonic()))) and line.strip() != self._marker:
+        while (
+            line := self._process.read_line(max(0.0, deadline - time.monotonic()))
+        ) and line.strip() != self._marker:
             continue
 
     def _ended(self, why: str) -> None:
@@ -202,11 +232,13 @@ class WorkerLink:
         self._tell(Ended(self, code, words, log))
 
 
-# -- a node ---------------------------------------------------------------------------------------------------------------------------
+# -- a node
 
 
 class _Threads:
-    """What is put in is done in its order, by threads that never keep the program from ending. What nobody foresaw is told as Broken."""
+    """What is put in is done in its order, by threads that never keep the program from ending. What
+    nobody foresaw is told as Broken.
+    """
 
     def __init__(self, name: str, number: int, tell: Tell) -> None:
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -238,7 +270,9 @@ def _nothing() -> None:
 
 @dataclass
 class Node:
-    """A node and its threads: one that joins and starts workers, some that send, one that fetches."""
+    """A node and its threads: one that joins and starts workers, some that send, one that
+    fetches.
+    """
 
     server: Server
     paths: Paths
@@ -270,7 +304,9 @@ class Node:
         return self.connection is not None and self.connection.shared
 
     def join(self) -> None:
-        """Connect, look, bring the code up to date, start the workers. Tells Seen and Joined, or Left."""
+        """Connect, look, bring the code up to date, start the workers. Tells Seen and Joined, or
+        Left.
+        """
         self._control.put(self._join)
 
     def start_worker(self, slot: cluster_config.Slot) -> None:
@@ -278,7 +314,9 @@ class Node:
         self._control.put(lambda: self._start_worker(slot))
 
     def send_bases(self, bases: Sequence[str], *, damaged: bool = False) -> None:
-        """Copy base models there; where the copy there is damaged, it is set aside first. Tells Arrived."""
+        """Copy base models there; where the copy there is damaged, it is set aside first. Tells
+        Arrived.
+        """
         self._senders.put(lambda: self._send_bases(tuple(bases), damaged))
 
     def send_data(self, files: Sequence[File]) -> None:
@@ -332,7 +370,9 @@ class Node:
             if connection is not None:
                 connection.close()
             self.connection = None
-            self.tell(Left(self, str(error), getattr(error, "transient", isinstance(error, NodeError))))
+            self.tell(
+                Left(self, str(error), getattr(error, "transient", isinstance(error, NodeError)))
+            )
             return
         if closings != self._closings:  # the run ended, or the node was removed meanwhile
             self.close()
@@ -346,7 +386,9 @@ class Node:
         if connection.shared:
             self.tell(Seen(self, notes, ()))
             return ()
-        there = inventory(connection, list(self.needs.files), self.needs.bases, self.needs.experiments)
+        there = inventory(
+            connection, list(self.needs.files), self.needs.bases, self.needs.experiments
+        )
         self.tell(Seen(self, notes, (*there.bases, *there.experiments)))
         return tuple(differing(self.name, self.needs, there.data))
 
@@ -355,7 +397,15 @@ class Node:
         if connection is None:
             return
         marker = secrets.token_hex(16)
-        argv = worker_argv(connection, slot, self.plan, self.settings, self.server.jobs_per_gpu, self.needs.owner, marker)
+        argv = worker_argv(
+            connection,
+            slot,
+            self.plan,
+            self.settings,
+            self.server.jobs_per_gpu,
+            self.needs.owner,
+            marker,
+        )
         try:
             process = connection.start(argv)
         except (ProjectError, OSError, EOFError) as error:
@@ -388,7 +438,10 @@ class Node:
             moved = connection.push(path_of(file) for file in files).bytes
             there = inventory(connection, list(files), (), ())
             if wrong := [file for file in files if there.data[file] != self.needs.files[file]]:
-                raise NodeError(f"{self.name}: {path_of(wrong[0])} there is not the head's after it was sent: did it change here?")
+                raise NodeError(
+                    f"{self.name}: {path_of(wrong[0])} there is not the head's after it was sent:"
+                    " did it change here?"
+                )
         except (ProjectError, OSError, EOFError) as error:
             self.tell(Arrived(self, files, 0, str(error)))
             return
@@ -419,7 +472,9 @@ class Node:
         root = self.paths.incoming / self.name / f"{next(self._numbers)}-{secrets.token_hex(4)}"
         root.parent.mkdir(parents=True, exist_ok=True)
         try:
-            moved = self._connected().pull([name for job in jobs for name in result_files(job)], root)
+            moved = self._connected().pull(
+                [name for job in jobs for name in result_files(job)], root
+            )
         except (NodeError, EOFError) as error:
             if shutil.disk_usage(self.paths.root).free < FULL_BYTES:  # no node is to blame
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root)) from error
@@ -427,19 +482,29 @@ class Node:
             return
         lacking = [job for job in jobs if published_file(job) in moved.missing]
         for job in lacking:
-            error_text = f"{self.name}: {published_file(job)} is not there as a plain file in a plain folder: results behind links are not taken"
+            error_text = (
+                f"{self.name}: {published_file(job)} is not there as a plain file in a plain"
+                " folder: results behind links are not taken"
+            )
             self.tell(Fetched(self, (job,), root / "nothing", 0, error_text))
-        self.tell(Fetched(self, tuple(job for job in jobs if job not in lacking), moved.root, moved.bytes))
+        self.tell(
+            Fetched(self, tuple(job for job in jobs if job not in lacking), moved.root, moved.bytes)
+        )
 
 
-# -- pure helpers ---------------------------------------------------------------------------------------------------------------------
+# -- pure helpers
 
 
 def result_files(job: str) -> list[str]:
-    """Where a job's results lie below a project folder: `job` is a base model hash or an experiment's folder below experiments/."""
+    """Where a job's results lie below a project folder: `job` is a base model hash or an
+    experiment's folder below experiments/.
+    """
     if "/" not in job:
         return [f"{BASE_MODELS}/{job}.pt", f"{BASE_MODELS}/{job}_metadata.json"]
-    return [f"{EXPERIMENTS}/{job}/{name}" for name in (*EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS)]
+    return [
+        f"{EXPERIMENTS}/{job}/{name}"
+        for name in (*EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS)
+    ]
 
 
 def published_file(job: str) -> str:
@@ -456,11 +521,17 @@ def send_code(connection: Connection, needs: Needs, facts: dict[str, Any]) -> No
     """Bring the head's code, and a user's own script, to a node whose `facts` say what it has."""
     if not connection.shared:
         there = facts["code"]
-        connection.push([name for name, digest in code_digests().items() if there.get(name) != digest], base=CODE_ROOT)
+        connection.push(
+            [name for name, digest in code_digests().items() if there.get(name) != digest],
+            base=CODE_ROOT,
+        )
         connection.push(needs.extra)
 
 
-_SET_ASIDE = 'mkdir -p "$1" && shift && for name; do if test -e "$name"; then mv -f -- "$name" "$0/${name##*/}.$$" || exit 1; fi; done'
+_SET_ASIDE = (
+    'mkdir -p "$1" && shift && for name; do if test -e "$name"; then mv -f -- "$name"'
+    ' "$0/${name##*/}.$$" || exit 1; fi; done'
+)
 
 
 def set_aside(connection: Connection, names: Iterable[str]) -> None:
@@ -468,11 +539,16 @@ def set_aside(connection: Connection, names: Iterable[str]) -> None:
     folder = f"{SUPERSEDED}/{BASE_MODELS}"
     done = connection.run(["sh", "-c", _SET_ASIDE, folder, folder, *names])
     if not done.ok:
-        raise NodeError(f"{connection.name}: a damaged base model cannot be set aside: {done.last_words or 'no answer'}")
+        raise NodeError(
+            f"{connection.name}: a damaged base model cannot be set aside:"
+            f" {done.last_words or 'no answer'}"
+        )
 
 
 def probe(connection: Connection, owner: str, files: Sequence[File] = ()) -> dict[str, Any]:
-    """What the node has, SHA-256 of `files` included. Raises NodeError when its Python does not answer."""
+    """What the node has, SHA-256 of `files` included. Raises NodeError when its Python does not
+    answer.
+    """
     argv = [connection.python, "-c", PROBE_TEXT, owner]
     result = connection.run(argv, input=json.dumps(files).encode(), timeout=3600 if files else 60)
     try:
@@ -481,18 +557,27 @@ def probe(connection: Connection, owner: str, files: Sequence[File] = ()) -> dic
             return answers.facts(facts)
     except (ValueError, IndexError, RecursionError):
         pass
-    raise NodeError(f"{connection.name}: {connection.python} does not work there ({result.last_words or 'no answer'}): run with --setup-nodes")
+    raise NodeError(
+        f"{connection.name}: {connection.python} does not work there"
+        f" ({result.last_words or 'no answer'}): run with --setup-nodes"
+    )
 
 
 def slot_plan(server: Server, facts: dict[str, Any]) -> cluster_config.SlotPlan:
     """The node's slots. Raises NodeError when there is none."""
-    gpus = tuple(Gpu(str(gpu["id"]), str(gpu["name"]), str(gpu["used_by"])) for gpu in facts["gpus"])
+    gpus = tuple(
+        Gpu(str(gpu["id"]), str(gpu["name"]), str(gpu["used_by"])) for gpu in facts["gpus"]
+    )
     return cluster_config.slots(server, Probe(int(facts["cores"]), gpus))
 
 
 def check_facts(name: str, facts: dict[str, Any]) -> list[str]:
     """Remarks on a node that can work. Raises NodeError when it cannot."""
-    missing = [package for package in ("torch", "numpy", "pydantic", "scikit-learn") if not facts["versions"].get(package)]
+    missing = [
+        package
+        for package in ("torch", "numpy", "pydantic", "scikit-learn")
+        if not facts["versions"].get(package)
+    ]
     if missing:
         raise NodeError(f"{name}: {', '.join(missing)} not installed there: run with --setup-nodes")
     if facts["free_bytes"] < MIN_FREE_BYTES:
@@ -500,7 +585,9 @@ def check_facts(name: str, facts: dict[str, Any]) -> list[str]:
     notes = []
     here, there = metadata.version("torch"), str(facts["versions"]["torch"])
     if here != there:
-        notes.append(f"{name}: torch {there} there, {here} here: results may differ in their last digits")
+        notes.append(
+            f"{name}: torch {there} there, {here} here: results may differ in their last digits"
+        )
     if abs(facts["clock"] - time.time()) > 60:
         notes.append(f"{name}: its clock differs by {facts['clock'] - time.time():+.0f} s")
     return notes
@@ -508,14 +595,18 @@ def check_facts(name: str, facts: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a node has: SHA-256 of data files (None: absent), published base models and experiments."""
+    """What a node has: SHA-256 of data files (None: absent), published base models and
+    experiments.
+    """
 
     data: dict[File, str | None]
     bases: tuple[str, ...]
     experiments: tuple[str, ...]
 
 
-def inventory(connection: Connection, files: Sequence[File], bases: Sequence[str], experiments: Sequence[str]) -> Inventory:
+def inventory(
+    connection: Connection, files: Sequence[File], bases: Sequence[str], experiments: Sequence[str]
+) -> Inventory:
     """What the node has of these. Raises NodeError."""
     argv = [connection.python, "-m", "common.cluster.inventory"]
     request = json.dumps({"data": files, "bases": bases, "experiments": experiments}).encode()
@@ -525,26 +616,62 @@ def inventory(connection: Connection, files: Sequence[File], bases: Sequence[str
         digests = [None if digest is None else str(digest) for digest in found["data"]]
         there = set(map(str, (*found["bases"], *found["experiments"])))
         if result.ok and len(digests) == len(files):
-            return Inventory(dict(zip(files, digests, strict=True)), tuple(b for b in bases if b in there), tuple(e for e in experiments if e in there))
+            return Inventory(
+                dict(zip(files, digests, strict=True)),
+                tuple(b for b in bases if b in there),
+                tuple(e for e in experiments if e in there),
+            )
     except (ValueError, IndexError, KeyError, TypeError, RecursionError):
         pass
-    raise NodeError(f"{connection.name}: its files cannot be listed: {result.last_words or 'no answer'}")
+    raise NodeError(
+        f"{connection.name}: its files cannot be listed: {result.last_words or 'no answer'}"
+    )
 
 
 def slot_name(slot: cluster_config.Slot, plan: cluster_config.SlotPlan) -> str:
-    """Names the physical place: the n-th share of a GPU, or the n-th core. Locks of two projects meet there."""
+    """Names the physical place: the n-th share of a GPU, or the n-th core. Locks of two projects
+    meet there.
+    """
     same = [other.index for other in plan.slots if other.gpu == slot.gpu]
-    gpu = None if slot.gpu is None else slot.gpu.replace("/", "_")  # as in MIG-GPU-.../1/0; the name becomes a file's
+    # as in MIG-GPU-.../1/0; the name becomes a file's
+    gpu = None if slot.gpu is None else slot.gpu.replace("/", "_")
     return f"cpu{same.index(slot.index)}" if gpu is None else f"gpu{gpu}-{same.index(slot.index)}"
 
 
 def worker_argv(
-    connection: Connection, slot: cluster_config.Slot, plan: cluster_config.SlotPlan, settings: ClusterConfig, jobs_per_gpu: int, owner: str, marker: str
+    connection: Connection,
+    slot: cluster_config.Slot,
+    plan: cluster_config.SlotPlan,
+    settings: ClusterConfig,
+    jobs_per_gpu: int,
+    owner: str,
+    marker: str,
 ) -> list[str]:
     """The command of a worker. It sees its own GPU only."""
-    code = str(CODE_ROOT) if connection.shared and connection.path != str(CODE_ROOT) else connection.path
-    environment = [f"CUDA_VISIBLE_DEVICES={slot.gpu or ''}", "CUBLAS_WORKSPACE_CONFIG=:4096:8", f"JOBS_PER_GPU={jobs_per_gpu}"]
+    code = (
+        str(CODE_ROOT)
+        if connection.shared and connection.path != str(CODE_ROOT)
+        else connection.path
+    )
+    environment = [
+        f"CUDA_VISIBLE_DEVICES={slot.gpu or ''}",
+        "CUBLAS_WORKSPACE_CONFIG=:4096:8",
+        f"JOBS_PER_GPU={jobs_per_gpu}",
+    ]
     environment += [f"PYTHONPATH={code}", "PYTHONUNBUFFERED=1"]
-    flags = {"project": connection.path, "slot": slot_name(slot, plan), "owner": owner, "marker": marker, "device": "cpu" if slot.gpu is None else "0"}
+    flags = {
+        "project": connection.path,
+        "slot": slot_name(slot, plan),
+        "owner": owner,
+        "marker": marker,
+        "device": "cpu" if slot.gpu is None else "0",
+    }
     flags |= {"beat": str(settings.heartbeat_seconds), "silence": str(settings.close_seconds)}
-    return ["env", *environment, connection.python, "-m", "common.cluster.worker", *(f"--{name}={value}" for name, value in flags.items())]
+    return [
+        "env",
+        *environment,
+        connection.python,
+        "-m",
+        "common.cluster.worker",
+        *(f"--{name}={value}" for name, value in flags.items()),
+    ]

@@ -1,4 +1,6 @@
-"""--notify-command: the user's own command hears of a run. It runs beside the run, which does not wait for it before its own end."""
+"""--notify-command: the user's own command hears of a run. It runs beside the run, which does not
+wait for it before its own end.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ SECONDS = 60.0  # that one call may take
 
 
 class Notifier:
-    """The command with one line of text as its last argument, one call after the other. Its failure is not ours.
+    """The command with one line of text as its last argument, one call after the other. Its failure
+    is not ours.
 
     Raises:
         InputError: the command cannot be taken apart, or its program is not there.
@@ -25,9 +28,13 @@ class Notifier:
         self._latest: threading.Thread | None = None
 
     def tell(self, text: str) -> None:
-        """Call it, in a thread: a run whose only thread waited would send no heartbeat meanwhile."""
+        """Call it, in a thread: a run whose only thread waited would send no heartbeat
+        meanwhile.
+        """
         if self._argv:
-            self._latest = threading.Thread(target=self._call, args=(self._latest, text), name="notify", daemon=True)
+            self._latest = threading.Thread(
+                target=self._call, args=(self._latest, text), name="notify", daemon=True
+            )
             self._latest.start()
 
     def wait(self) -> None:
@@ -39,7 +46,9 @@ class Notifier:
         if before is not None:
             before.join()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
-            subprocess.run([*self._argv, text], stdin=subprocess.DEVNULL, timeout=SECONDS, check=False)
+            subprocess.run(
+                [*self._argv, text], stdin=subprocess.DEVNULL, timeout=SECONDS, check=False
+            )
 
 
 def _argv(command: str) -> list[str]:
@@ -48,5 +57,7 @@ def _argv(command: str) -> list[str]:
     except ValueError as error:
         raise InputError(f"--notify-command {command}: {error}: quote it as for a shell") from None
     if not argv or shutil.which(argv[0]) is None:
-        raise InputError(f"--notify-command {command}: no such program: {argv[0] if argv else 'it names none'}")
+        raise InputError(
+            f"--notify-command {command}: no such program: {argv[0] if argv else 'it names none'}"
+        )
     return argv

@@ -1,4 +1,6 @@
-"""What both orchestrator scripts do around a run: read, plan, refuse or reuse, run, tell how it ended. It says lines through `say` and never prints."""
+"""What both orchestrator scripts do around a run: read, plan, refuse or reuse, run, tell how it
+ended. It says lines through `say` and never prints.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from common.cluster.connection import connect
 from common.cluster.estimates import Estimates
 from common.cluster.home import Home
 from common.cluster.journal import Journal, last_failures, new_run_id, past_events
-from common.cluster.needs import File, Needs, code_files, data_files, extra_files, found_beside, path_of
+from common.cluster.needs import (
+    File,
+    Needs,
+    code_files,
+    data_files,
+    extra_files,
+    found_beside,
+    path_of,
+)
 from common.cluster.node import inventory, probe, send_code
 from common.cluster.runner import SEEN_SECONDS, Outcome, Runner, Work
 from common.errors import BaseModelNotFound, Conflict, InputError, ProjectError
@@ -66,15 +76,21 @@ def owner(paths: Paths) -> str:
     return f"{platform.node()}:{paths.root}"
 
 
-# -- planning -------------------------------------------------------------------------------------------------------------------------
+# -- planning
 
 
 def prepare(request: Request, data: Data) -> Prepared:
-    """Plan a request. Changes nothing. Raises InputError, BaseModelNotFound and Conflict for what cannot be run."""
+    """Plan a request. Changes nothing. Raises InputError, BaseModelNotFound and Conflict for what
+    cannot be run.
+    """
     bases, others = _chosen(request)
     files = list(dict.fromkeys(file for job in (*bases, *others) for file in data_files(job)))
     sha256, known = _data_sha256(request, data, files)
-    made = plan(request.paths, bases, others, sha256, retrain=request.retrain) if request.script is None else Plan()
+    made = (
+        plan(request.paths, bases, others, sha256, retrain=request.retrain)
+        if request.script is None
+        else Plan()
+    )
     if request.script is None:
         _refuse(made, others)
     return Prepared(made, _work(request, made, bases, others), sha256, known)
@@ -87,25 +103,38 @@ def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
         return bases, others
     if request.only == "failed":
         failed = last_failures(request.paths)
-        return [job for job in bases if job.id in failed], [job for job in others if job.id in failed]
+        return [job for job in bases if job.id in failed], [
+            job for job in others if job.id in failed
+        ]
     chosen = [job for job in others if job.id.startswith(request.only)]
     if not chosen:
-        raise InputError(f"--only {request.only}: no job has that prefix, and 'failed' is the other choice")
+        raise InputError(
+            f"--only {request.only}: no job has that prefix, and 'failed' is the other choice"
+        )
     needed = {job.needs for job in chosen}
     return [job for job in bases if job.id in needed], chosen
 
 
-def _data_sha256(request: Request, data: Data, files: Sequence[File]) -> tuple[DataSha256, dict[File, str | None]]:
-    """The head's own fingerprints; where it has no data at all, those of the nodes, which must agree."""
+def _data_sha256(
+    request: Request, data: Data, files: Sequence[File]
+) -> tuple[DataSha256, dict[File, str | None]]:
+    """The head's own fingerprints; where it has no data at all, those of the nodes, which must
+    agree.
+    """
     folders = {request.paths.data(data_path) for data_path, _ in files}
     if any(folder.is_dir() for folder in folders) or not files:
-        known: dict[File, str | None] = {(data_path, name): data.sha256(data_path, name) for data_path, name in files}
+        known: dict[File, str | None] = {
+            (data_path, name): data.sha256(data_path, name) for data_path, name in files
+        }
         return data.sha256, known
     found = _ask_nodes(request, files)
 
     def sha256(data_path: str, name: str) -> str:
         if (data_path, name) not in found:
-            raise InputError(f"{data_path}/{name}: neither here nor on any node: prepare the data with prepare_data.py or correct --data_path")
+            raise InputError(
+                f"{data_path}/{name}: neither here nor on any node: prepare the data with"
+                " prepare_data.py or correct --data_path"
+            )
         return found[data_path, name]
 
     for data_path, name in files:
@@ -122,16 +151,22 @@ def _ask_nodes(request: Request, files: Sequence[File]) -> dict[File, str]:
                 if not node.shared:
                     send_code(node, needs, probe(node, needs.owner))
                     return inventory(node, files, (), ()).data
-        except (ProjectError, OSError, EOFError):  # the run itself will say why this node is left out
+        # the run itself will say why this node is left out
+        except (ProjectError, OSError, EOFError):
             pass
         return {}
 
     found: dict[File, str] = {}
     with ThreadPoolExecutor(len(request.config.servers) or 1) as pool:
-        for server, answer in zip(request.config.servers, pool.map(ask, request.config.servers), strict=True):
+        for server, answer in zip(
+            request.config.servers, pool.map(ask, request.config.servers), strict=True
+        ):
             for file, sha256 in answer.items():
                 if sha256 and found.setdefault(file, sha256) != sha256:
-                    raise InputError(f"{path_of(file)}: {server.name} has another file than the other nodes, and the head has none: make them equal first")
+                    raise InputError(
+                        f"{path_of(file)}: {server.name} has another file than the other nodes, and"
+                        " the head has none: make them equal first"
+                    )
     return found
 
 
@@ -149,15 +184,25 @@ def _work(request: Request, made: Plan, bases: Sequence[Job], others: Sequence[J
     scripts: dict[str, str] = {kind: name for name, kind in KINDS.items()}
     if request.script is not None:
         return Work((), {}, others, frozenset(), scripts | {"script": str(request.script)})
-    todo = [job for job in bases if made.bases[job.id].state is not State.DONE and job.id not in made.copies]
+    todo = [
+        job
+        for job in bases
+        if made.bases[job.id].state is not State.DONE and job.id not in made.copies
+    ]
     first: dict[str | None, Job] = {}
     siblings: dict[str, list[Job]] = {}
     for job in todo:
         trained = first.setdefault(made.keys[job.id], job)
         if trained is not job:
             siblings.setdefault(trained.id, []).append(job)
-    runnable = [job for job in others if made.finetunes[job.id].state is not State.DONE and job.id not in made.missing_base]
-    return Work(list(first.values()), siblings, runnable, frozenset(made.waiting), scripts, request.retrain)
+    runnable = [
+        job
+        for job in others
+        if made.finetunes[job.id].state is not State.DONE and job.id not in made.missing_base
+    ]
+    return Work(
+        list(first.values()), siblings, runnable, frozenset(made.waiting), scripts, request.retrain
+    )
 
 
 def describe(prepared: Prepared, *, verbose: bool = False) -> list[str]:
@@ -166,25 +211,45 @@ def describe(prepared: Prepared, *, verbose: bool = False) -> list[str]:
     lines = []
     if made.bases:
         copies = f", {len(made.copies):,} copied from equal trainings" if made.copies else ""
-        lines.append(f"base models: {counted(made.bases)}; {len(work.bases):,} trainings to run{copies}")
+        lines.append(
+            f"base models: {counted(made.bases)}; {len(work.bases):,} trainings to run{copies}"
+        )
     if made.finetunes:
         lines.append(f"fine-tunes: {counted(made.finetunes)}; {len(work.others):,} to run")
     if made.missing_base:
-        lines.append(f"{len(made.missing_base):,} fine-tunes are blocked: {made.finetunes[next(iter(made.missing_base))].reason}")
-    lines += [v.reason for v in (*made.bases.values(), *made.finetunes.values()) if v.state in (State.STALE, State.DAMAGED)]
+        lines.append(
+            f"{len(made.missing_base):,} fine-tunes are blocked:"
+            f" {made.finetunes[next(iter(made.missing_base))].reason}"
+        )
+    lines += [
+        v.reason
+        for v in (*made.bases.values(), *made.finetunes.values())
+        if v.state in (State.STALE, State.DAMAGED)
+    ]
     lines += [notice] if (notice := code_notice(made)) else []
     if verbose:
-        lines += [f"would train {job.id}" + _with(work, job) for job in work.bases] + [f"would run {job.id}" for job in work.others]
-        lines += [f"is there: {job}" for job, v in (*made.bases.items(), *made.finetunes.items()) if v.state is State.DONE]
+        lines += [f"would train {job.id}" + _with(work, job) for job in work.bases] + [
+            f"would run {job.id}" for job in work.others
+        ]
+        lines += [
+            f"is there: {job}"
+            for job, v in (*made.bases.items(), *made.finetunes.items())
+            if v.state is State.DONE
+        ]
     return lines
 
 
 def _with(work: Work, job: Job) -> str:
     siblings = work.siblings.get(job.id, ())
-    return f" (published for {len(siblings)} more hashes: {', '.join(sibling.id for sibling in siblings)})" if siblings else ""
+    return (
+        f" (published for {len(siblings)} more hashes:"
+        f" {', '.join(sibling.id for sibling in siblings)})"
+        if siblings
+        else ""
+    )
 
 
-# -- running --------------------------------------------------------------------------------------------------------------------------
+# -- running
 
 
 @contextlib.contextmanager
@@ -192,10 +257,19 @@ def only_orchestrator(paths: Paths) -> Iterator[None]:
     """One orchestrator a project folder. Raises Conflict naming the first."""
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(artifacts.lock(paths.orchestrator_lock, wait=False, owner=f"process {os.getpid()} on {platform.node()}"))
+            held.enter_context(
+                artifacts.lock(
+                    paths.orchestrator_lock,
+                    wait=False,
+                    owner=f"process {os.getpid()} on {platform.node()}",
+                )
+            )
         except Conflict as error:
             who = str(error).partition("held by ")[2].partition(":")[0]
-            raise Conflict(f"another orchestrator runs in this project folder ({who}): wait for it, or stop it; --status shows what it does") from None
+            raise Conflict(
+                f"another orchestrator runs in this project folder ({who}): wait for it, or stop"
+                " it; --status shows what it does"
+            ) from None
         yield
 
 
@@ -213,9 +287,15 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     jobs = (*work.bases, *work.others)
     data = {file: prepared.data[file] for job in jobs for file in data_files(job)}
     needs = Needs(
-        code_files(), extra_files(request.script), data, bases, experiments, owner(paths), trusted=not request.sync,
+        code_files(),
+        extra_files(request.script),
+        data,
+        bases,
+        experiments,
+        owner(paths),
+        trusted=not request.sync,
         beside=found_beside(paths, jobs) if any(data.values()) else {},
-    )  # fmt: skip
+    )
     settings = scheduler.Settings(
         suspect_after=request.config.suspect_seconds,
         close_after=request.config.close_seconds,
@@ -223,13 +303,25 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
         wait_for_all_bases=request.wait_for_all_bases,
     )
     past = list(past_events(paths))
-    # Only after an earlier run can nodes have something to tell: a first one does not wait for the slowest to answer.
+    # Only after an earlier run can nodes have something to tell: a first one does not wait for the
+    # slowest to answer.
     patience = SEEN_SECONDS if any(event.get("event") == "started" for event in past) else 0.0
     push_all = request.sync and not request.train_bases
     runner = Runner(
-        paths, request.config_path, request.config, work, needs, home, journal, Estimates(paths, past), settings, say, show,
-        push_all=push_all, patience=patience,
-    )  # fmt: skip
+        paths,
+        request.config_path,
+        request.config,
+        work,
+        needs,
+        home,
+        journal,
+        Estimates(paths, past),
+        settings,
+        say,
+        show,
+        push_all=push_all,
+        patience=patience,
+    )
     with signals(_interrupting(runner)):
         outcome = runner.run()
     journal.close()
@@ -238,7 +330,9 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
 
 
 def make_room(request: Request, prepared: Prepared, home: Home) -> None:
-    """Move what is stale or damaged aside, clear away what a killed head was writing, and publish what is only a copy."""
+    """Move what is stale or damaged aside, clear away what a killed head was writing, and publish
+    what is only a copy.
+    """
     made, paths = prepared.made, request.paths
     for base_hash, key in made.keys.items():
         _clear(paths, str(key), paths.base_models, base_hash)
@@ -253,20 +347,31 @@ def make_room(request: Request, prepared: Prepared, home: Home) -> None:
         home.copy(source, jobs[base_hash])
     for job, verdict in made.finetunes.items():
         if verdict.state not in (State.NEW, State.DONE):
-            make_way(paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite)
+            make_way(
+                paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite
+            )
 
 
 def _clear(paths: Paths, lock: str, folder: Path, name: str = "") -> None:
     """Half-written files, unless a training by hand is writing them."""
     if artifacts.leftovers(folder, name):
-        with contextlib.suppress(Conflict), artifacts.lock(paths.training_lock(lock), wait=False, owner=f"process {os.getpid()}"):
+        with (
+            contextlib.suppress(Conflict),
+            artifacts.lock(paths.training_lock(lock), wait=False, owner=f"process {os.getpid()}"),
+        ):
             artifacts.remove_temporaries(folder, name)
 
 
 @contextlib.contextmanager
 def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP (unless ignored, as under nohup) go to `handler` for the length of the block."""
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    """Ctrl-C, SIGTERM and SIGHUP (unless ignored, as under nohup) go to `handler` for the length of
+    the block.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+    ]
     before = [signal.signal(number, handler) for number in numbers]
     try:
         yield
@@ -276,7 +381,9 @@ def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
 
 
 def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
-    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now. The handler only counts; the runner speaks."""
+    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now. The handler only
+    counts; the runner speaks.
+    """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         runner.interrupts = 2 if number != signal.SIGINT else runner.interrupts + 1
@@ -286,14 +393,28 @@ def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
 
 def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]:
     """How it ended, for a person. `only`: as in the request."""
-    lines = [f"{job}: {cause}" + (f" (log: {log})" if log else "") for job, (cause, log) in outcome.failed.items()]
+    lines = [
+        f"{job}: {cause}" + (f" (log: {log})" if log else "")
+        for job, (cause, log) in outcome.failed.items()
+    ]
     if outcome.blocked:
-        lines.append(f"{len(outcome.blocked):,} jobs were blocked: their base model failed or is missing")
+        lines.append(
+            f"{len(outcome.blocked):,} jobs were blocked: their base model failed or is missing"
+        )
     if outcome.left:
         lines.append(f"{len(outcome.left):,} jobs are left: run the same command again")
-    reused = len(made.bases) + len(made.finetunes) - len(made.to_run(made.bases)) - len(made.to_run(made.finetunes)) + len(made.copies)
+    reused = (
+        len(made.bases)
+        + len(made.finetunes)
+        - len(made.to_run(made.bases))
+        - len(made.to_run(made.finetunes))
+        + len(made.copies)
+    )
     if outcome.done or outcome.failed or outcome.blocked or outcome.left:
-        lines.append(f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,} blocked, {len(outcome.left):,} left, {reused:,} reused")
+        lines.append(
+            f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,}"
+            f" blocked, {len(outcome.left):,} left, {reused:,} reused"
+        )
     elif only == "failed" and not reused:
         lines.append("nothing to do: none of these jobs failed when it ran last")
     else:

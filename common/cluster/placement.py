@@ -1,8 +1,11 @@
-"""Where a ready job is started: the table of slots, the queue of ready jobs, and the choice between them.
+"""Where a ready job is started: the table of slots, the queue of ready jobs, and the choice between
+them.
 
-Ready jobs are taken longest remaining chain first (a base counts with its longest fine-tune: the upward rank of HEFT, Topcuoglu, Hariri and Wu, IEEE
-TPDS 13(3), 2002). Each goes where it is done soonest, transfer of its base included; when that is a faster slot that is still busy, the job waits for it,
-unless the slower slot is done before the run can end anyway. No decision scans the jobs; it looks at the slots as arrays, one row each.
+Ready jobs are taken longest remaining chain first (a base counts with its longest fine-tune: the
+upward rank of HEFT, Topcuoglu, Hariri and Wu, IEEE TPDS 13(3), 2002). Each goes where it is done
+soonest, transfer of its base included; when that is a faster slot that is still busy, the job waits
+for it, unless the slower slot is done before the run can end anyway. No decision scans the jobs; it
+looks at the slots as arrays, one row each.
 """
 
 from __future__ import annotations
@@ -19,19 +22,25 @@ from common.cluster.schedule import Copy, Corrections, Node, Record, Slot
 Floats = npt.NDArray[np.float64]
 
 FREE, BUSY, DOWN = 0, 1, 2  # of a slot
-PATIENCE = 32  # jobs that may wait for a faster slot before the rest of the queue is left for the next round
-SKIP = 1000  # retried jobs that may be passed over in a round because the free slots are where they were lost
+# jobs that may wait for a faster slot before the rest of the queue is left for the next round
+PATIENCE = 32
+# retried jobs that may be passed over in a round because the free slots are where they were lost
+SKIP = 1000
 _FEW = 4  # free slots that are looked at one by one instead of as arrays
-_MARGIN = 0.15  # waiting for a busy slot must gain at least this share of the job's time on the free one
-_SAFETY = 1.5  # a slow slot is taken without asking further when the job is done there by the horizon though it takes this much longer
+# waiting for a busy slot must gain at least this share of the job's time on the free one
+_MARGIN = 0.15
+# a slow slot is taken without asking further when the job is done there by the horizon though it
+# takes this much longer
+_SAFETY = 1.5
 _REVIEW = 0.1  # the decision to wait for a busy slot holds for this share of the job's time at most
 _OVERDUE = 0.2  # a job past its estimate is taken to need this share of the time that it has run
 
 
 @dataclass(slots=True)
 class View:
-    """One round of decisions: when each slot is expected to be free (changed as slots are spoken for), the speed of all, and the horizon, when all work would
-    be done if it could be divided."""
+    """One round of decisions: when each slot is expected to be free (changed as slots are spoken
+    for), the speed of all, and the horizon, when all work would be done if it could be divided.
+    """
 
     now: float
     ready: Floats
@@ -51,7 +60,8 @@ def _larger(old: Floats, size: int, fill: float) -> Floats:
 class Placement:
     """Slots (`rows` of nodes point into its arrays) and ready jobs.
 
-    able: number of sound nodes. todo: estimated seconds of the jobs without a working copy, by kind. The scheduler keeps both.
+    able: number of sound nodes. todo: estimated seconds of the jobs without a working copy, by
+    kind. The scheduler keeps both.
     """
 
     def __init__(self, corrections: Corrections) -> None:
@@ -66,12 +76,14 @@ class Placement:
         self._heaps: dict[str, list[tuple[float, int, Record]]] = {}
         self._by_base: dict[str, dict[str, Record]] = {}  # ready jobs by the base they need
         self._holders: dict[str, set[Node]] = {}  # nodes that hold a base or are about to
-        self._missing: dict[str, Floats] = {}  # per base and slot: seconds a byte takes to come, 0 where the node holds it
+        # per base and slot: seconds a byte takes to come, 0 where the node holds it
+        self._missing: dict[str, Floats] = {}
         none = np.empty(0)
         self.rate: Floats = none  # speed; 0 where nothing may start
         self.start: Floats = none  # of the job there
         self.end: Floats = none  # expected
-        self._inverse: Floats = none  # seconds for each second of work; infinite where nothing may start
+        # seconds for each second of work; infinite where nothing may start
+        self._inverse: Floats = none
         self._inverse_free: Floats = none  # the same, free slots only
         self._seconds_per_byte: Floats = none
         self._grow(16)
@@ -155,14 +167,19 @@ class Placement:
         return record.tail * self.corrections.factor(record.tail_kind) if record.tail else 0.0
 
     def rank(self, record: Record) -> float:
-        """Seconds of the remaining chain. A job that killed a worker comes after all others: it may do it again, and set aside the node that they need."""
+        """Seconds of the remaining chain. A job that killed a worker comes after all others: it may
+        do it again, and set aside the node that they need.
+        """
         return 0.0 if record.deaths else self.work(record) + self.tail(record)
 
     def queue(self, record: Record) -> None:
         """It is ready; a second entry of a record that is queued already does no harm."""
         record.queued = True
         heap = self._heaps.setdefault(record.job.kind, [])
-        heapq.heappush(heap, (0.0 if record.deaths else -(record.job.estimate + record.tail), record.order, record))
+        heapq.heappush(
+            heap,
+            (0.0 if record.deaths else -(record.job.estimate + record.tail), record.order, record),
+        )
         if record.base is not None:
             self._by_base.setdefault(record.base, {})[record.job.id] = record
 
@@ -192,7 +209,9 @@ class Placement:
         return record
 
     def view(self, now: float) -> View:
-        """When each slot is expected to be free, and a lower estimate of when all work can be done."""
+        """When each slot is expected to be free, and a lower estimate of when all work can be
+        done.
+        """
         size = len(self.slots)
         end, start, rate = self.end[:size], self.start[:size], self.rate[:size]
         ready = now * (1.0 + _OVERDUE) - _OVERDUE * start
@@ -204,7 +223,9 @@ class Placement:
         return View(now, ready, speed, now + (work + busy) / speed if speed > 0 else math.inf)
 
     def next(self, view: View) -> tuple[Record, int] | None:
-        """What to start in this round, and in which row; None when the rest stays in the queue. Call `finish` after the round."""
+        """What to start in this round, and in which row; None when the rest stays in the queue.
+        Call `finish` after the round.
+        """
         while self.free and view.waiting < PATIENCE and len(view.passed) < SKIP:
             record = self._pop()
             if record is None:
@@ -226,20 +247,28 @@ class Placement:
             self.queue(record)
 
     def time_left(self, now: float) -> float | None:
-        """Expected seconds until all is done: the work over the slots' speed, or the longest chain if that is longer; None while no slot can work."""
+        """Expected seconds until all is done: the work over the slots' speed, or the longest chain
+        if that is longer; None while no slot can work.
+        """
         view = self.view(now)
         if view.speed <= 0:
             return None
         fastest = float(self.rate[: len(self.slots)].max())
         chains = [view.horizon - now]
-        chains += [float(view.ready[copy.row]) - now + self.tail(copy.job) / fastest for copy in self.copies if copy is not None]
+        chains += [
+            float(view.ready[copy.row]) - now + self.tail(copy.job) / fastest
+            for copy in self.copies
+            if copy is not None
+        ]
         for heap in self._heaps.values():
             self._clean(heap)
             chains += [self.rank(heap[0][2]) / fastest] if heap else []
         return max(chains)
 
     def _place(self, record: Record, view: View) -> tuple[int | None, bool]:
-        """The free slot on which to start, or None: True with it when waiting for a busy slot is better, False when no free slot will do."""
+        """The free slot on which to start, or None: True with it when waiting for a busy slot is
+        better, False when no free slot will do.
+        """
         work = self.work(record)
         barred = self._barred(record)
         row, seconds = self._best_free(record, work, barred)
@@ -252,15 +281,22 @@ class Placement:
         better = int(on_busy.argmin())
         if float(on_busy[better]) < end - _MARGIN * seconds:
             until = min(float(view.ready[better]), view.now + _REVIEW * seconds)
-            record.hold = (until, self._fastest_free(view), better, float(on_busy[better] - view.ready[better]))
+            record.hold = (
+                until,
+                self._fastest_free(view),
+                better,
+                float(on_busy[better] - view.ready[better]),
+            )
             view.ready[better] = on_busy[better]  # spoken for, in this round
             return None, True
         return row, False
 
     def _holds(self, record: Record, view: View) -> bool:
-        """True when an earlier decision to wait still stands; the slot waited for is spoken for again.
+        """True when an earlier decision to wait still stands; the slot waited for is spoken for
+        again.
 
-        It stands until its time, as long as no free slot is faster than those that were turned down then.
+        It stands until its time, as long as no free slot is faster than those that were turned down
+        then.
         """
         if record.hold is None:
             return False
@@ -277,7 +313,9 @@ class Placement:
         return view.fastest_free
 
     def _best_free(self, record: Record, work: float, barred: set[Node]) -> tuple[int, float]:
-        """The free slot that is done first, and its seconds (infinite if there is none); most often only one or two are free."""
+        """The free slot that is done first, and its seconds (infinite if there is none); most often
+        only one or two are free.
+        """
         if len(self.free) > _FEW:
             cost = self._cost(record, work, self._inverse_free, barred)
             row = int(cost.argmin())
@@ -292,10 +330,16 @@ class Placement:
 
     def _transfer(self, record: Record, host: Node) -> float:
         base = record.base
-        return 0.0 if base is None or base in host.holds or base in host.coming else record.job.base_bytes / host.bytes_per_second
+        return (
+            0.0
+            if base is None or base in host.holds or base in host.coming
+            else record.job.base_bytes / host.bytes_per_second
+        )
 
     def _cost(self, record: Record, work: float, inverse: Floats, barred: set[Node]) -> Floats:
-        """Seconds that the job would take on each slot, transfer included; infinite where it may not run."""
+        """Seconds that the job would take on each slot, transfer included; infinite where it may
+        not run.
+        """
         size = len(self.slots)
         cost = work * inverse[:size]
         if record.base is not None and record.job.base_bytes:
@@ -317,7 +361,9 @@ class Placement:
         return barred
 
     def _swap(self, record: Record, row: int, view: View) -> Record:
-        """Another ready job whose base is on this node, if `record` would wait for a transfer here and can as well start after it."""
+        """Another ready job whose base is on this node, if `record` would wait for a transfer here
+        and can as well start after it.
+        """
         host = self.owner[row]
         if record.base is None or record.base in host.holds or not record.job.base_bytes:
             return record

@@ -1,4 +1,5 @@
-"""What a node has, as JSON on standard output. Its text is given to the node's Python, so it needs nothing but the standard library.
+"""What a node has, as JSON on standard output. Its text is given to the node's Python, so it needs
+nothing but the standard library.
 
     python -c "$(cat probe.py)" OWNER < list of [data_path, file name] to be compared, as JSON
 """
@@ -38,13 +39,25 @@ def query(what: str, fields: str) -> list[list[str]]:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    return (
+        [
+            [part.strip() for part in line.split(",")]
+            for line in done.stdout.splitlines()
+            if line.strip()
+        ]
+        if done.returncode == 0
+        else []
+    )
 
 
 def ours(owner: str) -> set[int]:
-    """Processes of earlier workers of this very project: they will be ended, their GPUs are free."""
+    """Processes of earlier workers of this very project: they will be ended, their GPUs are
+    free.
+    """
     found = set()
-    for path in glob.glob(os.path.join(tempfile.gettempdir(), f"ml-customization-{os.getuid()}", "slot-*.lock")):
+    for path in glob.glob(
+        os.path.join(tempfile.gettempdir(), f"ml-customization-{os.getuid()}", "slot-*.lock")
+    ):
         try:
             with open(path) as file:
                 holder = json.load(file)
@@ -72,7 +85,11 @@ def gpus(owner: str) -> list[dict[str, str]]:
     for row in query("compute-apps", "gpu_uuid,pid"):
         if len(row) == 2 and row[1].isdigit() and int(row[1]) not in mine:
             users[row[0]] = f"user {user_of(int(row[1]))}, process {row[1]}"
-    return [{"id": row[0], "name": row[2], "used_by": users.get(row[1], "")} for row in query("gpu", "index,uuid,name") if len(row) == 3]
+    return [
+        {"id": row[0], "name": row[2], "used_by": users.get(row[1], "")}
+        for row in query("gpu", "index,uuid,name")
+        if len(row) == 3
+    ]
 
 
 def sha256(path: str) -> str | None:
@@ -89,7 +106,12 @@ def sha256(path: str) -> str | None:
 
 def code() -> dict[str, str | None]:
     """SHA-256 of the project's code here."""
-    names = glob.glob("*.py") + glob.glob("common/**/*.py", recursive=True) + glob.glob("requirements*.txt") + glob.glob("constraints.txt")
+    names = (
+        glob.glob("*.py")
+        + glob.glob("common/**/*.py", recursive=True)
+        + glob.glob("requirements*.txt")
+        + glob.glob("constraints.txt")
+    )
     return {name: sha256(name) for name in sorted(names)}
 
 

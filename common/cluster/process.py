@@ -1,4 +1,6 @@
-"""A running command on a node, here or over SSH: lines out, bytes in, and an end that is told apart from a lost link."""
+"""A running command on a node, here or over SSH: lines out, bytes in, and an end that is told apart
+from a lost link.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,16 @@ MAX_LINE = 16 << 20
 TAIL = 16 << 10  # of standard error
 CHUNK = 64 << 10
 TICK = 0.25  # how long a paramiko call may block before deadlines are looked at
-GRACE = 2.0  # for output still under way after the exit status; a grandchild may hold the pipe for ever
+# for output still under way after the exit status; a grandchild may hold the pipe for ever
+GRACE = 2.0
 
 
 @dataclass(frozen=True)
 class Result:
     """The end of a command. `exit_code` is the command's own, or 128 + N when signal N ended it.
 
-    It is None when the link was lost or time ran out: then nothing is known about the command, which may still be running.
+    It is None when the link was lost or time ran out: then nothing is known about the command,
+    which may still be running.
     """
 
     exit_code: int | None
@@ -72,7 +76,8 @@ class Process(ABC):
         self._input_closed = False
 
     def read_line(self, timeout: float | None = None) -> bytes:
-        """The next line of standard output with its line break, b"" at its end (call `wait` then). TimeoutError when none came in `timeout` seconds.
+        """The next line of standard output with its line break, b"" at its end (call `wait` then).
+        TimeoutError when none came in `timeout` seconds.
 
         Its end is also that of the process, soon after: a grandchild may hold the pipe open.
         """
@@ -81,7 +86,10 @@ class Process(ABC):
         while (end := self._out.find(b"\n", searched)) < 0 and not self._ended_output:
             searched = len(self._out)
             if searched > MAX_LINE:
-                raise NodeError(f"{self.name}: a line of more than {MAX_LINE} bytes came from the node; it is not listened to")
+                raise NodeError(
+                    f"{self.name}: a line of more than {MAX_LINE} bytes came from the node; it is"
+                    " not listened to"
+                )
             if self._receive(_left(deadline, TICK)):
                 continue
             if self._has_exited():
@@ -95,7 +103,9 @@ class Process(ABC):
         return line
 
     def write(self, data: bytes, timeout: float = 30) -> None:
-        """Send all of `data` to its standard input; NodeError when the link or the process is gone or takes nothing for `timeout` seconds."""
+        """Send all of `data` to its standard input; NodeError when the link or the process is gone
+        or takes nothing for `timeout` seconds.
+        """
         with self._sending:
             view = memoryview(data)
             deadline = _deadline(timeout)
@@ -108,7 +118,9 @@ class Process(ABC):
                     raise NodeError(f"{self.name}: process {self.pid} takes no input")
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Read on to the end; its exit code as in Result (None: link lost, or closed by us). TimeoutError while it still runs."""
+        """Read on to the end; its exit code as in Result (None: link lost, or closed by us).
+        TimeoutError while it still runs.
+        """
         deadline = _deadline(timeout)
         grace = None
         while True:
@@ -122,7 +134,9 @@ class Process(ABC):
             self._receive(min(_left(deadline, TICK), 0.05 if grace or self._ended_output else TICK))
 
     def communicate(self, data: bytes, timeout: float | None, limit: int) -> Result:
-        """Send `data`, close the input, read to the end. Kills the command when time or `limit` (bytes of output) runs out."""
+        """Send `data`, close the input, read to the end. Kills the command when time or `limit`
+        (bytes of output) runs out.
+        """
         deadline = _deadline(timeout)
         view = memoryview(data)
         try:
@@ -145,7 +159,11 @@ class Process(ABC):
                     return Result(code, bytes(self._out), bytes(self._err))
                 if time.monotonic() >= deadline:
                     self.kill()
-                    return Result(None, bytes(self._out), bytes(self._err) + b"\nno end within the time allowed")
+                    return Result(
+                        None,
+                        bytes(self._out),
+                        bytes(self._err) + b"\nno end within the time allowed",
+                    )
             self.kill()
             raise NodeError(f"{self.name}: a command printed more than {limit} bytes; it was ended")
         finally:
@@ -168,7 +186,9 @@ class Process(ABC):
 
     @abstractmethod
     def _send(self, data: bytes, timeout: float) -> int:
-        """Bytes taken; 0 when none can be in `timeout` seconds. NodeError when the other end is gone."""
+        """Bytes taken; 0 when none can be in `timeout` seconds. NodeError when the other end is
+        gone.
+        """
 
     @abstractmethod
     def _all_read(self) -> bool:
@@ -188,11 +208,15 @@ class Process(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """SIGKILL to its process group; over a lost link nothing can be done, and nothing is raised."""
+        """SIGKILL to its process group; over a lost link nothing can be done, and nothing is
+        raised.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Stop listening and free this end. It does not kill; a local process that is still running must be killed or waited for first."""
+        """Stop listening and free this end. It does not kill; a local process that is still running
+        must be killed or waited for first.
+        """
 
 
 def _deadline(timeout: float | None) -> float:
@@ -206,16 +230,28 @@ def _left(deadline: float, most: float) -> float:
 class LocalProcess(Process):
     """A child of this process, in a session of its own."""
 
-    def __init__(self, name: str, argv: Sequence[str], folder: Path | str, keep_all: bool = False) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str], folder: Path | str, keep_all: bool = False
+    ) -> None:
         super().__init__(name, keep_all)
         self._popen = subprocess.Popen(
-            argv, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
+            argv,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
         )
         self.pid = self._popen.pid
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         assert self._popen.stderr is not None
-        self._stdin, self._stdout, self._stderr = self._popen.stdin, self._popen.stdout, self._popen.stderr
+        self._stdin, self._stdout, self._stderr = (
+            self._popen.stdin,
+            self._popen.stdout,
+            self._popen.stderr,
+        )
         self._selector = selectors.DefaultSelector()
         for pipe in (self._stdout, self._stderr):
             self._selector.register(pipe, selectors.EVENT_READ)
@@ -248,7 +284,9 @@ class LocalProcess(Process):
         except BlockingIOError:
             return 0
         except (OSError, ValueError) as error:
-            raise NodeError(f"{self.name}: process {self.pid} ended and takes no input ({error})") from None
+            raise NodeError(
+                f"{self.name}: process {self.pid} ended and takes no input ({error})"
+            ) from None
 
     def _all_read(self) -> bool:
         return not self._selector.get_map()
@@ -262,7 +300,8 @@ class LocalProcess(Process):
 
     def close_input(self) -> None:
         self._input_closed = True
-        with self._sending, contextlib.suppress(OSError):  # a write that is under way sees the flag; its descriptor must not change hands
+        # a write that is under way sees the flag; its descriptor must not change hands
+        with self._sending, contextlib.suppress(OSError):
             self._stdin.close()
 
     def kill(self) -> None:
@@ -280,19 +319,34 @@ class LocalProcess(Process):
 
 
 class RemoteProcess(Process):
-    """A command behind an SSH channel. Made by connection.py, which has read the start marker with its process id."""
+    """A command behind an SSH channel. Made by connection.py, which has read the start marker with
+    its process id.
+    """
 
     def __init__(
-        self, name: str, channel: paramiko.Channel, transport: paramiko.Transport, release: Callable[[], None], kill: Callable[[int], None], keep_all: bool
+        self,
+        name: str,
+        channel: paramiko.Channel,
+        transport: paramiko.Transport,
+        release: Callable[[], None],
+        kill: Callable[[int], None],
+        keep_all: bool,
     ) -> None:
         super().__init__(name, keep_all)
-        self._channel, self._transport, self._release, self._kill = channel, transport, release, kill
+        self._channel, self._transport, self._release, self._kill = (
+            channel,
+            transport,
+            release,
+            kill,
+        )
         self._closed_by_us = False
         self._start_of_stderr: bytes | None = None
         channel.settimeout(TICK)
 
     def read_start(self, marker: str) -> None:
-        """Drop what login files print, up to the line `marker PID` on standard output and `marker` on standard error. NodeError when it does not come."""
+        """Drop what login files print, up to the line `marker PID` on standard output and `marker`
+        on standard error. NodeError when it does not come.
+        """
         sign = marker.encode()
         deadline = _deadline(2 * CONNECT_SECONDS)
         self._start_of_stderr = sign
@@ -300,10 +354,16 @@ class RemoteProcess(Process):
             try:
                 line = self.read_line(_left(deadline, CONNECT_SECONDS))
             except TimeoutError:
-                raise NodeError(f"{self.name}: the node did not start a command in {2 * CONNECT_SECONDS} s; does a login file wait there?") from None
+                raise NodeError(
+                    f"{self.name}: the node did not start a command in {2 * CONNECT_SECONDS} s;"
+                    " does a login file wait there?"
+                ) from None
             if not line:
                 said = last_words(self.stderr_tail.replace(sign, b""))
-                raise NodeError(f"{self.name}: the node could not start a command: {said or 'the connection ended'}")
+                raise NodeError(
+                    f"{self.name}: the node could not start a command:"
+                    f" {said or 'the connection ended'}"
+                )
             _, found, rest = line.partition(sign + b" ")
             if found and rest.strip().isdigit():
                 self.pid = int(rest)
@@ -341,8 +401,13 @@ class RemoteProcess(Process):
         except TimeoutError:
             return 0
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise NodeError(f"{self.name}: process {self.pid} cannot be written to: {error or 'the link is lost'}") from None
-        raise NodeError(f"{self.name}: process {self.pid} cannot be written to, its channel is closed")
+            raise NodeError(
+                f"{self.name}: process {self.pid} cannot be written to:"
+                f" {error or 'the link is lost'}"
+            ) from None
+        raise NodeError(
+            f"{self.name}: process {self.pid} cannot be written to, its channel is closed"
+        )
 
     def _all_read(self) -> bool:
         # sshd ends the output after standard error too has ended, so all of that is here by then.
@@ -357,7 +422,8 @@ class RemoteProcess(Process):
             return code
         if self._closed_by_us:
             return None
-        # No status: the link was lost, or a signal ended the shell that reports it. The channel closes a moment before its transport.
+        # No status: the link was lost, or a signal ended the shell that reports it. The channel
+        # closes a moment before its transport.
         self._transport.join(1.0)
         return 128 + signal.SIGKILL if self._transport.is_active() else None
 

@@ -1,4 +1,6 @@
-"""Processes of ours on this machine: who descends from whom, and how to end all of them. Linux (/proc) only; stdlib only."""
+"""Processes of ours on this machine: who descends from whom, and how to end all of them. Linux
+(/proc) only; stdlib only.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, so that `end_descendants` finds them all."""
+    """Become the parent of every descendant whose own parent ends, so that `end_descendants` finds
+    them all.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -29,7 +33,9 @@ def dying_with_us(argv: list[str]) -> list[str]:
 
 
 def stat_fields(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat after the command's name (state, parent, ...), or None when there is no such process."""
+    """Fields of /proc/PID/stat after the command's name (state, parent, ...), or None when there is
+    no such process.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -37,7 +43,9 @@ def stat_fields(pid: int) -> list[str] | None:
 
 
 def start_time(pid: int) -> str | None:
-    """Clock ticks since boot at which a living process began: with its id, its identity. None for a zombie."""
+    """Clock ticks since boot at which a living process began: with its id, its identity. None for a
+    zombie.
+    """
     fields = stat_fields(pid)
     return None if fields is None or fields[0] in "ZX" else fields[19]
 
@@ -59,7 +67,11 @@ def descendants(root: int) -> list[int]:
 def in_session(leader: int) -> list[int]:
     """Ids of all living processes of the session that `leader` made; it may have ended itself."""
     found = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
-    return [pid for pid in found if (fields := stat_fields(pid)) and fields[3] == str(leader) and fields[0] not in "ZX"]
+    return [
+        pid
+        for pid in found
+        if (fields := stat_fields(pid)) and fields[3] == str(leader) and fields[0] not in "ZX"
+    ]
 
 
 def end(pids: Iterable[int], with_signal: int = signal.SIGKILL) -> None:
@@ -81,7 +93,9 @@ def end_descendants(root: int) -> None:
 
 
 def reap() -> None:
-    """Collect ended children that were adopted. Only where no other thread waits for a child of its own."""
+    """Collect ended children that were adopted. Only where no other thread waits for a child of its
+    own.
+    """
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             continue

@@ -1,6 +1,8 @@
-"""The remote shell that rsync is given: ssh, with everything dropped that a login file prints before rsync's own first byte.
+"""The remote shell that rsync is given: ssh, with everything dropped that a login file prints
+before rsync's own first byte.
 
-Called by rsync as `rsh.py COUNT SSH... HOST COMMAND...`, COUNT being the number of words of SSH. It runs without the project's packages.
+Called by rsync as `rsh.py COUNT SSH... HOST COMMAND...`, COUNT being the number of words of SSH. It
+runs without the project's packages.
 """
 
 import os
@@ -31,7 +33,9 @@ def main(argv: list[str]) -> int:
 
 
 def _end_with_the_head() -> None:
-    """End the copy, here and so on the node, when whoever started rsync is gone: it may have been killed without a chance to do it itself."""
+    """End the copy, here and so on the node, when whoever started rsync is gone: it may have been
+    killed without a chance to do it itself.
+    """
     head = _parent(os.getppid())
     while not threading.Event().wait(WATCH_SECONDS):
         if _parent(os.getppid()) != head:
@@ -46,7 +50,9 @@ def _parent(pid: int) -> int:
 
 
 def _copy_after(marker: bytes, source: int) -> None:
-    """Copy `source` to standard output from behind the marker on; the window kept before it is no larger than a chunk and a marker."""
+    """Copy `source` to standard output from behind the marker on; the window kept before it is no
+    larger than a chunk and a marker.
+    """
     os.set_blocking(1, True)  # rsync hands it over non-blocking, as ssh itself would like it
     seen, started = b"", False
     while data := os.read(source, CHUNK):

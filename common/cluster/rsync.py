@@ -1,4 +1,6 @@
-"""Copies between the head and a node, by rsync: literal names, whole files or none, nothing followed out of the project folder."""
+"""Copies between the head and a node, by rsync: literal names, whole files or none, nothing
+followed out of the project folder.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ from common.cluster.sshconfig import expand, own_options, ssh_options
 from common.errors import InputError, NodeError
 
 IO_SECONDS = 120  # rsync's own limit for silence on a link
-MAX_OUT, MAX_SAID, MAX_WORDS = 16 << 20, 64 << 10, 2_000  # bytes kept of its two outputs, a number a file and what it complains of; of a message
+# bytes kept of its two outputs, a number a file and what it complains of; of a message
+MAX_OUT, MAX_SAID, MAX_WORDS = 16 << 20, 64 << 10, 2_000
 _RETRIED = (10, 12, 30, 35, 255)  # the link, not the files
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a copy did. `root` holds the files under their relative names: the folder asked for, or the project folder itself where it is shared."""
+    """What a copy did. `root` holds the files under their relative names: the folder asked for, or
+    the project folder itself where it is shared.
+    """
 
     root: Path
     files: tuple[str, ...]  # those now there
@@ -52,9 +57,11 @@ class Place:
 
 
 def by_linked_folder(files: Iterable[str], links: Iterable[str]) -> dict[str, list[str]]:
-    """`files` grouped by the deepest of `links` (folders that are symbolic links) above them, "" for none; names relative to that folder.
+    """`files` grouped by the deepest of `links` (folders that are symbolic links) above them, ""
+    for none; names relative to that folder.
 
-    rsync follows a link that is the folder it is given, never one on the way to a file below it (3.5 refuses that even with --keep-dirlinks).
+    rsync follows a link that is the folder it is given, never one on the way to a file below it
+    (3.5 refuses that even with --keep-dirlinks).
     """
     linked, groups = set(links), dict[str, list[str]]()
     for name in files:
@@ -73,25 +80,52 @@ def relative_names(files: Iterable[str]) -> list[str]:
     names = list(dict.fromkeys(files))
     for name in names:
         path = PurePosixPath(name)
-        if not name or path.is_absolute() or ".." in path.parts or str(path) != name or name == "." or "\0" in name:
-            raise InputError(f"cannot copy {name!r}: only plain names relative to the project folder are copied")
+        if (
+            not name
+            or path.is_absolute()
+            or ".." in path.parts
+            or str(path) != name
+            or name == "."
+            or "\0" in name
+        ):
+            raise InputError(
+                f"cannot copy {name!r}: only plain names relative to the project folder are copied"
+            )
     return names
 
 
 def quote_for_rsync(argv: Sequence[str]) -> str:
-    """One `-e` value: rsync splits it itself, at spaces outside quotes, and knows a doubled quote as the only escape."""
+    """One `-e` value: rsync splits it itself, at spaces outside quotes, and knows a doubled quote
+    as the only escape.
+    """
     return " ".join("'" + word.replace("'", "''") + "'" for word in argv)
 
 
 def rsync_argv(source: Place, target: Place, pull: bool) -> list[str]:
     """The command; the names follow on its standard input, each ended by NUL.
 
-    A target file is written beside its final name and renamed, because neither --partial nor --inplace is given. From a node no link is copied and
-    none is followed on our side. To a node the content behind our links is sent.
+    A target file is written beside its final name and renamed, because neither --partial nor
+    --inplace is given. From a node no link is copied and none is followed on our side. To a node
+    the content behind our links is sent.
     """
-    argv = ["rsync", "--times", "--relative", "--secluded-args", "--from0", "--files-from=-", "--out-format=%b", f"--timeout={IO_SECONDS}"]
+    argv = [
+        "rsync",
+        "--times",
+        "--relative",
+        "--secluded-args",
+        "--from0",
+        "--files-from=-",
+        "--out-format=%b",
+        f"--timeout={IO_SECONDS}",
+    ]
     if pull:
-        argv += ["--no-links", "--no-devices", "--no-specials", "--ignore-missing-args", "--chmod=D700,F600"]
+        argv += [
+            "--no-links",
+            "--no-devices",
+            "--no-specials",
+            "--ignore-missing-args",
+            "--chmod=D700,F600",
+        ]
     else:
         # Equal size and time say nothing about a flipped bit: compare content.
         argv += ["--checksum", "--copy-links"]
@@ -113,11 +147,21 @@ def manual_rsync_command(server: Server, folder: str = "base_models") -> str:
 
 def quote_if_needed(argv: Sequence[str]) -> str:
     """As `quote_for_rsync`, quiet where no quotes are needed, to be read by people."""
-    return " ".join(word if word and not set(word) & set(" '\"") else quote_for_rsync([word]) for word in argv)
+    return " ".join(
+        word if word and not set(word) & set(" '\"") else quote_for_rsync([word]) for word in argv
+    )
 
 
-def copy(name: str, argv: Sequence[str], files: Sequence[str], alive: Callable[[subprocess.Popen[bytes]], object], attempts: int = 3) -> int:
-    """Run rsync for `files`; bytes of content moved. Raises NodeError with rsync's last words. `alive` is told each process, so that it can be killed."""
+def copy(
+    name: str,
+    argv: Sequence[str],
+    files: Sequence[str],
+    alive: Callable[[subprocess.Popen[bytes]], object],
+    attempts: int = 3,
+) -> int:
+    """Run rsync for `files`; bytes of content moved. Raises NodeError with rsync's last words.
+    `alive` is told each process, so that it can be killed.
+    """
     moved = 0
     for attempt in range(attempts):
         code, out, said = _once(argv, files, alive)
@@ -130,13 +174,23 @@ def copy(name: str, argv: Sequence[str], files: Sequence[str], alive: Callable[[
     raise NodeError(f"{name}: {_why(code)}: {'; '.join(lines[-3:])[-MAX_WORDS:] or 'no message'}")
 
 
-def _once(argv: Sequence[str], files: Sequence[str], alive: Callable[[subprocess.Popen[bytes]], object]) -> tuple[int, bytes, bytes]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RSYNC_")} | {"LC_ALL": "C.UTF-8"}
-    names = b"".join(b"./" + os.fsencode(name) + b"\0" for name in files)  # without ./ a name beginning with # or ; is taken for a remark
+def _once(
+    argv: Sequence[str], files: Sequence[str], alive: Callable[[subprocess.Popen[bytes]], object]
+) -> tuple[int, bytes, bytes]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RSYNC_")} | {
+        "LC_ALL": "C.UTF-8"
+    }
+    # without ./ a name beginning with # or ; is taken for a remark
+    names = b"".join(b"./" + os.fsencode(name) + b"\0" for name in files)
     try:
         # A session of its own: Ctrl-C in the terminal is for the head to decide about.
         with subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
         ) as process:
             alive(process)
             assert process.stdin is not None
@@ -153,7 +207,9 @@ def _once(argv: Sequence[str], files: Sequence[str], alive: Callable[[subprocess
 
 
 class _End:
-    """The end of what a process says, read in a thread: what comes from a node passes through rsync, and may be without end."""
+    """The end of what a process says, read in a thread: what comes from a node passes through
+    rsync, and may be without end.
+    """
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self._stream, self._limit, self._kept = stream, limit, bytearray()
@@ -175,13 +231,22 @@ class _End:
 def _why(code: int) -> str:
     if code < 0:
         return f"rsync was ended by signal {-code}"
-    words = {11: "rsync could not read or write a file (disk full?)", 23: "rsync could not copy every file", 127: "no rsync on the node; install it there",
-             255: "rsync got no connection", 12: "rsync lost the connection", 30: "rsync waited in vain", 10: "rsync lost the connection"}  # fmt: skip
+    words = {
+        11: "rsync could not read or write a file (disk full?)",
+        23: "rsync could not copy every file",
+        127: "no rsync on the node; install it there",
+        255: "rsync got no connection",
+        12: "rsync lost the connection",
+        30: "rsync waited in vain",
+        10: "rsync lost the connection",
+    }
     return words.get(code, f"rsync failed with exit code {code}")
 
 
 def verify_arrived(name: str, folder: Path, asked: Sequence[str]) -> tuple[str, ...]:
-    """The asked names that lie in `folder` as plain files. Anything else there was not asked for: all is removed, NodeError."""
+    """The asked names that lie in `folder` as plain files. Anything else there was not asked for:
+    all is removed, NodeError.
+    """
     wanted, found = set(asked), []
     for top, folders, names in os.walk(folder):
         for entry in folders + names:
@@ -191,5 +256,8 @@ def verify_arrived(name: str, folder: Path, asked: Sequence[str]) -> tuple[str, 
                 found.append(relative)
             elif not stat.S_ISDIR(mode):
                 shutil.rmtree(folder)
-                raise NodeError(f"{name}: the node sent {relative!r}, which is not a plain file that was asked for; nothing of it is used")
+                raise NodeError(
+                    f"{name}: the node sent {relative!r}, which is not a plain file that was asked"
+                    " for; nothing of it is used"
+                )
     return tuple(sorted(found))

@@ -1,4 +1,6 @@
-"""Drives a run: tells the scheduler what happens on the nodes and does what it decides. One thread, one queue of events; the nodes' threads do what blocks."""
+"""Drives a run: tells the scheduler what happens on the nodes and does what it decides. One thread,
+one queue of events; the nodes' threads do what blocks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,19 @@ from common.cluster.home import Home
 from common.cluster.journal import Journal
 from common.cluster.members import REJOIN_SECONDS, Item, Member, Waiting
 from common.cluster.needs import Needs, beside_files, data_files, path_of
-from common.cluster.node import Arrived, Broken, Ended, Event, Fetched, Joined, Left, Node, Said, Seen, WorkerLink
+from common.cluster.node import (
+    Arrived,
+    Broken,
+    Ended,
+    Event,
+    Fetched,
+    Joined,
+    Left,
+    Node,
+    Said,
+    Seen,
+    WorkerLink,
+)
 from common.cluster.scheduler import Scheduler, Slot
 from common.errors import ProjectError
 from common.jobs import Job
@@ -69,25 +83,55 @@ class Outcome:
 
 
 class Runner:
-    """One run. `say` takes lines for a person, `show` the status; `interrupts` is raised by the signal handlers of the script."""
+    """One run. `say` takes lines for a person, `show` the status; `interrupts` is raised by the
+    signal handlers of the script.
+    """
 
     def __init__(
-        self, paths: Paths, config_path: Path, config: ClusterConfig, work: Work, needs: Needs, home: Home, journal: Journal, estimates: Estimates,
-        settings: plan.Settings, say: Callable[[str], None], show: Callable[[dict[str, Any]], None], *, push_all: bool = False, patience: float = SEEN_SECONDS,
-    ) -> None:  # fmt: skip
-        self.paths, self.config_path, self.config, self.work, self.needs = paths, config_path, config, work, needs
-        self.home, self.journal, self.estimates, self.say, self.show = home, journal, estimates, say, show
+        self,
+        paths: Paths,
+        config_path: Path,
+        config: ClusterConfig,
+        work: Work,
+        needs: Needs,
+        home: Home,
+        journal: Journal,
+        estimates: Estimates,
+        settings: plan.Settings,
+        say: Callable[[str], None],
+        show: Callable[[dict[str, Any]], None],
+        *,
+        push_all: bool = False,
+        patience: float = SEEN_SECONDS,
+    ) -> None:
+        self.paths, self.config_path, self.config, self.work, self.needs = (
+            paths,
+            config_path,
+            config,
+            work,
+            needs,
+        )
+        self.home, self.journal, self.estimates, self.say, self.show = (
+            home,
+            journal,
+            estimates,
+            say,
+            show,
+        )
         self.interrupts = 0  # 1: finish what runs; 2: stop now
         self._stopping = False
         self._push_all, self._patience = push_all, patience
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._arrived: deque[Callable[[], object]] = deque()
         self._jobs = {job.id: job for job in (*work.bases, *work.others)}
-        self._trained_as = {sibling.id: base for base, siblings in work.siblings.items() for sibling in siblings}
+        self._trained_as = {
+            sibling.id: base for base, siblings in work.siblings.items() for sibling in siblings
+        }
         self._scheduler = Scheduler(settings)
         self._members: dict[str, Member] = {}
         self._worked = False  # a worker has spoken
-        self._found: dict[str, set[tuple[str, str]]] = {}  # base -> (node, experiment found there), to be judged when it is here
+        # base -> (node, experiment found there), to be judged when it is here
+        self._found: dict[str, set[tuple[str, str]]] = {}
         self._ending: set[WorkerLink] = set()
         self._greeted: set[WorkerLink] = set()
         self._starts: dict[Slot, int] = {}
@@ -99,7 +143,7 @@ class Runner:
         self._config_identity = _identity(config_path)
         self.outcome = Outcome()
 
-    # -- the loop ---------------------------------------------------------------------------------------------------------------------
+    # -- the loop
 
     def run(self) -> Outcome:
         """Run to the end. Raises OSError when the head's own disk fails."""
@@ -112,8 +156,12 @@ class Runner:
         return self._conclude()
 
     def _start_nodes(self) -> None:
-        self._scheduler.add_jobs(time.monotonic(), [self._planned(job) for job in (*self.work.bases, *self.work.others)])
-        self.journal.event("start", jobs=len(self._jobs), nodes=[server.name for server in self.config.servers])
+        self._scheduler.add_jobs(
+            time.monotonic(), [self._planned(job) for job in (*self.work.bases, *self.work.others)]
+        )
+        self.journal.event(
+            "start", jobs=len(self._jobs), nodes=[server.name for server in self.config.servers]
+        )
         for server in self.config.servers:
             self._add(server)
 
@@ -126,7 +174,14 @@ class Runner:
 
     def _planned(self, job: Job) -> plan.Job:
         needs = self._trained_as.get(job.needs, job.needs) if job.needs else None
-        return plan.Job(job.id, max(1e-3, self.estimates.seconds(job)), kind(job), needs if needs in self._jobs else None, job.needs, self._base_bytes(job))
+        return plan.Job(
+            job.id,
+            max(1e-3, self.estimates.seconds(job)),
+            kind(job),
+            needs if needs in self._jobs else None,
+            job.needs,
+            self._base_bytes(job),
+        )
 
     def _base_bytes(self, job: Job) -> int:
         if job.needs:
@@ -140,11 +195,17 @@ class Runner:
         if self._members and not any(self._may_work(member) for member in self._members.values()):
             self.outcome.why = "no node is left that can work"
             return True
-        return self._scheduler.over and not (self._push_all and not self.interrupts and self._pushing())
+        return self._scheduler.over and not (
+            self._push_all and not self.interrupts and self._pushing()
+        )
 
     def _may_work(self, member: Member) -> bool:
         """A node that was lost is waited for, but not where none has worked at all."""
-        return not member.tried or member.stage in ("joined", "open") or (member.stage in ("joining", "lost") and self._worked)
+        return (
+            not member.tried
+            or member.stage in ("joined", "open")
+            or (member.stage in ("joining", "lost") and self._worked)
+        )
 
     def _pushing(self) -> bool:
         return any(member.coming for member in self._members.values())
@@ -158,7 +219,9 @@ class Runner:
                 wait = 0.0
 
     def _take_result(self) -> None:
-        """Verify one result that has come home. One at a time: a slot that has become free does not wait for the head to read files."""
+        """Verify one result that has come home. One at a time: a slot that has become free does not
+        wait for the head to read files.
+        """
         if self._arrived:
             self._arrived.popleft()()
 
@@ -166,7 +229,10 @@ class Runner:
         if self.interrupts == 1 and not self._stopping:
             self._stopping = True
             self._scheduler.stop_starting()
-            self.say("running jobs finish, nothing new starts; Ctrl-C again stops now (everything can be resumed)")
+            self.say(
+                "running jobs finish, nothing new starts; Ctrl-C again stops now (everything can be"
+                " resumed)"
+            )
         if now - self._beat_at >= self.config.heartbeat_seconds:
             self._beat_at = now
             for member in self._members.values():
@@ -183,18 +249,31 @@ class Runner:
         self._scheduler.tick(now)
 
     def _end_frozen(self, now: float) -> None:
-        """A worker that is silent while others on its node speak is ended. The silence of a whole node is the scheduler's matter."""
+        """A worker that is silent while others on its node speak is ended. The silence of a whole
+        node is the scheduler's matter.
+        """
         for member in self._members.values():
-            workers = [worker for worker in member.node.workers.values() if worker in self._greeted and worker not in self._ending]
-            if member.stage != "open" or all(now - worker.heard > self.config.suspect_seconds for worker in workers):
+            workers = [
+                worker
+                for worker in member.node.workers.values()
+                if worker in self._greeted and worker not in self._ending
+            ]
+            if member.stage != "open" or all(
+                now - worker.heard > self.config.suspect_seconds for worker in workers
+            ):
                 continue
             for worker in workers:
                 if (silent := now - worker.heard) > self.config.close_seconds:
                     threading.Thread(target=worker.kill, daemon=True).start()
-                    self._on_ended(now, Ended(worker, 128 + signal.SIGKILL, f"it was silent for {silent:.0f} s"))
+                    self._on_ended(
+                        now,
+                        Ended(worker, 128 + signal.SIGKILL, f"it was silent for {silent:.0f} s"),
+                    )
 
     def _decide(self, now: float) -> None:
-        if now - self._began > self._patience or all(member.seen and not member.expected for member in self._members.values()):
+        if now - self._began > self._patience or all(
+            member.seen and not member.expected for member in self._members.values()
+        ):
             for assignment in self._scheduler.assign(now):
                 self._dispatch(now, assignment)
         for cancelled in self._scheduler.cancellations():
@@ -203,8 +282,12 @@ class Runner:
             self._note(now, change)
 
     def _stop(self) -> None:
-        """End all workers, and wait for their end, so that nothing of ours runs on a node when we have gone."""
-        waited = {worker for member in self._members.values() for worker in member.node.workers.values()}
+        """End all workers, and wait for their end, so that nothing of ours runs on a node when we
+        have gone.
+        """
+        waited = {
+            worker for member in self._members.values() for worker in member.node.workers.values()
+        }
         for worker in waited:
             worker.end()
         deadline = time.monotonic() + END_SECONDS
@@ -233,11 +316,17 @@ class Runner:
                 outcome.left.append(job)
         if self._scheduler.given_up:
             outcome.why = f"no node could work for {self._scheduler.settings.no_node_limit:.0f} s"
-        self.journal.event("end", done=outcome.done, failed=len(outcome.failed), blocked=len(outcome.blocked), left=len(outcome.left))
+        self.journal.event(
+            "end",
+            done=outcome.done,
+            failed=len(outcome.failed),
+            blocked=len(outcome.blocked),
+            left=len(outcome.left),
+        )
         self._publish_status(force=True)
         return outcome
 
-    # -- nodes ------------------------------------------------------------------------------------------------------------------------
+    # -- nodes
 
     def _add(self, server: Server) -> None:
         member = Member(Node(server, self.paths, self.config, self.needs, self._events.put))
@@ -272,9 +361,14 @@ class Runner:
         return config.model_copy(update=ours)
 
     def _drain(self, now: float, name: str, member: Member) -> None:
-        self.say(f"{name}: removed or changed in {self.config_path.name}: its running jobs finish, nothing new starts there")
+        self.say(
+            f"{name}: removed or changed in {self.config_path.name}: its running jobs finish,"
+            " nothing new starts there"
+        )
         member.draining = True
-        self.journal.event("node", node=name, state="draining", cause="removed or changed in the configuration")
+        self.journal.event(
+            "node", node=name, state="draining", cause="removed or changed in the configuration"
+        )
         with contextlib.suppress(KeyError):  # no worker there has spoken yet
             self._scheduler.drain_node(now, name)
 
@@ -301,7 +395,11 @@ class Runner:
         if (member := self._of(event.node)) is None:
             return
         for job in event.found:
-            if job in self._jobs and self._scheduler.state(job) is not plan.State.DONE and not self.work.retrain:
+            if (
+                job in self._jobs
+                and self._scheduler.state(job) is not plan.State.DONE
+                and not self.work.retrain
+            ):
                 member.expected.add(job)
                 event.node.fetch(job, urgent=False)
         member.seen = True
@@ -311,14 +409,24 @@ class Runner:
             return
         member.tried, member.stage, member.lacking = True, "joined", set(event.lacking)
         member.gone.clear()
-        self.journal.event("node", node=event.node.name, state="joined", slots=len(event.node.plan.slots))
-        if self._push_all and not (event.node.shared or self.needs.trusted) and (bases := self._published_bases()):
+        self.journal.event(
+            "node", node=event.node.name, state="joined", slots=len(event.node.plan.slots)
+        )
+        if (
+            self._push_all
+            and not (event.node.shared or self.needs.trusted)
+            and (bases := self._published_bases())
+        ):
             for base in bases:
                 member.coming.setdefault(base, [])
             event.node.send_bases(bases)
 
     def _published_bases(self) -> list[str]:
-        return [base for base in {job.needs for job in self.work.others if job.needs} if self.paths.base_metadata(base).is_file()]
+        return [
+            base
+            for base in {job.needs for job in self.work.others if job.needs}
+            if self.paths.base_metadata(base).is_file()
+        ]
 
     def _on_left(self, now: float, event: Left) -> None:
         if (member := self._of(event.node)) is None:
@@ -337,25 +445,36 @@ class Runner:
         if was == "open":
             self._scheduler.close_node(now, node.name, event.reason)
 
-    # -- what happens -----------------------------------------------------------------------------------------------------------------
+    # -- what happens
 
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
         handlers: dict[type, Callable[[float, Any], None]] = {
-            Seen: self._on_seen, Joined: self._on_joined, Left: self._on_left, Said: self._on_said, Ended: self._on_ended,
-            Arrived: self._on_arrived, Fetched: self._on_fetched, Broken: _raise,
-        }  # fmt: skip
+            Seen: self._on_seen,
+            Joined: self._on_joined,
+            Left: self._on_left,
+            Said: self._on_said,
+            Ended: self._on_ended,
+            Arrived: self._on_arrived,
+            Fetched: self._on_fetched,
+            Broken: _raise,
+        }
         handlers[type(event)](now, event)
 
     def _on_said(self, now: float, event: Said) -> None:
         worker, message = event.worker, event.message
         worker.handled()
         member, slot = self._of(worker.node), Slot(worker.node.name, worker.slot.index)
-        if member is None or worker in self._ending or worker.node.workers.get(worker.slot.index) is not worker:
+        if (
+            member is None
+            or worker in self._ending
+            or worker.node.workers.get(worker.slot.index) is not worker
+        ):
             return
         if member.stage == "open":
             self._scheduler.heartbeat(now, slot.node)
-        if "hello" in message and worker not in self._greeted:  # a second one would free a slot that is busy
+        # a second one would free a slot that is busy
+        if "hello" in message and worker not in self._greeted:
             self._on_hello(now, member, worker, message["hello"])
         elif "progress" in message and message["progress"] in self._jobs:
             self._progress[message["progress"]] = {**message, "node": slot.node}
@@ -364,7 +483,9 @@ class Runner:
         elif "failed" in message and message["failed"] in self._jobs:
             self._on_failed(now, member, worker, message)
 
-    def _on_hello(self, now: float, member: Member, worker: WorkerLink, hello: Mapping[str, Any]) -> None:
+    def _on_hello(
+        self, now: float, member: Member, worker: WorkerLink, hello: Mapping[str, Any]
+    ) -> None:
         slot = Slot(worker.node.name, worker.slot.index)
         if "refused" in hello:
             self._lose_slot(now, member, worker, str(hello["refused"]))
@@ -399,7 +520,9 @@ class Runner:
             self._ending.add(worker)
             worker.end()
 
-    def _on_done(self, now: float, worker: WorkerLink, slot: Slot, message: Mapping[str, Any]) -> None:
+    def _on_done(
+        self, now: float, worker: WorkerLink, slot: Slot, message: Mapping[str, Any]
+    ) -> None:
         job, node, result = self._jobs[message["done"]], worker.node, message.get("result") or {}
         self._free(now, worker, slot)
         self._progress.pop(job.id, None)
@@ -414,10 +537,18 @@ class Runner:
         else:
             node.fetch(job.id, urgent=job.kind == "base")
 
-    def _on_failed(self, now: float, member: Member, worker: WorkerLink, message: Mapping[str, Any]) -> None:
-        job, cause, text = self._jobs[message["failed"]], message.get("cause"), str(message.get("error"))
+    def _on_failed(
+        self, now: float, member: Member, worker: WorkerLink, message: Mapping[str, Any]
+    ) -> None:
+        job, cause, text = (
+            self._jobs[message["failed"]],
+            message.get("cause"),
+            str(message.get("error")),
+        )
         node, slot = worker.node.name, Slot(worker.node.name, worker.slot.index)
-        if self._scheduler.job_at(slot) != job.id:  # cancelled meanwhile: what became of it says nothing, and the job may run elsewhere on the node
+        # cancelled meanwhile: what became of it says nothing, and the job may run elsewhere on the
+        # node
+        if self._scheduler.job_at(slot) != job.id:
             cause = "gpu_gone" if cause == "gpu_gone" else "cancelled"
         elif cause == "cancelled":
             cause, text = "", f"{node}: its worker gave up a job that was not cancelled"
@@ -444,7 +575,9 @@ class Runner:
             self._free(now, worker, slot)
 
     def _send_again(self, job: Job, member: Member, worker: WorkerLink, text: str) -> bool:
-        """A base model is damaged on the node, or not there: bring it and start the job again, in its slot."""
+        """A base model is damaged on the node, or not there: bring it and start the job again, in
+        its slot.
+        """
         name, base = worker.node.name, job.needs
         self._resent[job.id] = self._resent.get(job.id, 0) + 1
         if base is None or worker.node.shared or self._resent[job.id] > RESENDS:
@@ -473,11 +606,16 @@ class Runner:
             self._ending.discard(worker)
             return
         if event.code is None:
-            self._on_left(now, Left(node, f"{node.name}: connection lost ({event.words or 'no answer'})", True))
+            self._on_left(
+                now,
+                Left(node, f"{node.name}: connection lost ({event.words or 'no answer'})", True),
+            )
             return
         job = self._scheduler.job_at(slot) if member.stage == "open" else None
         how = f"its worker died ({_exit(event.code)})" + (f": {event.words}" if event.words else "")
-        self.journal.event("worker", node=node.name, slot=worker.slot.index, state="ended", cause=how, job=job)
+        self.journal.event(
+            "worker", node=node.name, slot=worker.slot.index, state="ended", cause=how, job=job
+        )
         if job:
             member.waiting.pop(slot.number, None)
             member.failed += 1
@@ -485,7 +623,8 @@ class Runner:
             self._keep_log(job, {"log": event.log or event.words})
             self._scheduler.job_killed(now, job, node.name, how)
         elif member.stage == "open":
-            self._scheduler.slot_gone(now, slot)  # nothing may be given to it until the next worker speaks
+            # nothing may be given to it until the next worker speaks
+            self._scheduler.slot_gone(now, slot)
         self._restart(now, member, worker, how)
 
     def _restart(self, now: float, member: Member, worker: WorkerLink, how: str) -> None:
@@ -504,9 +643,19 @@ class Runner:
         member.bytes += event.bytes
         bases = [item for item in event.items if isinstance(item, str)]
         for base in bases:
-            self.journal.event("sync", node=name, base=base, **({"error": event.error} if event.error else {"bytes": event.bytes}))
+            self.journal.event(
+                "sync",
+                node=name,
+                base=base,
+                **({"error": event.error} if event.error else {"bytes": event.bytes}),
+            )
         if files := [path_of(item) for item in event.items if not isinstance(item, str)]:
-            self.journal.event("data", node=name, files=files, **({"error": event.error} if event.error else {"bytes": event.bytes}))
+            self.journal.event(
+                "data",
+                node=name,
+                files=files,
+                **({"error": event.error} if event.error else {"bytes": event.bytes}),
+            )
         if event.error:
             folder = BASE_MODELS if bases else event.items[0][0]
             self.say(f"{event.error}; by hand: {manual_rsync_command(event.node.server, folder)}")
@@ -539,7 +688,9 @@ class Runner:
             member.bytes += event.bytes
         for job in event.jobs:
             if not event.error:
-                self._arrived.append(partial(self._accept, self._jobs[job], event.node, Paths(event.root)))
+                self._arrived.append(
+                    partial(self._accept, self._jobs[job], event.node, Paths(event.root))
+                )
             elif name in self._scheduler.copies(job):
                 self._scheduler.node_fault(now, job, name, event.error)
         if event.error:
@@ -549,7 +700,7 @@ class Runner:
         if member is not None:
             self._arrived.append(partial(member.expected.difference_update, event.jobs))
 
-    # -- what is done -----------------------------------------------------------------------------------------------------------------
+    # -- what is done
 
     def _accept(self, job: Job, node: Node, root: Paths) -> None:
         now = time.monotonic()
@@ -560,8 +711,11 @@ class Runner:
         if refused := self.home.accept(job, root):
             if ran_there:
                 self.journal.event("refused", job=job.id, node=node.name, cause=refused)
-                in_the_way = self.home.judge(job, self.paths).state is State.CONFLICT  # results of another configuration: no node can help that
-                (self._scheduler.job_error if in_the_way else self._scheduler.node_fault)(now, job.id, node.name, refused)
+                # results of another configuration: no node can help that
+                in_the_way = self.home.judge(job, self.paths).state is State.CONFLICT
+                (self._scheduler.job_error if in_the_way else self._scheduler.node_fault)(
+                    now, job.id, node.name, refused
+                )
             elif job.needs and not self.paths.base_metadata(job.needs).is_file():
                 self._found.setdefault(job.needs, set()).add((node.name, job.id))
             return
@@ -575,7 +729,14 @@ class Runner:
             if node in self._members:
                 self._members[node].done += 1
             seconds = self._seconds.pop(job.id, None) if ran_there else None
-            self.journal.event("done", job=job.id, node=node, kind=kind(job), seconds=seconds, work=self.estimates.work(job))
+            self.journal.event(
+                "done",
+                job=job.id,
+                node=node,
+                kind=kind(job),
+                seconds=seconds,
+                work=self.estimates.work(job),
+            )
 
     def _base_is_home(self, now: float, job: Job) -> None:
         hashes = [job.id, *(sibling.id for sibling in self.work.siblings.get(job.id, ()))]
@@ -592,7 +753,9 @@ class Runner:
                 self.journal.event("reused", job=other.id)
 
     def _is_current(self, job: Job) -> bool:
-        """Whether a fine-tune that waited for its base is there already: the base may have come out as it was before."""
+        """Whether a fine-tune that waited for its base is there already: the base may have come out
+        as it was before.
+        """
         verdict = self.home.judge(job, self.paths)
         return verdict.state is State.DONE and not (self.work.retrain and verdict.other_code)
 
@@ -600,14 +763,16 @@ class Runner:
         if text := str(message.get("log") or ""):
             self._logs[job] = self.journal.job_log(job, text)
 
-    # -- what is decided --------------------------------------------------------------------------------------------------------------
+    # -- what is decided
 
     def _dispatch(self, now: float, assignment: plan.Assignment) -> None:
         name, slot, base = assignment
         member, job = self._members[slot.node], self._jobs[name]
         items: list[Item] = [base] if base else []
         if member.lacking:
-            items += [file for file in (*data_files(job), *beside_files(job)) if file in member.lacking]
+            items += [
+                file for file in (*data_files(job), *beside_files(job)) if file in member.lacking
+            ]
         if not items:
             self._start(now, name, slot)
             return
@@ -620,7 +785,8 @@ class Runner:
     def _start(self, now: float, job: str, slot: Slot) -> None:
         node, planned = self._members[slot.node].node, self._jobs[job]
         worker = node.workers.get(slot.number)
-        if worker is None or worker in self._ending:  # its end is told next, or its slot is given up
+        # its end is told next, or its slot is given up
+        if worker is None or worker in self._ending:
             return
         values = dict(planned.values)
         if planned.kind == "finetune" and not node.shared:
@@ -660,14 +826,19 @@ class Runner:
     def _note_node(self, now: float, change: plan.Change) -> None:
         self.journal.event("node", node=change.name, state=change.state, cause=change.cause)
         member = self._members.get(change.name)
-        if member is not None and change.state == "closed" and member.stage == "open":  # for its silence
+        # for its silence
+        if member is not None and change.state == "closed" and member.stage == "open":
             member.node.close()
             member.lose(now)
             self.say(f"{change.name}: closed: {change.cause}")
-        elif change.state not in ("open", "closed", "draining") or (change.state == "open" and change.cause):
-            self.say(f"{change.name}: {change.state}" + (f": {change.cause}" if change.cause else ""))
+        elif change.state not in ("open", "closed", "draining") or (
+            change.state == "open" and change.cause
+        ):
+            self.say(
+                f"{change.name}: {change.state}" + (f": {change.cause}" if change.cause else "")
+            )
 
-    # -- what is shown ----------------------------------------------------------------------------------------------------------------
+    # -- what is shown
 
     def _publish_status(self, *, force: bool = False) -> None:
         status = self.status()
@@ -677,7 +848,10 @@ class Runner:
     def status(self) -> dict[str, Any]:
         """What --status and the bar show."""
         now = time.monotonic()
-        phases = {name: {state.value: number for state, number in self._scheduler.counts(name).items()} for name in self._scheduler.kinds()}
+        phases = {
+            name: {state.value: number for state, number in self._scheduler.counts(name).items()}
+            for name in self._scheduler.kinds()
+        }
         return {
             "phases": phases,
             "time_left": self._scheduler.time_left(now),
@@ -690,14 +864,29 @@ class Runner:
         name, state, jobs = member.node.name, _STAGES[member.stage], list[str]()
         if member.stage == "open":
             state, jobs = self._scheduler.node_state(name), self._scheduler.jobs_on(name)
-        running = [{"job": job, **{key: self._progress.get(job, {}).get(key) for key in ("epoch", "of")}} for job in jobs]
+        running = [
+            {"job": job, **{key: self._progress.get(job, {}).get(key) for key in ("epoch", "of")}}
+            for job in jobs
+        ]
         return {
-            "name": name, "state": state, "slots": len(member.node.plan.slots), "running": running, "done": member.done, "failed": member.failed,
-            "bytes": member.bytes, "bytes_per_second": member.bytes / max(1.0, now - self._began),
-        }  # fmt: skip
+            "name": name,
+            "state": state,
+            "slots": len(member.node.plan.slots),
+            "running": running,
+            "done": member.done,
+            "failed": member.failed,
+            "bytes": member.bytes,
+            "bytes_per_second": member.bytes / max(1.0, now - self._began),
+        }
 
 
-_STAGES = {"joining": "connecting", "joined": "starting", "open": "open", "lost": "lost, tried again", "dead": "left out"}
+_STAGES = {
+    "joining": "connecting",
+    "joined": "starting",
+    "open": "open",
+    "lost": "lost, tried again",
+    "dead": "left out",
+}
 
 
 def _raise(now: float, event: Broken) -> None:
@@ -705,7 +894,9 @@ def _raise(now: float, event: Broken) -> None:
 
 
 def _kill(workers: set[WorkerLink]) -> None:
-    """End workers that do not end by themselves; one behind a cut link does when it hears nothing."""
+    """End workers that do not end by themselves; one behind a cut link does when it hears
+    nothing.
+    """
     threads = [threading.Thread(target=worker.kill, daemon=True) for worker in workers]
     for thread in threads:
         thread.start()

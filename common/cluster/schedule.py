@@ -1,4 +1,6 @@
-"""What a schedule is made of: jobs and their states, slots, nodes, orders, and what was learnt about how long things take."""
+"""What a schedule is made of: jobs and their states, slots, nodes, orders, and what was learnt
+about how long things take.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import NamedTuple
 
 
 class State(str, Enum):
-    """Of a job, as DESIGN.md names them. A job whose node is suspect is READY again though its first copy still runs."""
+    """Of a job, as DESIGN.md names them. A job whose node is suspect is READY again though its
+    first copy still runs.
+    """
 
     WAITING = "waiting"
     READY = "ready"
@@ -31,7 +35,8 @@ class Settings:
     close_after: float = 60.0
     max_retries: int = 2
     faults_in_a_row: int = 3
-    set_aside: float = 30.0  # first delay of a node that is set aside; doubles each time, up to set_aside_most
+    # first delay of a node that is set aside; doubles each time, up to set_aside_most
+    set_aside: float = 30.0
     set_aside_most: float = 1800.0
     no_node_limit: float = 600.0
     wait_for_all_bases: bool = False
@@ -42,9 +47,10 @@ class Settings:
 class Job:
     """One job.
 
-    id: unique. estimate: seconds at speed 1. kind: "base", "finetune" or any other word; jobs of one kind share an estimate factor, and `wait_for_all_bases`
-    holds back every kind but "base". needs: id of the base job that must be done first, or None. base: name of the base model that must be on the node
-    (default: `needs`). base_bytes: its size, for the time of the transfer.
+    id: unique. estimate: seconds at speed 1. kind: "base", "finetune" or any other word; jobs of
+    one kind share an estimate factor, and `wait_for_all_bases` holds back every kind but "base".
+    needs: id of the base job that must be done first, or None. base: name of the base model that
+    must be on the node (default: `needs`). base_bytes: its size, for the time of the transfer.
     """
 
     id: str
@@ -71,7 +77,9 @@ class Assignment(NamedTuple):
 
 
 class Cancellation(NamedTuple):
-    """Stop this copy; report `slot_free` when the slot is idle again. `slot` is None when only its result was still on its way."""
+    """Stop this copy; report `slot_free` when the slot is idle again. `slot` is None when only its
+    result was still on its way.
+    """
 
     job: str
     node: str
@@ -79,7 +87,9 @@ class Cancellation(NamedTuple):
 
 
 class Change(NamedTuple):
-    """For the event log. `what` is "job" (state: a State's value) or "node" (state: open, suspect, closed, set aside, draining)."""
+    """For the event log. `what` is "job" (state: a State's value) or "node" (state: open, suspect,
+    closed, set aside, draining).
+    """
 
     what: str
     name: str
@@ -89,7 +99,9 @@ class Change(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """One run of a job on a node; `row` is its slot, -1 once the slot is free and only the result is on its way."""
+    """One run of a job on a node; `row` is its slot, -1 once the slot is free and only the result
+    is on its way.
+    """
 
     job: Record
     node: Node
@@ -145,7 +157,9 @@ class Node:
 
 
 class Corrections:
-    """Corrects estimates: a factor per kind of job (observed over estimated) and the scatter that is left around it."""
+    """Corrects estimates: a factor per kind of job (observed over estimated) and the scatter that
+    is left around it.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[int, float, float]] = {}
@@ -153,7 +167,9 @@ class Corrections:
         self._count = 4
 
     def factor(self, kind: str) -> float:
-        """Seconds at speed 1 for each estimated second; 1 before anything is seen, and held back by two jobs' worth of doubt."""
+        """Seconds at speed 1 for each estimated second; 1 before anything is seen, and held back by
+        two jobs' worth of doubt.
+        """
         seen = self._seen.get(kind)
         if seen is None:
             return 1.0
@@ -162,7 +178,9 @@ class Corrections:
         return (observed + doubt) / (estimated + doubt)
 
     def observe(self, kind: str, estimate: float, seconds: float) -> float:
-        """Record one job (seconds at speed 1) and return the logarithm of seconds over the estimate as it stood."""
+        """Record one job (seconds at speed 1) and return the logarithm of seconds over the estimate
+        as it stood.
+        """
         residual = math.log(seconds / (estimate * self.factor(kind)))
         count, observed, estimated = self._seen.get(kind, (0, 0.0, 0.0))
         self._seen[kind] = (count + 1, observed + seconds, estimated + estimate)

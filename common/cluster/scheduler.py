@@ -1,9 +1,12 @@
-"""Which job next, and where: the states of jobs, slots and nodes, without I/O, threads or a clock of its own.
+"""Which job next, and where: the states of jobs, slots and nodes, without I/O, threads or a clock
+of its own.
 
-The runner tells what happened (every call takes `now`, monotonic seconds) and asks `assign(now)` what to start, `cancellations()` what to stop and `changes()`
-what to log. Call `assign` after events and at least once a second: silence and set-aside nodes are judged there.
+The runner tells what happened (every call takes `now`, monotonic seconds) and asks `assign(now)`
+what to start, `cancellations()` what to stop and `changes()` what to log. Call `assign` after
+events and at least once a second: silence and set-aside nodes are judged there.
 
-Where a job is started is `placement.py`'s choice; this file keeps the books: it is the only one that changes the state of a job, a node or a slot.
+Where a job is started is `placement.py`'s choice; this file keeps the books: it is the only one
+that changes the state of a job, a node or a slot.
 """
 
 from __future__ import annotations
@@ -30,13 +33,25 @@ from common.cluster.schedule import (
     State,
 )
 
-__all__ = ["ENDED", "Assignment", "Cancellation", "Change", "Job", "Scheduler", "Settings", "Slot", "State"]
+__all__ = [
+    "ENDED",
+    "Assignment",
+    "Cancellation",
+    "Change",
+    "Job",
+    "Scheduler",
+    "Settings",
+    "Slot",
+    "State",
+]
 
 _RECENT = 8  # bases of a node that are looked at when a job there would save a transfer
 
 
 class Scheduler:
-    """Jobs, nodes and slots. Unknown names raise KeyError, a job given twice or with an unknown base job ValueError: both are the caller's mistake."""
+    """Jobs, nodes and slots. Unknown names raise KeyError, a job given twice or with an unknown
+    base job ValueError: both are the caller's mistake.
+    """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -60,7 +75,9 @@ class Scheduler:
     # ---- what the runner tells: jobs
 
     def add_jobs(self, now: float, jobs: Iterable[Job]) -> None:
-        """Register jobs, in any order; a job may need one of the same call or of an earlier one. Raises ValueError."""
+        """Register jobs, in any order; a job may need one of the same call or of an earlier one.
+        Raises ValueError.
+        """
         self._clock(now)
         new = list(jobs)
         self._check(new)
@@ -73,21 +90,27 @@ class Scheduler:
         self._watch(now)
 
     def started(self, now: float, job: str, node: str) -> None:
-        """The copy on `node` has begun to train (its base is there): its expected end counts from now."""
+        """The copy on `node` has begun to train (its base is there): its expected end counts from
+        now.
+        """
         copy = self._jobs[job].copies.get(node)
         if copy is not None and copy.row >= 0:
             self._placement.expect(copy.row, now, self._placement.work(copy.job) / copy.node.speed)
 
     def observe(self, job: str, node: str, seconds: float) -> None:
-        """A whole training of `job` took `seconds` on `node`: mends the estimates of its kind and the node's speed.
+        """A whole training of `job` took `seconds` on `node`: mends the estimates of its kind and
+        the node's speed.
 
-        Leave it out for a job that was only fetched or that went on from a checkpoint. The speed is the posterior mean of its logarithm: the prior is the
-        speed given to `add_node` (known to about 30 %), the noise is the scatter seen so far.
+        Leave it out for a job that was only fetched or that went on from a checkpoint. The speed is
+        the posterior mean of its logarithm: the prior is the speed given to `add_node` (known to
+        about 30 %), the noise is the scatter seen so far.
         """
         record, host = self._jobs[job], self._nodes[node]
         if seconds <= 0:
             return
-        residual = self.corrections.observe(record.job.kind, record.job.estimate, seconds * host.speed)
+        residual = self.corrections.observe(
+            record.job.kind, record.job.estimate, seconds * host.speed
+        )
         host.seen += 1
         host.log_sum += math.log(host.speed) - residual
         doubt = self.corrections.scatter / 0.3**2
@@ -97,9 +120,11 @@ class Scheduler:
             self._placement.mark_node(host)
 
     def finished(self, now: float, job: str, node: str) -> bool:
-        """The verified result of `job` from `node` is on the head. Returns True when it made the job done: the first one wins, a late one is ignored (False).
+        """The verified result of `job` from `node` is on the head. Returns True when it made the
+        job done: the first one wins, a late one is ignored (False).
 
-        All other copies are cancelled, and so is one that still has a slot of `node`: the result was found there, published by an earlier worker.
+        All other copies are cancelled, and so is one that still has a slot of `node`: the result
+        was found there, published by an earlier worker.
         """
         self._clock(now)
         record, host = self._jobs[job], self._nodes.get(node)
@@ -122,7 +147,9 @@ class Scheduler:
         return False
 
     def job_error(self, now: float, job: str, node: str, cause: str) -> None:
-        """The job itself raised an error: it fails at once. Frees the slot (the worker lives). Ignored for a copy that was cancelled."""
+        """The job itself raised an error: it fails at once. Frees the slot (the worker lives).
+        Ignored for a copy that was cancelled.
+        """
         copy = self._jobs[job].copies.get(node)
         if copy is not None:
             self._clock(now)
@@ -131,7 +158,8 @@ class Scheduler:
             self._watch(now)
 
     def node_fault(self, now: float, job: str | None, node: str, cause: str) -> None:
-        """Connection lost, disk full, GPU gone, transfer failed: the node's fault; `job`, if one is given, is retried elsewhere.
+        """Connection lost, disk full, GPU gone, transfer failed: the node's fault; `job`, if one is
+        given, is retried elsewhere.
 
         The slot is down until `slot_free` says that its worker is ready again.
         """
@@ -147,7 +175,8 @@ class Scheduler:
         self._watch(now)
 
     def job_killed(self, now: float, job: str, node: str, cause: str) -> None:
-        """Out of memory, or its worker died: the node's fault once a second job dies there, the job's when it died on two nodes (twice where there is one).
+        """Out of memory, or its worker died: the node's fault once a second job dies there, the
+        job's when it died on two nodes (twice where there is one).
 
         The slot is down until `slot_free`.
         """
@@ -170,14 +199,20 @@ class Scheduler:
         self._watch(now)
 
     def out_of_gpu_memory(self, now: float, job: str, node: str, gpu: str) -> Slot | None:
-        """As `job_killed`; also takes the slot away if its GPU has another, and returns it: end that worker. Later `slot_free` of it is ignored."""
+        """As `job_killed`; also takes the slot away if its GPU has another, and returns it: end
+        that worker. Later `slot_free` of it is ignored.
+        """
         copy = self._jobs[job].copies.get(node)
         row = copy.row if copy is not None else -1
         self.job_killed(now, job, node, "out of GPU memory")
         if row < 0:
             return None
         slot, host = self._placement.slots[row], self._nodes[node]
-        mates = [index for index in host.rows if host.gpus.get(index) == gpu and index not in host.retired]
+        mates = [
+            index
+            for index in host.rows
+            if host.gpus.get(index) == gpu and index not in host.retired
+        ]
         if len(mates) < 2 or slot.number in host.retired:
             return None
         self._set_slot(row, DOWN)
@@ -191,11 +226,20 @@ class Scheduler:
 
     # ---- what the runner tells: nodes and slots
 
-    def add_node(self, now: float, name: str, speed: float = 1.0, bytes_per_second: float | None = None, holds: Iterable[str] = ()) -> None:
-        """A node joins, comes back after it was closed, or is wanted again after draining. Its slots join one by one through `slot_free`.
+    def add_node(
+        self,
+        now: float,
+        name: str,
+        speed: float = 1.0,
+        bytes_per_second: float | None = None,
+        holds: Iterable[str] = (),
+    ) -> None:
+        """A node joins, comes back after it was closed, or is wanted again after draining. Its
+        slots join one by one through `slot_free`.
 
-        speed: relative to the machine that the estimates are for; taken when the node first joins, then mended by `observe`. holds: base models that were
-        checked there. Its faults in a row are remembered.
+        speed: relative to the machine that the estimates are for; taken when the node first joins,
+        then mended by `observe`. holds: base models that were checked there. Its faults in a row
+        are remembered.
         """
         self._clock(now)
         host = self._nodes.get(name)
@@ -214,7 +258,9 @@ class Scheduler:
         self._watch(now)
 
     def drain_node(self, now: float, name: str) -> None:
-        """Removed from the configuration: running jobs finish, nothing new starts; `jobs_on(name)` is empty when it may be closed."""
+        """Removed from the configuration: running jobs finish, nothing new starts; `jobs_on(name)`
+        is empty when it may be closed.
+        """
         self._clock(now)
         host = self._nodes[name]
         host.draining = True
@@ -223,13 +269,16 @@ class Scheduler:
         self._watch(now)
 
     def close_node(self, now: float, name: str, cause: str) -> None:
-        """The connection is certainly gone (or is being closed): its copies are lost, its slots are down. One fault, whatever ran there."""
+        """The connection is certainly gone (or is being closed): its copies are lost, its slots are
+        down. One fault, whatever ran there.
+        """
         self._clock(now)
         self._close(now, self._nodes[name], cause)
         self._watch(now)
 
     def slot_free(self, now: float, slot: Slot, gpu: str | None = None) -> bool:
-        """The worker of `slot` is ready: it has joined, come back, or is done with its job (whose result may still be on its way).
+        """The worker of `slot` is ready: it has joined, come back, or is done with its job (whose
+        result may still be on its way).
 
         Returns False for a slot that was taken away or whose node is closed: end that worker.
         """
@@ -250,7 +299,9 @@ class Scheduler:
         return True
 
     def slot_gone(self, now: float, slot: Slot) -> None:
-        """The slot has no worker any more. What ran on it, if nobody said why it ended, is lost without a fault of the node."""
+        """The slot has no worker any more. What ran on it, if nobody said why it ended, is lost
+        without a fault of the node.
+        """
         self._clock(now)
         row = self._nodes[slot.node].rows.get(slot.number)
         if row is None:
@@ -263,7 +314,9 @@ class Scheduler:
         self._watch(now)
 
     def heartbeat(self, now: float, node: str) -> None:
-        """Something was heard from `node`. A suspect node keeps its jobs; copies started later elsewhere are cancelled."""
+        """Something was heard from `node`. A suspect node keeps its jobs; copies started later
+        elsewhere are cancelled.
+        """
         host = self._nodes[node]
         host.heard = max(now, host.heard)
         if host.state != "suspect":
@@ -280,7 +333,9 @@ class Scheduler:
         self._watch(now)
 
     def base_arrived(self, node: str, base: str) -> None:
-        """`node` holds this base model, checked. (A base job that is done is held by its node under the job's id without this.)"""
+        """`node` holds this base model, checked. (A base job that is done is held by its node under
+        the job's id without this.)
+        """
         self._hold(self._nodes[node], base)
 
     def base_lost(self, node: str, base: str) -> None:
@@ -351,7 +406,13 @@ class Scheduler:
 
     def counts(self, kind: str | None = None) -> dict[State, int]:
         """Number of jobs in each state, of one kind or of all."""
-        tables = [self._counts[kind]] if kind in self._counts else list(self._counts.values()) if kind is None else []
+        tables = (
+            [self._counts[kind]]
+            if kind in self._counts
+            else list(self._counts.values())
+            if kind is None
+            else []
+        )
         return {state: sum(table[state] for table in tables) for state in State}
 
     def kinds(self) -> list[str]:
@@ -383,8 +444,14 @@ class Scheduler:
 
     @property
     def over(self) -> bool:
-        """True when nothing more will come: all jobs ended, given up, or stopping and nothing runs."""
-        return self._left == 0 or self.given_up or (self._stopping and not any(host.copies for host in self._nodes.values()))
+        """True when nothing more will come: all jobs ended, given up, or stopping and nothing
+        runs.
+        """
+        return (
+            self._left == 0
+            or self.given_up
+            or (self._stopping and not any(host.copies for host in self._nodes.values()))
+        )
 
     def time_left(self, now: float) -> float | None:
         """Expected seconds until all is done; None while no slot can work."""
@@ -399,11 +466,16 @@ class Scheduler:
             raise ValueError(f"job {twice} was given twice")
         for job in new:
             if not (job.estimate > 0 and math.isfinite(job.estimate)):
-                raise ValueError(f"job {job.id} has the estimate {job.estimate}; seconds above 0 are needed")
+                raise ValueError(
+                    f"job {job.id} has the estimate {job.estimate}; seconds above 0 are needed"
+                )
             if job.needs is not None and job.needs not in by_id and job.needs not in self._jobs:
                 raise ValueError(f"job {job.id} needs {job.needs}, which is not among the jobs")
             if job.needs in by_id and by_id[job.needs].needs in by_id:
-                raise ValueError(f"job {job.id} needs {job.needs}, which needs a job itself; a base job needs none")
+                raise ValueError(
+                    f"job {job.id} needs {job.needs}, which needs a job itself; a base job needs"
+                    " none"
+                )
 
     def _enter(self, job: Job) -> None:
         record = self._jobs[job.id] = Record(job, job.base or job.needs, next(self._order))
@@ -427,12 +499,16 @@ class Scheduler:
                 self._placement.queue(parent)
 
     def _open(self, record: Record) -> None:
-        """Make a waiting job ready if its base is done and no barrier holds it back; blocked if its base failed."""
+        """Make a waiting job ready if its base is done and no barrier holds it back; blocked if its
+        base failed.
+        """
         if record.state is not State.WAITING:
             return
         parent = self._jobs[record.job.needs] if record.job.needs is not None else None
         if parent is not None and parent.state in (State.FAILED, State.BLOCKED):
-            self._finish(record, State.BLOCKED, f"its base job {parent.job.id} {parent.state.value}")
+            self._finish(
+                record, State.BLOCKED, f"its base job {parent.job.id} {parent.state.value}"
+            )
         elif self.settings.wait_for_all_bases and record.job.kind != "base" and self._open_bases:
             self._gated.append(record)
         elif parent is None or parent.state is State.DONE:
@@ -471,7 +547,10 @@ class Scheduler:
                 for child in dependants:
                     self._open(child)
             else:
-                stack += [(child, State.BLOCKED, f"its base job {one.job.id} {state.value}") for child in dependants]
+                stack += [
+                    (child, State.BLOCKED, f"its base job {one.job.id} {state.value}")
+                    for child in dependants
+                ]
         if not self._open_bases and self._gated:
             gated, self._gated = self._gated, []
             for one in gated:
@@ -487,7 +566,9 @@ class Scheduler:
         self._settle(now, record, cause)
 
     def _settle(self, now: float, record: Record, cause: str) -> None:
-        """Set the state that follows from a job's copies and lost attempts: running, ready (again), or failed."""
+        """Set the state that follows from a job's copies and lost attempts: running, ready (again),
+        or failed.
+        """
         if record.state in ENDED:
             return
         record.cause = cause or record.cause
@@ -593,7 +674,9 @@ class Scheduler:
             self._lose(now, copy.job, cause)
 
     def _fault(self, now: float, host: Node, cause: str) -> None:
-        """Count a fault; the third in a row, and each one of the trials after it, sets the node aside for a growing time."""
+        """Count a fault; the third in a row, and each one of the trials after it, sets the node
+        aside for a growing time.
+        """
         if host.aside_until is not None:
             return
         host.faults += 1
@@ -621,7 +704,9 @@ class Scheduler:
         self._placement.present(host, base)
 
     def _refresh(self, host: Node) -> None:
-        """Recompute whether a node may get jobs. On trial after being set aside it gets one at a time."""
+        """Recompute whether a node may get jobs. On trial after being set aside it gets one at a
+        time.
+        """
         healthy = host.faults < self.settings.faults_in_a_row
         works = host.state == "open" and not host.draining and host.aside_until is None
         usable = works and (healthy or not host.copies)
@@ -636,8 +721,11 @@ class Scheduler:
         host = self._placement.owner[row]
         had = host.up
         self._placement.set_slot(row, status, copy)
-        if status != BUSY and self._cancelled:  # an order to stop what has just stopped would hit the next job there
-            self._cancelled = [each for each in self._cancelled if each.slot != self._placement.slots[row]]
+        # an order to stop what has just stopped would hit the next job there
+        if status != BUSY and self._cancelled:
+            self._cancelled = [
+                each for each in self._cancelled if each.slot != self._placement.slots[row]
+            ]
         if (host.up > 0) != (had > 0):
             self._refresh(host)
 
@@ -654,7 +742,9 @@ class Scheduler:
             self._idle_from = now
 
     def _watch(self, now: float) -> None:
-        """Start, pause or reset that count: reset by a sound node, paused while a node on trial runs a job."""
+        """Start, pause or reset that count: reset by a sound node, paused while a node on trial
+        runs a job.
+        """
         if self._placement.able or not self._left:
             self._idle, self._idle_from = 0.0, None
         elif any(host.state == "open" and host.copies for host in self._nodes.values()):

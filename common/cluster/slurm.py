@@ -1,4 +1,6 @@
-"""The engine for Slurm: the same plan, jobs and results as over SSH, run as arrays that Slurm schedules while the head may be away."""
+"""The engine for Slurm: the same plan, jobs and results as over SSH, run as arrays that Slurm
+schedules while the head may be away.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from common.cluster.home import Home
 from common.cluster.journal import Journal, new_run_id, past_events
 from common.cluster.orchestrate import Prepared, Request, make_room, signals
 from common.cluster.runner import Outcome, Work
-from common.cluster.slurm_arrays import Array, Base, Record, check_submitit, flags, hand_over, lay_out, submit
+from common.cluster.slurm_arrays import (
+    Array,
+    Base,
+    Record,
+    check_submitit,
+    flags,
+    hand_over,
+    lay_out,
+    submit,
+)
 from common.cluster.slurm_queue import Seen, SlurmError
 from common.cluster.slurm_watch import Place, Watch
 from common.errors import InputError
@@ -26,11 +37,19 @@ Show = Callable[[dict[str, Any]], None]
 
 
 def usable(config: ClusterConfig, paths: Paths) -> Slurm:
-    """The settings, when tasks can be submitted from here. Raises InputError naming what is missing."""
+    """The settings, when tasks can be submitted from here. Raises InputError naming what is
+    missing.
+    """
     if config.slurm is None:
-        raise InputError('this is for "engine": "slurm" in cluster_config.json; a run over SSH is ended with Ctrl-C')
+        raise InputError(
+            'this is for "engine": "slurm" in cluster_config.json; a run over SSH is ended with'
+            " Ctrl-C"
+        )
     if "%" in str(paths.root) or "\n" in str(paths.root):
-        raise InputError(f"{paths.root}: Slurm reads % in the name of a folder as a pattern: move the project to a folder without it")
+        raise InputError(
+            f"{paths.root}: Slurm reads % in the name of a folder as a pattern: move the project to"
+            " a folder without it"
+        )
     return config.slurm
 
 
@@ -38,7 +57,8 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     """Submit what is neither published nor with Slurm already, and watch until it is done.
 
     Raises:
-        InputError: no sbatch, no submitit, or Slurm takes nothing of it (unknown partition, limits), in its own words.
+        InputError: no sbatch, no submitit, or Slurm takes nothing of it (unknown partition,
+        limits), in its own words.
     """
     paths, settings = request.paths, usable(request.config, request.paths)
     check_submitit()
@@ -55,12 +75,21 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     leaving = _Leaving(say)
     with signals(leaving.on_signal):
         run_id = new_run_id() if arrays or not waiting.runs else max(waiting.runs)
-        coming = sorted({waiting.bases[job.id].array for job in work.bases if job.id in waiting.bases})
+        coming = sorted(
+            {waiting.bases[job.id].array for job in work.bases if job.id in waiting.bases}
+        )
         refused = _submit_all(request, settings, run_id, arrays, new, coming, say)
         journal = Journal(paths, run_id)
-        journal.event("start", jobs=len(work.bases) + len(work.others), engine="slurm", submitted=len(new.bases) + len(new.others))
+        journal.event(
+            "start",
+            jobs=len(work.bases) + len(work.others),
+            engine="slurm",
+            submitted=len(new.bases) + len(new.others),
+        )
         places, ids = waiting.places(work, run_id)
-        watch = Watch(paths, work, places, ids, home, journal, Estimates(paths, past_events(paths)), say, show)
+        watch = Watch(
+            paths, work, places, ids, home, journal, Estimates(paths, past_events(paths)), say, show
+        )
         leaving.watching = True
         outcome = watch.run(slurm_queue.tasks(paths), lambda: leaving.asked)
         journal.close()
@@ -76,10 +105,16 @@ class _Waiting:
         self._paths, self._alive = paths, list(alive)
         self.runs = {task.run for task in alive}
         self._records = {run: Record.read(paths, run) for run in self.runs}
-        self.bases = {base: Base(task.label, task.index, task.array) for task in alive for base in self._records[task.run].publishes(task.label, task.index)}
+        self.bases = {
+            base: Base(task.label, task.index, task.array)
+            for task in alive
+            for base in self._records[task.run].publishes(task.label, task.index)
+        }
         for run, label, array in {(task.run, task.label, task.array) for task in alive}:
             hand_over(str(paths.slurm(run)), label, array)
-        self._jobs = {job for task in alive for job in self._records[task.run].jobs(task.label, task.index)}
+        self._jobs = {
+            job for task in alive for job in self._records[task.run].jobs(task.label, task.index)
+        }
 
     def without(self, work: Work) -> Work:
         """`work` without what Slurm has already."""
@@ -88,10 +123,17 @@ class _Waiting:
         return Work(bases, work.siblings, others, work.waiting, work.scripts, work.retrain)
 
     def places(self, work: Work, run: str) -> tuple[dict[str, Place], dict[str, str]]:
-        """The task of each job that Slurm has, those of `run` included, and its name there (a base model may be trained as an equal one)."""
+        """The task of each job that Slurm has, those of `run` included, and its name there (a base
+        model may be trained as an equal one).
+        """
         self._records[run] = Record.read(self._paths, run)
         tasks: list[Place] = [task.place for task in self._alive]
-        tasks += [(run, label, int(index)) for label, array in self._records[run].arrays.items() if array["id"] for index in array["tasks"]]
+        tasks += [
+            (run, label, int(index))
+            for label, array in self._records[run].arrays.items()
+            if array["id"]
+            for index in array["tasks"]
+        ]
         wanted = {job.id for job in (*work.bases, *work.others)}
         places: dict[str, Place] = {}
         ids: dict[str, str] = {}
@@ -103,8 +145,18 @@ class _Waiting:
         return places, ids
 
 
-def _submit_all(request: Request, settings: Slurm, run: str, arrays: Sequence[Array], work: Work, coming: Collection[str], say: Say) -> str:
-    """Submit in order. Returns '' or why Slurm took only a part; raises InputError when it took nothing. `coming`: arrays of bases that it has already."""
+def _submit_all(
+    request: Request,
+    settings: Slurm,
+    run: str,
+    arrays: Sequence[Array],
+    work: Work,
+    coming: Collection[str],
+    say: Say,
+) -> str:
+    """Submit in order. Returns '' or why Slurm took only a part; raises InputError when it took
+    nothing. `coming`: arrays of bases that it has already.
+    """
     if not arrays:
         say("all of it is with Slurm already: watching")
         return ""
@@ -113,27 +165,45 @@ def _submit_all(request: Request, settings: Slurm, run: str, arrays: Sequence[Ar
     taken: dict[str, str] = {}
     for array in arrays:
         try:
-            taken[array.label] = submit(request.paths, settings, run, array, work, _dependency(array, taken, coming, request))
+            taken[array.label] = submit(
+                request.paths,
+                settings,
+                run,
+                array,
+                work,
+                _dependency(array, taken, coming, request),
+            )
         except SlurmError as error:
             if not taken:
                 shutil.rmtree(request.paths.run(run))
                 raise InputError(f"{request.config_path}: Slurm refuses: {error}") from None
-            return f"Slurm took {len(taken)} of {len(arrays)} arrays and then refused: {error}: run the same command again later"
+            return (
+                f"Slurm took {len(taken)} of {len(arrays)} arrays and then refused: {error}: run"
+                " the same command again later"
+            )
         record.submitted(array.label, taken[array.label])
     tasks = sum(len(array.tasks) for array in arrays)
     jobs = sum(len(jobs) for array in arrays for jobs in array.tasks.values())
-    say(f"submitted {jobs:,} jobs as {tasks:,} tasks in {len(arrays)} arrays: {', '.join(taken.values())}")
+    say(
+        f"submitted {jobs:,} jobs as {tasks:,} tasks in {len(arrays)} arrays:"
+        f" {', '.join(taken.values())}"
+    )
     return ""
 
 
-def _dependency(array: Array, taken: Mapping[str, str], coming: Collection[str], request: Request) -> str:
-    """What has to have ended before a task of `array` starts: its own base, well, and where that is asked for all base trainings. `coming`: of these, the
-    arrays that Slurm had already."""
+def _dependency(
+    array: Array, taken: Mapping[str, str], coming: Collection[str], request: Request
+) -> str:
+    """What has to have ended before a task of `array` starts: its own base, well, and where that is
+    asked for all base trainings. `coming`: of these, the arrays that Slurm had already.
+    """
     parts, own = [], ""
     if array.after is not None:
         own = array.after.array or taken[array.after.label]
         parts.append(f"aftercorr:{own}")
-    bases = dict.fromkeys([own, *coming, *(number for label, number in taken.items() if label.startswith("base"))])
+    bases = dict.fromkeys(
+        [own, *coming, *(number for label, number in taken.items() if label.startswith("base"))]
+    )
     bases.pop("", None)
     if request.wait_for_all_bases and bases and not array.label.startswith("base"):
         parts.append(f"afterany:{':'.join(bases)}")
@@ -158,7 +228,11 @@ def cancel(config: ClusterConfig, paths: Paths, say: Say) -> None:
     usable(config, paths)
     alive = [task for task in slurm_queue.tasks(paths) if not task.ended]
     slurm_queue.cancel(sorted({task.array for task in alive}))
-    say(f"{len(alive):,} tasks of this project are cancelled" if alive else "Slurm has no tasks of this project")
+    say(
+        f"{len(alive):,} tasks of this project are cancelled"
+        if alive
+        else "Slurm has no tasks of this project"
+    )
 
 
 def check(config: ClusterConfig, paths: Paths) -> tuple[list[str], bool]:
@@ -174,4 +248,7 @@ def check(config: ClusterConfig, paths: Paths) -> tuple[list[str], bool]:
 def queue_line(paths: Paths) -> str:
     """For --status: what Slurm has of this project."""
     counts = Counter(task.state.lower() for task in slurm_queue.tasks(paths) if not task.ended)
-    return "in Slurm: " + (", ".join(f"{number:,} tasks {state}" for state, number in sorted(counts.items())) or "no tasks of this project")
+    return "in Slurm: " + (
+        ", ".join(f"{number:,} tasks {state}" for state, number in sorted(counts.items()))
+        or "no tasks of this project"
+    )

@@ -1,4 +1,6 @@
-"""Slurm's own commands: which of this project's tasks wait, run or have ended, and how to end them. Nobody else starts these commands."""
+"""Slurm's own commands: which of this project's tasks wait, run or have ended, and how to end them.
+Nobody else starts these commands.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,20 @@ from common.paths import Paths
 
 ASK_SECONDS = 60
 DEFAULT_ARRAY_SIZE = 1001
-_ENDED = frozenset(("COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED", "REVOKED"))
+_ENDED = frozenset(
+    (
+        "COMPLETED",
+        "CANCELLED",
+        "FAILED",
+        "TIMEOUT",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "PREEMPTED",
+        "REVOKED",
+    )
+)
 NEVER = "DependencyNeverSatisfied"
 
 
@@ -25,7 +40,9 @@ class SlurmError(ProjectError):
 
 @dataclass(frozen=True)
 class Seen:
-    """One task as Slurm shows it. `run` and `label` come from the job's name, `state` and `reason` are Slurm's words."""
+    """One task as Slurm shows it. `run` and `label` come from the job's name, `state` and `reason`
+    are Slurm's words.
+    """
 
     run: str
     label: str
@@ -71,15 +88,28 @@ def ask(*argv: str) -> str:
 
 
 def trial(flags: Sequence[str]) -> str:
-    """What sbatch would do with such a task, in its own words; nothing is submitted. Raises InputError and SlurmError."""
+    """What sbatch would do with such a task, in its own words; nothing is submitted. Raises
+    InputError and SlurmError.
+    """
     return plain(_run(["sbatch", "--test-only", *flags, "--wrap=true"]).stderr)
 
 
 def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     if shutil.which(argv[0]) is None:
-        raise InputError(f'no {argv[0]} on this machine: "engine": "slurm" works on a machine of the cluster, such as its login node')
+        raise InputError(
+            f'no {argv[0]} on this machine: "engine": "slurm" works on a machine of the cluster,'
+            " such as its login node"
+        )
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS, check=False)
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ASK_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{argv[0]} did not answer within {ASK_SECONDS} s") from None
     if done.returncode:
@@ -88,8 +118,17 @@ def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def tasks(paths: Paths) -> list[Seen]:
-    """This user's tasks of this project that Slurm still knows, those that ended a few minutes ago included. One call of squeue."""
-    lines = ask("squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%F|%K|%T|%j|%r").splitlines()
+    """This user's tasks of this project that Slurm still knows, those that ended a few minutes ago
+    included. One call of squeue.
+    """
+    lines = ask(
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        f"--user={os.getuid()}",
+        "--format=%F|%K|%T|%j|%r",
+    ).splitlines()
     mark, found = project_mark(paths), []
     for line in lines:
         array, index, state, name, reason = (*line.split("|", 4), "", "", "", "")[:5]
@@ -100,11 +139,20 @@ def tasks(paths: Paths) -> list[Seen]:
 
 
 def final_states(arrays: Sequence[str]) -> dict[tuple[str, int], str]:
-    """(array, index) -> state, of what squeue has forgotten. Raises SlurmError where the cluster keeps no accounting."""
+    """(array, index) -> state, of what squeue has forgotten. Raises SlurmError where the cluster
+    keeps no accounting.
+    """
     if not arrays:
         return {}
     found = {}
-    for line in ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(arrays)}", "--format=JobID,State").splitlines():
+    for line in ask(
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        f"--jobs={','.join(arrays)}",
+        "--format=JobID,State",
+    ).splitlines():
         job, _, state = line.partition("|")
         array, _, index = job.partition("_")
         if index.isdecimal() and state:

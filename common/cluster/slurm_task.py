@@ -1,7 +1,9 @@
-"""What runs in one task of a Slurm array: a few jobs in one warm process, told of in an event log of the task's own. The head need not be there.
+"""What runs in one task of a Slurm array: a few jobs in one warm process, told of in an event log
+of the task's own. The head need not be there.
 
-On the signal before the end (time limit, preemption) the running training saves a checkpoint at the end of its epoch and the task requeues itself
-through submitit; it goes on where it was. When Slurm takes the node away it requeues the task by itself.
+On the signal before the end (time limit, preemption) the running training saves a checkpoint at the
+end of its epoch and the task requeues itself through submitit; it goes on where it was. When Slurm
+takes the node away it requeues the task by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from common.stopping import Stopped, stopping
 
 PROGRESS_SECONDS = 10.0
 STALLS = 3  # attempts in a row in which neither a job nor an epoch came to its end
-# An epoch may take this share of the notice; then the task is requeued from its last checkpoint, while there is time left to do it.
+# An epoch may take this share of the notice; then the task is requeued from its last checkpoint,
+# while there is time left to do it.
 PATIENCE = 0.7
 
 
@@ -47,7 +50,9 @@ def progress_file(paths: Paths, run: str, label: str, index: int) -> Path:
 
 @dataclass
 class Task:
-    """Called by submitit in the task, which keeps it in a file beside its logs. `settled`: jobs that an earlier attempt has brought to an end."""
+    """Called by submitit in the task, which keeps it in a file beside its logs. `settled`: jobs
+    that an earlier attempt has brought to an end.
+    """
 
     project: str
     run: str
@@ -63,7 +68,9 @@ class Task:
     stalls: int = 0
 
     def __call__(self) -> None:
-        """Run what is not settled. Raises ProjectError when a job failed, so that nothing that depends on this task starts."""
+        """Run what is not settled. Raises ProjectError when a job failed, so that nothing that
+        depends on this task starts.
+        """
         _Attempt(self).run()
 
     def checkpoint(self) -> Any:
@@ -87,7 +94,9 @@ class _Attempt:
         self._job = task.jobs[0]
 
     def run(self) -> None:
-        """Run the jobs that are left. Raises ProjectError when one failed; does not return where the task is requeued or was cancelled."""
+        """Run the jobs that are left. Raises ProjectError when one failed; does not return where
+        the task is requeued or was cancelled.
+        """
         os.chdir(self._task.project)
         signal.signal(signal.SIGUSR2, self._on_notice)
         signal.signal(signal.SIGALRM, self._on_alarm)
@@ -99,13 +108,19 @@ class _Attempt:
                 self._leave()
             signal.setitimer(signal.ITIMER_REAL, 0)
         if failed:
-            raise ProjectError(f"{len(failed)} of {len(self._task.jobs)} jobs failed, the first: {failed[0]}")
+            raise ProjectError(
+                f"{len(failed)} of {len(self._task.jobs)} jobs failed, the first: {failed[0]}"
+            )
 
     def _run_jobs(self) -> list[str]:
         """Why those failed that did."""
         with self._log() as log:
             worker = Worker(self, CODE_ROOT, self._task.device, log)
-            return [error for job in self._task.jobs if job.id not in self._task.settled and (error := self._run_job(worker, log, job))]
+            return [
+                error
+                for job in self._task.jobs
+                if job.id not in self._task.settled and (error := self._run_job(worker, log, job))
+            ]
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[IO[bytes]]:
@@ -124,18 +139,28 @@ class _Attempt:
                     os.dup2(saved, number)
                     os.close(saved)
 
-    # -- jobs -------------------------------------------------------------------------------------------------------------------------
+    # -- jobs
 
     def _run_job(self, worker: Worker, log: IO[bytes], job: Job) -> str:
-        """Run one job and tell how it ended. Returns '' or why it failed. Raises Stopped between jobs when the end is near."""
+        """Run one job and tell how it ended. Returns '' or why it failed. Raises Stopped between
+        jobs when the end is near.
+        """
         if stopping.wanted:
             raise Stopped
         self._job = job
         log.truncate(0)
         self._journal.event("started", job=job.id, node=platform.node())
         values = {**job.values, "_retrain": True} if self._task.retrain else job.values
-        outcome = worker.outcome({"job": job.id, "script": self._task.scripts[job.kind], "values": values})
-        error = str(outcome["error"]) if "failed" in outcome else self._home.accept(job, self._paths) if job.kind != "script" else ""
+        outcome = worker.outcome(
+            {"job": job.id, "script": self._task.scripts[job.kind], "values": values}
+        )
+        error = (
+            str(outcome["error"])
+            if "failed" in outcome
+            else self._home.accept(job, self._paths)
+            if job.kind != "script"
+            else ""
+        )
         self._settle(job, outcome, error)
         return f"{job.id}: {error}" if error else ""
 
@@ -148,7 +173,14 @@ class _Attempt:
             result = outcome.get("result") or {}
             whole = not result.get("reused") and not result.get("resumed")
             seconds = outcome["seconds"] if whole else None
-            self._journal.event("done", job=job.id, node=node, kind=kind(job), seconds=seconds, work=Estimates(self._paths, ()).work(job))
+            self._journal.event(
+                "done",
+                job=job.id,
+                node=node,
+                kind=kind(job),
+                seconds=seconds,
+                work=Estimates(self._paths, ()).work(job),
+            )
         self._task.settled.append(job.id)
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -158,13 +190,21 @@ class _Attempt:
             path = progress_file(self._paths, self._task.run, self._task.label, self._task.index)
             temporary = path.with_suffix(".writing")
             with contextlib.suppress(OSError):
-                temporary.write_text(json.dumps({"job": message["progress"], "epoch": message.get("epoch"), "of": message.get("of")}))
+                temporary.write_text(
+                    json.dumps(
+                        {
+                            "job": message["progress"],
+                            "epoch": message.get("epoch"),
+                            "of": message.get("of"),
+                        }
+                    )
+                )
                 os.replace(temporary, path)
 
     def check_cancelled(self, job: str) -> None:
         """Slurm's signals say that."""
 
-    # -- the end is near --------------------------------------------------------------------------------------------------------------
+    # -- the end is near
 
     def _on_notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = stopping.wanted = True
@@ -174,7 +214,9 @@ class _Attempt:
         self._requeue()
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
-        """Cancelled, or requeued by Slurm itself: a checkpoint is worth while, requeueing would undo a scancel."""
+        """Cancelled, or requeued by Slurm itself: a checkpoint is worth while, requeueing would
+        undo a scancel.
+        """
         stopping.wanted = True
 
     def _leave(self) -> NoReturn:
@@ -190,10 +232,15 @@ class _Attempt:
         else:
             task.stalls += 1
         if task.stalls >= STALLS:
-            error = f"no epoch came to its end within the time limit, {STALLS} times in a row: raise time in cluster_config.json"
+            error = (
+                f"no epoch came to its end within the time limit, {STALLS} times in a row: raise"
+                " time in cluster_config.json"
+            )
             self._settle(self._job, {}, error)
             raise TrainingError(error)
-        self._journal.event("job", job=self._job.id, state="requeued", cause="time limit or preemption")
+        self._journal.event(
+            "job", job=self._job.id, state="requeued", cause="time limit or preemption"
+        )
         assert callable(self._requeue_by_submitit)
         self._requeue_by_submitit(signal.SIGUSR2, None)
         raise AssertionError("submitit ends the process when it has requeued the task")

@@ -1,4 +1,6 @@
-"""Follows tasks that Slurm runs: what they tell in their event logs, and, at most every 10 s, what Slurm says of those that tell nothing."""
+"""Follows tasks that Slurm runs: what they tell in their event logs, and, at most every 10 s, what
+Slurm says of those that tell nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,52 @@ from common.paths import Paths
 
 ASK_SECONDS = 10.0  # between two calls of squeue, however many tasks there are
 LOOK_SECONDS = 0.5  # between two looks at the event logs
-USUAL = frozenset(("None", "Priority", "Resources", "Dependency", "BeginTime", "JobArrayTaskLimit", "Cleaning", NEVER, ""))
+USUAL = frozenset(
+    (
+        "None",
+        "Priority",
+        "Resources",
+        "Dependency",
+        "BeginTime",
+        "JobArrayTaskLimit",
+        "Cleaning",
+        NEVER,
+        "",
+    )
+)
 Place = tuple[str, str, int]  # run, array's label, index
 
 
 class Watch:
-    """The jobs of one command and the tasks that run them. `places`: the task of each job that Slurm was given; `ids`: a job's name in its task's log."""
+    """The jobs of one command and the tasks that run them. `places`: the task of each job that
+    Slurm was given; `ids`: a job's name in its task's log.
+    """
 
     def __init__(
-        self, paths: Paths, work: Work, places: Mapping[str, Place], ids: Mapping[str, str], home: Home, journal: Journal, estimates: Estimates,
-        say: Callable[[str], None], show: Callable[[dict[str, Any]], None],
-    ) -> None:  # fmt: skip
-        self._paths, self._work, self._places, self._home, self._journal, self._estimates = paths, work, places, home, journal, estimates
+        self,
+        paths: Paths,
+        work: Work,
+        places: Mapping[str, Place],
+        ids: Mapping[str, str],
+        home: Home,
+        journal: Journal,
+        estimates: Estimates,
+        say: Callable[[str], None],
+        show: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._paths, self._work, self._places, self._home, self._journal, self._estimates = (
+            paths,
+            work,
+            places,
+            home,
+            journal,
+            estimates,
+        )
         self._say, self._show = say, show
         self._jobs = {job.id: job for job in (*work.bases, *work.others)}
-        self._states: dict[str, str] = {job: "waiting" if job in places else "left" for job in self._jobs}
+        self._states: dict[str, str] = {
+            job: "waiting" if job in places else "left" for job in self._jobs
+        }
         self._by_place: dict[Place, dict[str, Job]] = {}  # by its name in the task's log
         for job, place in places.items():
             self._by_place.setdefault(place, {})[ids.get(job, job)] = self._jobs[job]
@@ -51,10 +84,12 @@ class Watch:
         self._began = time.monotonic()
         self.outcome = Outcome()
 
-    # -- the loop ---------------------------------------------------------------------------------------------------------------------
+    # -- the loop
 
     def run(self, seen: Sequence[Seen], leave: Callable[[], bool]) -> Outcome:
-        """Watch until every job has ended, or `leave` says so. `seen`: what squeue has just said."""
+        """Watch until every job has ended, or `leave` says so. `seen`: what squeue has just
+        said.
+        """
         self._take(seen)
         while True:
             self._read_events()
@@ -70,14 +105,25 @@ class Watch:
         outcome, states = self.outcome, self._states
         outcome.done = sum(state == "done" for state in states.values())
         outcome.blocked = [job for job, state in states.items() if state == "blocked"]
-        outcome.left = [job for job, state in states.items() if state in ("left", "waiting", "running")]
+        outcome.left = [
+            job for job, state in states.items() if state in ("left", "waiting", "running")
+        ]
         outcome.interrupted = not over
         if not over:
-            outcome.why = "the jobs go on in Slurm: run the same command again to see them, with --cancel to end them"
-        self._journal.event("end", done=outcome.done, failed=len(outcome.failed), blocked=len(outcome.blocked), left=len(outcome.left))
+            outcome.why = (
+                "the jobs go on in Slurm: run the same command again to see them, with --cancel to"
+                " end them"
+            )
+        self._journal.event(
+            "end",
+            done=outcome.done,
+            failed=len(outcome.failed),
+            blocked=len(outcome.blocked),
+            left=len(outcome.left),
+        )
         return outcome
 
-    # -- what the tasks tell ----------------------------------------------------------------------------------------------------------
+    # -- what the tasks tell
 
     def _read_events(self) -> None:
         """New lines of the logs of tasks that have not ended."""
@@ -90,7 +136,11 @@ class Watch:
                         self._read_log(place, self._paths.run(run) / name)
 
     def _undecided(self, place: Place) -> list[str]:
-        return [job.id for job in self._by_place[place].values() if self._states[job.id] in ("waiting", "running")]
+        return [
+            job.id
+            for job in self._by_place[place].values()
+            if self._states[job.id] in ("waiting", "running")
+        ]
 
     def _read_log(self, place: Place, path: Path) -> None:
         with path.open("rb") as file:
@@ -129,9 +179,11 @@ class Watch:
         for other in self._work.others:
             if other.needs in hashes and self._states[other.id] not in ("done", "failed"):
                 self._states[other.id] = "blocked"
-                self._journal.event("blocked", job=other.id, error=f"its base model {job.id} failed")
+                self._journal.event(
+                    "blocked", job=other.id, error=f"its base model {job.id} failed"
+                )
 
-    # -- what Slurm tells -------------------------------------------------------------------------------------------------------------
+    # -- what Slurm tells
 
     def _ask(self) -> None:
         if time.monotonic() - self._asked < ASK_SECONDS:
@@ -159,11 +211,17 @@ class Watch:
                     self._states.update(dict.fromkeys(self._undecided(place), "waiting"))
                 continue
             self._gone[place] += 1
-            if self._gone[place] > 1:  # its last words may still be on their way through the shared file system
+            # its last words may still be on their way through the shared file system
+            if self._gone[place] > 1:
                 self._ended(place, found)
 
     def _remark(self, task: Seen) -> None:
-        if task.place in self._by_place and task.state == "PENDING" and task.reason not in USUAL and task.reason not in self._reasons:
+        if (
+            task.place in self._by_place
+            and task.state == "PENDING"
+            and task.reason not in USUAL
+            and task.reason not in self._reasons
+        ):
             self._reasons.add(task.reason)
             self._say(f"Slurm lets tasks wait: {task.reason}")
 
@@ -175,11 +233,19 @@ class Watch:
             job = self._jobs[job_id]
             if job.kind != "script" and not self._home.accept(job, self._paths):
                 self._states[job_id] = "done"
-                self._journal.event("done", job=job_id, kind=kind(job), seconds=None, work=self._estimates.work(job))
+                self._journal.event(
+                    "done", job=job_id, kind=kind(job), seconds=None, work=self._estimates.work(job)
+                )
             elif state.startswith("CANCELLED"):
                 self._states[job_id] = "left"
             else:
-                self._failed(job, f"its Slurm task ended ({state or 'Slurm no longer knows how'}) before it was done", log, tell=True)
+                self._failed(
+                    job,
+                    f"its Slurm task ended ({state or 'Slurm no longer knows how'}) before it was"
+                    " done",
+                    log,
+                    tell=True,
+                )
 
     def _final_state(self, place: Place) -> str:
         array = self._arrays.get(place[:2])
@@ -196,7 +262,7 @@ class Watch:
         path = self._paths.slurm(run) / f"{self._arrays.get((run, label), '')}_{index}_0_log.err"
         return str(path.relative_to(self._paths.root)) if path.is_file() else ""
 
-    # -- what is shown ----------------------------------------------------------------------------------------------------------------
+    # -- what is shown
 
     def _publish(self, ended: bool, *, force: bool) -> None:
         status = self.status(ended)
@@ -208,21 +274,48 @@ class Watch:
         phases: dict[str, Counter[str]] = {}
         for job in self._jobs.values():
             phases.setdefault(kind(job), Counter())[self._states[job.id]] += 1
-        running = [place for place in self._by_place if any(self._states[job] == "running" for job in self._undecided(place))]
-        left = sum(self._estimates.seconds(job) for job in self._jobs.values() if self._states[job.id] in ("waiting", "running"))
+        running = [
+            place
+            for place in self._by_place
+            if any(self._states[job] == "running" for job in self._undecided(place))
+        ]
+        left = sum(
+            self._estimates.seconds(job)
+            for job in self._jobs.values()
+            if self._states[job.id] in ("waiting", "running")
+        )
         return {
             "engine": "slurm",
             "phases": {name: dict(counts) for name, counts in phases.items()},
             "time_left": left / len(running) if running else None,
             "elapsed": time.monotonic() - self._began,
-            "nodes": [self._node_status(node, running) for node in sorted({self._nodes[place] for place in running if place in self._nodes})],
+            "nodes": [
+                self._node_status(node, running)
+                for node in sorted(
+                    {self._nodes[place] for place in running if place in self._nodes}
+                )
+            ],
             "ended": ended,
         }
 
     def _node_status(self, node: str, running: Sequence[Place]) -> dict[str, Any]:
         here = [place for place in running if self._nodes.get(place) == node]
-        jobs = [{"job": job, **self._progress(place, job)} for place in here for job in self._undecided(place) if self._states[job] == "running"]
-        return {"name": node, "state": "open", "slots": len(here), "running": jobs, "done": 0, "failed": 0, "bytes": 0, "bytes_per_second": 0.0}
+        jobs = [
+            {"job": job, **self._progress(place, job)}
+            for place in here
+            for job in self._undecided(place)
+            if self._states[job] == "running"
+        ]
+        return {
+            "name": node,
+            "state": "open",
+            "slots": len(here),
+            "running": jobs,
+            "done": 0,
+            "failed": 0,
+            "bytes": 0,
+            "bytes_per_second": 0.0,
+        }
 
     def _progress(self, place: Place, job: str) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):

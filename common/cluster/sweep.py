@@ -1,6 +1,8 @@
-"""Removes results from a node that the head has, byte for byte. Its text is given to the node's Python; standard library only.
+"""Removes results from a node that the head has, byte for byte. Its text is given to the node's
+Python; standard library only.
 
-In: {file name: SHA-256}. Out: how many files were removed. What is not a plain file inside the project folder, or has other bytes, is left alone.
+In: {file name: SHA-256}. Out: how many files were removed. What is not a plain file inside the
+project folder, or has other bytes, is left alone.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import sys
 
 def inside(name: str) -> bool:
     """A plain file, reached without a symbolic link, below the project folder."""
-    return os.path.isfile(name) and os.path.realpath(name) == os.path.join(os.path.realpath("."), os.path.normpath(name))
+    return os.path.isfile(name) and os.path.realpath(name) == os.path.join(
+        os.path.realpath("."), os.path.normpath(name)
+    )
 
 
 def same(name: str, digest: str) -> bool:

@@ -24,28 +24,52 @@ Say = Callable[[str], None]
 OF_ONE_NODE = (ProjectError, OSError, EOFError)  # told in its line; the others go on
 
 
-def check_nodes(config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256) -> tuple[list[str], bool]:
-    """One line a node, and whether all can work. Changes nothing there but an empty project folder."""
+def check_nodes(
+    config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256
+) -> tuple[list[str], bool]:
+    """One line a node, and whether all can work. Changes nothing there but an empty project
+    folder.
+    """
     with ThreadPoolExecutor(len(config.servers) or 1) as pool:
-        answers = list(pool.map(lambda server: _check_node(server, paths, files, sha256), config.servers))
+        answers = list(
+            pool.map(lambda server: _check_node(server, paths, files, sha256), config.servers)
+        )
     return [line for line, _ in answers], all(good for _, good in answers)
 
 
-def _check_node(server: Server, paths: Paths, files: Sequence[File], sha256: DataSha256) -> tuple[str, bool]:
+def _check_node(
+    server: Server, paths: Paths, files: Sequence[File], sha256: DataSha256
+) -> tuple[str, bool]:
     try:
         with connect(server, paths.root) as node:
             facts = probe(node, owner(paths), () if node.shared else files)
             slots = slot_plan(server, facts)
-            remarks = [remark.removeprefix(f"{server.name}: ") for remark in (*check_facts(server.name, facts), *slots.left_out)]
-            missing = [name for name, digest in code_digests().items() if facts["code"].get(name) != digest]
-            code = "shared" if node.shared else f"{len(missing)} files will be sent" if missing else "equal"
+            remarks = [
+                remark.removeprefix(f"{server.name}: ")
+                for remark in (*check_facts(server.name, facts), *slots.left_out)
+            ]
+            missing = [
+                name for name, digest in code_digests().items() if facts["code"].get(name) != digest
+            ]
+            code = (
+                "shared"
+                if node.shared
+                else f"{len(missing)} files will be sent"
+                if missing
+                else "equal"
+            )
             data = "shared" if node.shared else _compare(files, facts["data"], sha256)
     except OF_ONE_NODE as error:
         return f"{server.name}: CANNOT WORK: {str(error).removeprefix(f'{server.name}: ')}", False
-    devices = ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"]) or f"{facts['cores']} cores"
+    devices = (
+        ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"])
+        or f"{facts['cores']} cores"
+    )
     line = (
-        f"{server.name}: ok: python {facts['python']}, torch {facts['versions']['torch']}, driver {facts['driver'] or 'none'}, {devices}, "
-        f"{len(slots.slots)} slots, {facts['free_bytes'] / 1e9:.0f} GB free, clock {int(facts['clock'] - time.time()):+d} s, code {code}, data {data}"
+        f"{server.name}: ok: python {facts['python']}, torch {facts['versions']['torch']}, driver"
+        f" {facts['driver'] or 'none'}, {devices}, {len(slots.slots)} slots,"
+        f" {facts['free_bytes'] / 1e9:.0f} GB free, clock {int(facts['clock'] - time.time()):+d} s,"
+        f" code {code}, data {data}"
     )
     return "; ".join([line, *remarks]), True
 
@@ -60,20 +84,27 @@ def _compare(files: Sequence[File], there: Sequence[str | None], sha256: DataSha
         differ = sum(found != sha256(*file) for file, found in zip(files, there, strict=True))
     except InputError:
         missing = sum(found is None for found in there)
-        return f"not on the head, {missing} of {len(files)} files missing here" if missing else "not on the head, all here"
+        return (
+            f"not on the head, {missing} of {len(files)} files missing here"
+            if missing
+            else "not on the head, all here"
+        )
     return f"{differ} of {len(files)} files will be sent" if differ else "equal"
 
 
 def setup_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
-    """Build each node's environment, `{path}/env`, from requirements.txt. Safe to repeat. Returns whether all have one."""
+    """Build each node's environment, `{path}/env`, from requirements.txt. Safe to repeat. Returns
+    whether all have one.
+    """
     with ThreadPoolExecutor(len(config.servers) or 1) as pool:
         return all(list(pool.map(lambda server: _setup_node(server, paths, say), config.servers)))
 
 
 # An environment without pip is what an interrupted set-up leaves: it is built anew.
 _SETUP = (
-    'set -e; env/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf env; python3 -m venv env; }; '
-    'exec env/bin/python -m pip install --quiet --disable-pip-version-check -r "$1/requirements.txt" -c "$1/constraints.txt"'
+    "set -e; env/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf env; python3 -m venv env;"
+    " }; exec env/bin/python -m pip install --quiet --disable-pip-version-check -r"
+    ' "$1/requirements.txt" -c "$1/constraints.txt"'
 )
 
 
@@ -82,24 +113,37 @@ def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
         with connect(server, paths.root) as node:
             node.push(() if node.shared else code_files(), base=CODE_ROOT)
             say(f"{server.name}: building env/ from requirements.txt")
-            done = node.run(["sh", "-c", _SETUP, "sh", str(CODE_ROOT) if node.shared else "."], timeout=3600)
+            done = node.run(
+                ["sh", "-c", _SETUP, "sh", str(CODE_ROOT) if node.shared else "."], timeout=3600
+            )
             if not done.ok:
-                raise NodeError(f"{server.name}: the environment was not built: {done.last_words or 'no answer'}")
+                raise NodeError(
+                    f"{server.name}: the environment was not built:"
+                    f" {done.last_words or 'no answer'}"
+                )
             node.refresh()
             facts = probe(node, owner(paths))
-            say(f"{server.name}: {node.python}: python {facts['python']}, torch {facts['versions'].get('torch')}")
+            say(
+                f"{server.name}: {node.python}: python {facts['python']}, torch"
+                f" {facts['versions'].get('torch')}"
+            )
             return True
     except OF_ONE_NODE as error:
         say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")
         return False
 
 
-# -- cleaning -------------------------------------------------------------------------------------------------------------------------
+# -- cleaning
+
 
 def clean_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
-    """Remove from nodes only results that are verified on the head, byte for byte. Returns whether all nodes could be cleaned."""
+    """Remove from nodes only results that are verified on the head, byte for byte. Returns whether
+    all nodes could be cleaned.
+    """
     jobs = [*_verified_bases(paths), *_verified_experiments(paths)]
-    verified = {name: file_sha256(paths.root / name) for job in jobs for name in published_files(paths, job)}
+    verified = {
+        name: file_sha256(paths.root / name) for job in jobs for name in published_files(paths, job)
+    }
     cleaned = [_clean_node(server, paths, verified, say) for server in config.servers]
     return all(cleaned)
 
@@ -118,15 +162,22 @@ def _verified_experiments(paths: Paths) -> list[str]:
     found = []
     for metrics in sorted(paths.experiments.glob(f"*/*/{EXPERIMENT_METRICS}")):
         try:
-            found.append(str(artifacts.open_experiment(metrics.parent).folder.relative_to(paths.experiments)))
+            found.append(
+                str(artifacts.open_experiment(metrics.parent).folder.relative_to(paths.experiments))
+            )
         except (CorruptArtifact, FileNotFoundError):
             continue
     return found
 
 
 def published_files(paths: Paths, job: str) -> list[str]:
-    """The files of a published result; the one that makes it published comes first, so that half a removal leaves nothing that counts."""
-    return sorted((name for name in result_files(job) if (paths.root / name).is_file()), key=lambda name: not name.endswith(".json"))
+    """The files of a published result; the one that makes it published comes first, so that half a
+    removal leaves nothing that counts.
+    """
+    return sorted(
+        (name for name in result_files(job) if (paths.root / name).is_file()),
+        key=lambda name: not name.endswith(".json"),
+    )
 
 
 def _clean_node(server: Server, paths: Paths, verified: Mapping[str, str], say: Say) -> bool:
@@ -135,11 +186,16 @@ def _clean_node(server: Server, paths: Paths, verified: Mapping[str, str], say: 
             if node.shared:
                 say(f"{server.name}: its project folder is the head's: nothing to clean")
                 return True
-            done = node.run([node.python, "-c", SWEEP_TEXT], input=json.dumps(verified).encode(), timeout=3600)
+            done = node.run(
+                [node.python, "-c", SWEEP_TEXT], input=json.dumps(verified).encode(), timeout=3600
+            )
             removed = done.text.rpartition("\n")[2]
             if not done.ok or not removed.isdecimal():
                 raise NodeError(f"{server.name}: not cleaned: {done.last_words or 'no answer'}")
-            say(f"{server.name}: {removed} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/, each of them verified here")
+            say(
+                f"{server.name}: {removed} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/,"
+                " each of them verified here"
+            )
             return True
     except OF_ONE_NODE as error:
         say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")

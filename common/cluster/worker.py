@@ -1,11 +1,14 @@
-"""The long-lived process that fills a slot and runs job after job. It runs on the node; the head speaks to it in JSON, one object a line.
+"""The long-lived process that fills a slot and runs job after job. It runs on the node; the head
+speaks to it in JSON, one object a line.
 
 In:   {"job": id, "script": name, "values": {...}}   {"cancel": id}   {"beat": n}
-Out:  {"hello": {...}}   {"beat": n}   {"progress": id, ...}   {"done": id, "result": {...}, "seconds": s, "log": tail}
+Out:  {"hello": {...}}   {"beat": n}   {"progress": id, ...}   {"done": id, "result": {...},
+"seconds": s, "log": tail}
       {"failed": id, "cause": c, "error": one line, "seconds": s, "log": tail}
 
-The protocol has a duplicate of standard output to itself, after a marker line; the real standard output and standard error point to the slot's
-log, so that prints do no harm. A worker that hears nothing for `--silence` seconds, or whose input ends, ends itself and all that it started.
+The protocol has a duplicate of standard output to itself, after a marker line; the real standard
+output and standard error point to the slot's log, so that prints do no harm. A worker that hears
+nothing for `--silence` seconds, or whose input ends, ends itself and all that it started.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class SlotHeld(ProjectError):
     """Another project's worker fills the slot."""
 
 
-# -- the slot -------------------------------------------------------------------------------------------------------------------------
+# -- the slot
 
 
 def slot_folder() -> Path:
@@ -64,7 +67,8 @@ def slot_folder() -> Path:
 
 
 def take_slot(name: str, owner: str) -> IO[str]:
-    """Lock the slot for as long as the returned file is open. A worker of the same owner (head and project) is ended first.
+    """Lock the slot for as long as the returned file is open. A worker of the same owner (head and
+    project) is ended first.
 
     Raises:
         SlotHeld: another owner's worker fills it.
@@ -84,7 +88,9 @@ def take_slot(name: str, owner: str) -> IO[str]:
             time.sleep(0.05)
     file.seek(0)
     file.truncate()
-    json.dump({"owner": owner, "pid": os.getpid(), "started": processes.start_time(os.getpid())}, file)
+    json.dump(
+        {"owner": owner, "pid": os.getpid(), "started": processes.start_time(os.getpid())}, file
+    )
     file.flush()
     return file
 
@@ -96,19 +102,25 @@ def _make_way(file: IO[str], name: str, owner: str, *, patient: bool) -> None:
     except ValueError:  # it is being written
         holder = {}
     if (holder and holder.get("owner") != owner) or not patient:
-        raise SlotHeld(f"slot {name} held by {holder.get('owner', 'another worker')} (process {holder.get('pid', '?')})")
+        raise SlotHeld(
+            f"slot {name} held by {holder.get('owner', 'another worker')} (process"
+            f" {holder.get('pid', '?')})"
+        )
     pid = holder.get("pid")
     if isinstance(pid, int) and processes.start_time(pid) == holder.get("started"):
         processes.end([*processes.descendants(pid), pid])
-    elif isinstance(pid, int) and processes.start_time(pid) is None:  # it was killed, and what it had forked holds its lock
+    # it was killed, and what it had forked holds its lock
+    elif isinstance(pid, int) and processes.start_time(pid) is None:
         processes.end(processes.in_session(pid))
 
 
-# -- the connection to the head -------------------------------------------------------------------------------------------------------
+# -- the connection to the head
 
 
 class Head:
-    """The worker's side of the protocol: a reader that is the watchdog as well, a heartbeat, and messages out."""
+    """The worker's side of the protocol: a reader that is the watchdog as well, a heartbeat, and
+    messages out.
+    """
 
     def __init__(self, marker: str, beat_seconds: float, silence_seconds: float) -> None:
         self._out = os.dup(1)
@@ -155,7 +167,8 @@ class Head:
         buffer, heard = b"", _clock()
         while True:
             ready, _, _ = select.select([self._in], [], [], min(1.0, self._silence / 4))
-            if _clock() - heard > self._silence:  # also after having been frozen: what arrived meanwhile is too late
+            # also after having been frozen: what arrived meanwhile is too late
+            if _clock() - heard > self._silence:
                 end_everything()
             if not ready:
                 continue
@@ -181,16 +194,20 @@ def _clock() -> float:
 
 
 def end_everything() -> NoReturn:
-    """End all that this worker started, then itself, at once. What was not published is resumed or redone elsewhere."""
+    """End all that this worker started, then itself, at once. What was not published is resumed or
+    redone elsewhere.
+    """
     processes.end_descendants(os.getpid())
     os._exit(1)
 
 
-# -- jobs -----------------------------------------------------------------------------------------------------------------------------
+# -- jobs
 
 
 def cause_of(error: BaseException) -> str:
-    """Whose fault an error is: the job's ('error'), the node's ('disk', 'gpu_gone'), memory's, or a base model that has to be sent (again)."""
+    """Whose fault an error is: the job's ('error'), the node's ('disk', 'gpu_gone'), memory's, or a
+    base model that has to be sent (again).
+    """
     name, text = type(error).__name__, str(error)
     if isinstance(error, (BaseModelNotFound, CorruptArtifact)):
         return "base_missing"
@@ -198,9 +215,20 @@ def cause_of(error: BaseException) -> str:
         return "out_of_gpu_memory"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "out_of_memory"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOMEM):
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EROFS,
+        errno.ENOMEM,
+    ):
         return "disk" if error.errno != errno.ENOMEM else "out_of_memory"
-    if isinstance(error, NodeError) or name == "AcceleratorError" or "CUDA error" in text or "CUDA driver" in text:
+    if (
+        isinstance(error, NodeError)
+        or name == "AcceleratorError"
+        or "CUDA error" in text
+        or "CUDA driver" in text
+    ):
         return "gpu_gone"
     return "error"
 
@@ -234,13 +262,19 @@ class Worker:
             self._load(message["script"])
             began = time.monotonic()  # importing torch, once a worker, says nothing about jobs
             result = self._run(job, message["script"], message["values"])
-            outcome: Message = {"done": job, "result": json.loads(json.dumps(dict(result or {})))}  # what JSON cannot say is the job's error
+            # what JSON cannot say is the job's error
+            outcome: Message = {"done": job, "result": json.loads(json.dumps(dict(result or {})))}
         except Cancelled:
             outcome = {"failed": job, "cause": "cancelled", "error": "cancelled"}
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the edge: whatever a job raises is recorded and told
-            with contextlib.suppress(OSError):  # the log's disk is full: whose fault that is has to be told all the more
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            # the log's disk is full: whose fault that is has to be told all the more
+            with contextlib.suppress(OSError):
                 traceback.print_exc()
-            said = str(error) if isinstance(error, (ProjectError, OSError)) else f"{type(error).__name__}: {error}"
+            said = (
+                str(error)
+                if isinstance(error, (ProjectError, OSError))
+                else f"{type(error).__name__}: {error}"
+            )
             outcome = {"failed": job, "cause": cause_of(error), "error": one_line(said)[:2000]}
         return {**outcome, "seconds": time.monotonic() - began, "log": self._tail()}
 
@@ -274,8 +308,17 @@ class Worker:
     def _run_process(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
         if values.get("device") is not None:
             values = {**values, "device": self._device}
-        argv = [sys.executable, str(self._place(script)), *to_flags({name: v for name, v in values.items() if v is not False})]
-        process = subprocess.Popen(processes.dying_with_us(argv), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        argv = [
+            sys.executable,
+            str(self._place(script)),
+            *to_flags({name: v for name, v in values.items() if v is not False}),
+        ]
+        process = subprocess.Popen(
+            processes.dying_with_us(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
         try:
             code = self._wait(process, job)
         finally:
@@ -285,7 +328,10 @@ class Worker:
         if code < 0:
             raise ProjectError(f"{script} was ended by signal {signal.Signals(-code).name}")
         if code:
-            raise ProjectError(f"{script} exited with {code}: {one_line(self._tail()[-500:]) or 'it printed nothing'}")
+            raise ProjectError(
+                f"{script} exited with {code}:"
+                f" {one_line(self._tail()[-500:]) or 'it printed nothing'}"
+            )
         return {}
 
     def _wait(self, process: subprocess.Popen[bytes], job: str) -> int:
@@ -316,7 +362,9 @@ def _defines_run(path: Path) -> bool:
 
 
 def _import(path: Path) -> Any:
-    """A script as a module, with its own folder to import from, as if it had been started by itself."""
+    """A script as a module, with its own folder to import from, as if it had been started by
+    itself.
+    """
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -353,7 +401,15 @@ def main() -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         faulthandler.enable(log)
-        head.start({"pid": os.getpid(), "host": platform.node(), "log": str(log_path), "slot": args.slot, "lock": slot.name})
+        head.start(
+            {
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "log": str(log_path),
+                "slot": args.slot,
+                "lock": slot.name,
+            }
+        )
         Worker(head, code, args.device, log).serve(head.jobs)
 
 

@@ -1,8 +1,11 @@
-"""From the table of experiments to conditions, participants, scores and contrasts. One number a participant and condition; nothing here knows of files.
+"""From the table of experiments to conditions, participants, scores and contrasts. One number a
+participant and condition; nothing here knows of files.
 
-What is fixed before any result is looked at: the primary mode is the first of MODES that was run, the primary fraction the one nearest to 10 % (on a log
-scale), base participants are the most that at least half of the people have. A setting (any other option that the grid varies) is chosen for a participant
-by the mean validation score of the *other* participants. Repeats (seeds, split seeds) are averaged within a person first.
+What is fixed before any result is looked at: the primary mode is the first of MODES that was run,
+the primary fraction the one nearest to 10 % (on a log scale), base participants are the most that
+at least half of the people have. A setting (any other option that the grid varies) is chosen for a
+participant by the mean validation score of the *other* participants. Repeats (seeds, split seeds)
+are averaged within a person first.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ ROUNDING = 10  # decimals; what is left of a float sum is neither a gain nor a t
 
 
 class Condition(NamedTuple):
-    """A mode and the fraction of the target's training windows; the untouched base has fraction 0."""
+    """A mode and the fraction of the target's training windows; the untouched base has fraction
+    0.
+    """
 
     mode: str
     fraction: float
@@ -45,7 +50,9 @@ class Condition(NamedTuple):
     @property
     def words(self) -> str:
         """As tables and figures name it."""
-        return MODE_WORDS[self.mode] + ("" if self.mode == "base" else f", {percent(self.fraction)}")
+        return MODE_WORDS[self.mode] + (
+            "" if self.mode == "base" else f", {percent(self.fraction)}"
+        )
 
 
 BASE = Condition("base", 0.0)
@@ -58,10 +65,12 @@ class Line:
     condition: Condition
     median: tuple[float, float, float]  # of the scores, with its 95 % interval
     mean: float
-    counts: dict[str, float]  # medians over participants of windows, positives, hours, selection windows
+    # medians over participants of windows, positives, hours, selection windows
+    counts: dict[str, float]
     gain: Paired | None  # against the untouched base
     share: tuple[float, float, float] | None  # of the possible gain
-    share_of_full: tuple[float, float, float] | None  # of the gain with the largest fraction of the same mode
+    # of the gain with the largest fraction of the same mode
+    share_of_full: tuple[float, float, float] | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,9 @@ class Comparison:
 
 @dataclass
 class Grid:
-    """Experiments that may be averaged: one project, one data set. Lists of participants may differ: adding somebody keeps what was there."""
+    """Experiments that may be averaged: one project, one data set. Lists of participants may
+    differ: adding somebody keeps what was there.
+    """
 
     name: str
     rows: pd.DataFrame
@@ -110,26 +121,45 @@ class Grid:
         """Whether small scores are good ones."""
         return self.metric in LOWER_IS_BETTER
 
-    def scores(self, metric: str | None = None, suffix: str = "", side: str = "test") -> pd.DataFrame:
-        """Participants by conditions, for those participants that all conditions have. `suffix` '_tuned': at the tuned threshold."""
+    def scores(
+        self, metric: str | None = None, suffix: str = "", side: str = "test"
+    ) -> pd.DataFrame:
+        """Participants by conditions, for those participants that all conditions have. `suffix`
+        '_tuned': at the tuned threshold.
+        """
         column = f"{side}_{metric or self.metric}{suffix}"
-        table = {condition: _chosen(self.cells, condition, self.choices[condition], column) for condition in self.conditions}
-        return pd.DataFrame(table).reindex(index=self.participants, columns=pd.MultiIndex.from_tuples(self.conditions))
+        table = {
+            condition: _chosen(self.cells, condition, self.choices[condition], column)
+            for condition in self.conditions
+        }
+        return pd.DataFrame(table).reindex(
+            index=self.participants, columns=pd.MultiIndex.from_tuples(self.conditions)
+        )
 
     def behind(self, person: str, condition: Condition) -> pd.DataFrame:
         """The rows whose mean is this person's score: those of the chosen setting, one a repeat."""
         rows = _with_base(self.rows, self.n_base)
-        mine = (rows["target_participant"] == person) & (rows["mode"] == condition.mode) & (rows["target_data_pct"] == condition.fraction)
+        mine = (
+            (rows["target_participant"] == person)
+            & (rows["mode"] == condition.mode)
+            & (rows["target_data_pct"] == condition.fraction)
+        )
         return rows[mine & (_setting_texts(rows, self.settings) == self.choices[condition][person])]
 
-    def gain(self, scores: pd.DataFrame, condition: Condition, against: Condition = BASE) -> np.ndarray[Any, Any]:
+    def gain(
+        self, scores: pd.DataFrame, condition: Condition, against: Condition = BASE
+    ) -> np.ndarray[Any, Any]:
         """Differences, one a participant, positive where `condition` is better."""
         sign = -1.0 if self.lower else 1.0
-        return np.asarray(np.round(sign * (scores[condition] - scores[against]).to_numpy(dtype=float), ROUNDING))
+        return np.asarray(
+            np.round(sign * (scores[condition] - scores[against]).to_numpy(dtype=float), ROUNDING)
+        )
 
     def modes(self) -> list[str]:
         """Modes among the conditions, in their fixed order."""
-        return [mode for mode in MODES if any(condition.mode == mode for condition in self.conditions)]
+        return [
+            mode for mode in MODES if any(condition.mode == mode for condition in self.conditions)
+        ]
 
     def fractions(self, mode: str) -> list[float]:
         """Fractions of a mode, ascending."""
@@ -141,7 +171,7 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.12g} %"
 
 
-# -- which rows -----------------------------------------------------------------------------------------------------------------------
+# -- which rows
 
 
 def filter_rows(table: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
@@ -153,13 +183,19 @@ def filter_rows(table: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
     for text in filters:
         key, equals, wanted = text.partition("=")
         if not equals or key not in table.columns:
-            raise InputError(f"--filter {text}: give key=value with a column of summary.csv{nearest(key, table.columns)}")
+            raise InputError(
+                f"--filter {text}: give key=value with a column of"
+                f" summary.csv{nearest(key, table.columns)}"
+            )
         keep = pd.Series(False, index=table.index)
         for value in wanted.split(","):
             keep |= _equals(table[key], value.strip())
         if not keep.any():
             there = sorted({str(value) for value in table[key].dropna().unique()})
-            raise InputError(f"--filter {text}: no experiment has it; {key} is {', '.join(there[:12]) or 'empty'}{' ...' if len(there) > 12 else ''}")
+            raise InputError(
+                f"--filter {text}: no experiment has it; {key} is"
+                f" {', '.join(there[:12]) or 'empty'}{' ...' if len(there) > 12 else ''}"
+            )
         table = table[keep]
     return table
 
@@ -174,7 +210,11 @@ def _equals(column: pd.Series, value: str) -> pd.Series:
 
 def known_metrics(table: pd.DataFrame) -> list[str]:
     """Scores that can be reported: those of the test split, without the tuned ones."""
-    names = [c.removeprefix("test_") for c in table.columns if c.startswith("test_") and not c.endswith("_tuned")]
+    names = [
+        c.removeprefix("test_")
+        for c in table.columns
+        if c.startswith("test_") and not c.endswith("_tuned")
+    ]
     return [name for name in names if name not in ("windows", "positives", "hours", "bouts")]
 
 
@@ -185,7 +225,10 @@ def split_grids(table: pd.DataFrame, metric: str) -> list[Grid]:
         InputError: no such metric.
     """
     if metric not in known_metrics(table):
-        raise InputError(f"--metric {metric}: not among the scores ({', '.join(known_metrics(table))}){nearest(metric, known_metrics(table))}")
+        raise InputError(
+            f"--metric {metric}: not among the scores"
+            f" ({', '.join(known_metrics(table))}){nearest(metric, known_metrics(table))}"
+        )
     usable = table[table["duplicate_of"].isna() & table["stale"].isna()]
     context = [name for name in CONTEXT if _family(usable, name).nunique(dropna=False) > 1]
     if not len(usable):
@@ -198,17 +241,23 @@ def split_grids(table: pd.DataFrame, metric: str) -> list[Grid]:
 
 
 def _family(table: pd.DataFrame, name: str) -> pd.Series:
-    """Data folders that differ by their split seed alone are one data set, prepared several times."""
+    """Data folders that differ by their split seed alone are one data set, prepared several
+    times.
+    """
     return table["data_family"] if name == "data_path" else table[name]
 
 
 def _grid_name(part: pd.DataFrame, context: list[str]) -> str:
     first = part.iloc[0]
-    words = {"project": first["project"], "data_path": first["data_path"], "window_size": f"{first['window_size']} samples a window"}
+    words = {
+        "project": first["project"],
+        "data_path": first["data_path"],
+        "window_size": f"{first['window_size']} samples a window",
+    }
     return ", ".join(str(words[name]) for name in context)
 
 
-# -- one grid -------------------------------------------------------------------------------------------------------------------------
+# -- one grid
 
 
 def make_grid(name: str, rows: pd.DataFrame, metric: str) -> Grid:
@@ -218,27 +267,58 @@ def make_grid(name: str, rows: pd.DataFrame, metric: str) -> Grid:
     rows_used = _with_base(rows, n_base)
     settings = setting_names(rows_used)
     cells = average_repeats(rows_used, settings)
-    conditions = sorted({Condition(m, f) for m, f in zip(cells["mode"], cells["fraction"], strict=True)}, key=_order)
+    conditions = sorted(
+        {Condition(m, f) for m, f in zip(cells["mode"], cells["fraction"], strict=True)}, key=_order
+    )
     choices = {condition: choose(cells, condition, metric, notes) for condition in conditions}
     primary = primary_condition(conditions)
-    test = {condition: _chosen(cells, condition, choices[condition], f"test_{metric}") for condition in conditions}
-    people = sorted(rows["target_participant"].unique(), key=lambda p: (rows.loc[rows["target_participant"] == p, "fold"].min(), p))
+    test = {
+        condition: _chosen(cells, condition, choices[condition], f"test_{metric}")
+        for condition in conditions
+    }
+    people = sorted(
+        rows["target_participant"].unique(),
+        key=lambda p: (rows.loc[rows["target_participant"] == p, "fold"].min(), p),
+    )
     kept, left_out, participants = complete_cases(test, people, primary)
-    excluded = {p: _why_excluded(p, test, kept, rows_used, metric) for p in people if p not in participants}
-    return Grid(name, rows, metric, n_base, settings, cells, choices, kept, left_out, participants, excluded, primary, notes)
+    excluded = {
+        p: _why_excluded(p, test, kept, rows_used, metric) for p in people if p not in participants
+    }
+    return Grid(
+        name,
+        rows,
+        metric,
+        n_base,
+        settings,
+        cells,
+        choices,
+        kept,
+        left_out,
+        participants,
+        excluded,
+        primary,
+        notes,
+    )
 
 
 def reported_base(rows: pd.DataFrame, notes: list[str]) -> float | None:
-    """The most base participants with which at least half of the people have results: with more a run may just have begun. None: all is from scratch."""
+    """The most base participants with which at least half of the people have results: with more a
+    run may just have begun. None: all is from scratch.
+    """
     based = rows[rows["mode"] != "target_only"]
     if not len(based):
         return None
-    people = based.groupby(based["n_base_participants"].astype(float))["target_participant"].nunique()
+    people = based.groupby(based["n_base_participants"].astype(float))[
+        "target_participant"
+    ].nunique()
     everyone, most = based["target_participant"].nunique(), people.index.max()
     enough = people[2 * people >= everyone]
     chosen = float(enough.index.max()) if len(enough) else float(most)
     if chosen < most:
-        notes.append(f"With {most:.0f} base participants {people[most]} of {everyone} people have results yet, so those with {chosen:.0f} are reported.")
+        notes.append(
+            f"With {most:.0f} base participants {people[most]} of {everyone} people have results"
+            f" yet, so those with {chosen:.0f} are reported."
+        )
     return chosen
 
 
@@ -252,29 +332,65 @@ def _order(condition: Condition) -> tuple[int, float]:
 
 
 def setting_names(rows: pd.DataFrame) -> list[str]:
-    """Options that the grid varies and that are neither factors, repeats nor without influence on the result.
+    """Options that the grid varies and that are neither factors, repeats nor without influence on
+    the result.
 
     What only a base has keeps its default from scratch, which is no variation.
     """
     apart = {*FACTORS, *REPEATS, *CONTEXT}
-    names = [name for name in FinetuneOptions.model_fields if shapes_result(name) and name not in apart and name in rows]
+    names = [
+        name
+        for name in FinetuneOptions.model_fields
+        if shapes_result(name) and name not in apart and name in rows
+    ]
     based = rows[rows["mode"] != "target_only"]
-    return [name for name in names if (based if name in BASE_ONLY else rows)[name].nunique(dropna=False) > 1]
+    return [
+        name
+        for name in names
+        if (based if name in BASE_ONLY else rows)[name].nunique(dropna=False) > 1
+    ]
 
 
 def average_repeats(rows: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
-    """One row a participant, condition and setting: the mean over seeds and split seeds. The untouched base counts once a base model."""
-    numbers = [c for c in rows.columns if c.startswith(("test_", "val_", "train_", "selection_")) and pd.api.types.is_numeric_dtype(rows[c])]
-    frame = rows[["target_participant", "mode", "target_data_pct", *numbers]].rename(columns={"target_data_pct": "fraction"})
+    """One row a participant, condition and setting: the mean over seeds and split seeds. The
+    untouched base counts once a base model.
+    """
+    numbers = [
+        c
+        for c in rows.columns
+        if c.startswith(("test_", "val_", "train_", "selection_"))
+        and pd.api.types.is_numeric_dtype(rows[c])
+    ]
+    frame = rows[["target_participant", "mode", "target_data_pct", *numbers]].rename(
+        columns={"target_data_pct": "fraction"}
+    )
     frame["setting"] = _setting_texts(rows, settings)
-    tuned = frame.groupby(["target_participant", "mode", "fraction", "setting"], sort=True).mean(numeric_only=True).reset_index()
+    tuned = (
+        frame.groupby(["target_participant", "mode", "fraction", "setting"], sort=True)
+        .mean(numeric_only=True)
+        .reset_index()
+    )
     based = rows[rows["mode"] != "target_only"]
-    sides = {c: c.removeprefix("base_") for c in rows.columns if c.startswith(("base_test_", "base_val_")) and pd.api.types.is_numeric_dtype(rows[c])}
+    sides = {
+        c: c.removeprefix("base_")
+        for c in rows.columns
+        if c.startswith(("base_test_", "base_val_")) and pd.api.types.is_numeric_dtype(rows[c])
+    }
     base = based[["target_participant", "base_model_hash", *sides]].rename(columns=sides)
     base["setting"] = _setting_texts(based, settings)
-    base = base.groupby(["target_participant", "setting", "base_model_hash"], sort=True).mean(numeric_only=True)
-    base = base.groupby(["target_participant", "setting"], sort=True).mean(numeric_only=True).reset_index()
-    return pd.concat([tuned, base.assign(mode="base", fraction=0.0)], ignore_index=True) if len(base) else tuned
+    base = base.groupby(["target_participant", "setting", "base_model_hash"], sort=True).mean(
+        numeric_only=True
+    )
+    base = (
+        base.groupby(["target_participant", "setting"], sort=True)
+        .mean(numeric_only=True)
+        .reset_index()
+    )
+    return (
+        pd.concat([tuned, base.assign(mode="base", fraction=0.0)], ignore_index=True)
+        if len(base)
+        else tuned
+    )
 
 
 def _setting_texts(rows: pd.DataFrame, settings: list[str]) -> pd.Series:
@@ -285,9 +401,11 @@ def _setting_texts(rows: pd.DataFrame, settings: list[str]) -> pd.Series:
 
 
 def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[str]) -> pd.Series:
-    """Setting by participant: the best mean validation score over the *other* participants; the first in order among equals. Never looks at test scores.
+    """Setting by participant: the best mean validation score over the *other* participants; the
+    first in order among equals. Never looks at test scores.
 
-    Settings that nobody has a validation score of (target_val none) are chosen only where there are no others.
+    Settings that nobody has a validation score of (target_val none) are chosen only where there are
+    no others.
     """
     mine = _cells_of(cells, condition)
     column = f"val_{metric}"
@@ -295,21 +413,45 @@ def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[s
     people = list(dict.fromkeys(mine["target_participant"]))
     if len(settings) == 1:
         return pd.Series(settings[0], index=people)
-    val = mine.pivot(index="target_participant", columns="setting", values=column) if column in mine else pd.DataFrame(index=people, columns=settings)
-    scored = val.astype(float).reindex(index=people, columns=settings).dropna(axis="columns", how="all")
+    val = (
+        mine.pivot(index="target_participant", columns="setting", values=column)
+        if column in mine
+        else pd.DataFrame(index=people, columns=settings)
+    )
+    scored = (
+        val.astype(float).reindex(index=people, columns=settings).dropna(axis="columns", how="all")
+    )
     candidates, complete = list(scored.columns) or settings, scored.dropna()
-    chosen = {person: _best(complete.drop(index=person, errors="ignore"), metric) for person in people}
+    chosen = {
+        person: _best(complete.drop(index=person, errors="ignore"), metric) for person in people
+    }
     note = _unscored_words([setting for setting in settings if setting not in candidates])
     if len(candidates) < len(settings) and note not in notes:
         notes.append(note)
     if len(candidates) > 1 and None in chosen.values():
-        lack = "no setting has a validation score" if scored.empty else "nobody else has a validation score of every setting yet"
-        notes.append(f"{condition.words}: {lack}, so “{candidates[0]}”, the first in order, was taken; fix the setting with --filter.")
-    return pd.Series({person: candidates[0] if setting is None else setting for person, setting in chosen.items()})
+        lack = (
+            "no setting has a validation score"
+            if scored.empty
+            else "nobody else has a validation score of every setting yet"
+        )
+        notes.append(
+            f"{condition.words}: {lack}, so “{candidates[0]}”, the first in order, was taken; fix"
+            " the setting with --filter."
+        )
+    return pd.Series(
+        {
+            person: candidates[0] if setting is None else setting
+            for person, setting in chosen.items()
+        }
+    )
 
 
 def _unscored_words(settings: list[str]) -> str:
-    return f"Not chosen, for want of validation scores: {', '.join(f'“{setting}”' for setting in settings)}; --filter reports such a setting by itself."
+    return (
+        "Not chosen, for want of validation scores:"
+        f" {', '.join(f'“{setting}”' for setting in settings)}; --filter reports such a setting by"
+        " itself."
+    )
 
 
 def _best(others: pd.DataFrame, metric: str) -> str | None:
@@ -333,21 +475,32 @@ def _chosen(cells: pd.DataFrame, condition: Condition, choice: pd.Series, column
 
 
 def primary_condition(conditions: Sequence[Condition]) -> Condition | None:
-    """The one condition that is tested against the base without adjustment, known before any result."""
+    """The one condition that is tested against the base without adjustment, known before any
+    result.
+    """
     for mode in MODES[:-1]:
         mine = [condition for condition in conditions if condition.mode == mode]
         if mine:
-            return min(mine, key=lambda c: (abs(math.log(c.fraction / PRIMARY_FRACTION)), c.fraction))
+            return min(
+                mine, key=lambda c: (abs(math.log(c.fraction / PRIMARY_FRACTION)), c.fraction)
+            )
     return None
 
 
-def complete_cases(scores: dict[Condition, pd.Series], people: list[str], primary: Condition | None) -> tuple[list[Condition], list[Condition], list[str]]:
-    """The conditions that are compared, those left out as too incomplete, and the participants that have every compared one.
+def complete_cases(
+    scores: dict[Condition, pd.Series], people: list[str], primary: Condition | None
+) -> tuple[list[Condition], list[Condition], list[str]]:
+    """The conditions that are compared, those left out as too incomplete, and the participants that
+    have every compared one.
 
-    While fewer than half of the participants have everything (a run is going on), the least complete condition is left out, but never the base or the
-    primary one. Only whether a score is there is looked at, never the score.
+    While fewer than half of the participants have everything (a run is going on), the least
+    complete condition is left out, but never the base or the primary one. Only whether a score is
+    there is looked at, never the score.
     """
-    there = {condition: {p for p in people if p in series.index and np.isfinite(series[p])} for condition, series in scores.items()}
+    there = {
+        condition: {p for p in people if p in series.index and np.isfinite(series[p])}
+        for condition, series in scores.items()
+    }
     kept, left_out = list(scores), list[Condition]()
     while True:
         complete = set(people).intersection(*(there[condition] for condition in kept))
@@ -361,16 +514,29 @@ def complete_cases(scores: dict[Condition, pd.Series], people: list[str], primar
         left_out.append(worst)
 
 
-def _why_excluded(person: str, test: dict[Condition, pd.Series], kept: list[Condition], rows: pd.DataFrame, metric: str) -> str:
+def _why_excluded(
+    person: str,
+    test: dict[Condition, pd.Series],
+    kept: list[Condition],
+    rows: pd.DataFrame,
+    metric: str,
+) -> str:
     lacking = [c for c in kept if person not in test[c].index or not np.isfinite(test[c][person])]
-    reasons = [text for cell in rows.loc[rows["target_participant"] == person, "undefined"] for text in str(cell).split("; ") if f"test_{metric}" in text]
+    reasons = [
+        text
+        for cell in rows.loc[rows["target_participant"] == person, "undefined"]
+        for text in str(cell).split("; ")
+        if f"test_{metric}" in text
+    ]
     absent = [c.words for c in lacking if person not in test[c].index]
     if absent:
-        return f"no result yet for {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
+        return f"no result yet for {absent[0]}" + (
+            f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        )
     return reasons[0] if reasons else f"no {metric} for {lacking[0].words}"
 
 
-# -- what is reported -----------------------------------------------------------------------------------------------------------------
+# -- what is reported
 
 
 def main_lines(grid: Grid, suffix: str = "") -> list[Line]:
@@ -408,17 +574,39 @@ def _share(gain: np.ndarray[Any, Any], of: np.ndarray[Any, Any]) -> tuple[float,
 
 
 def _median_counts(grid: Grid, condition: Condition) -> dict[str, float]:
-    columns = ("train_windows", "train_positives", "train_hours", "selection_windows", "selection_hours")
-    series = {c: _chosen(grid.cells, condition, grid.choices[condition], c).reindex(grid.participants) for c in columns}
+    columns = (
+        "train_windows",
+        "train_positives",
+        "train_hours",
+        "selection_windows",
+        "selection_hours",
+    )
+    series = {
+        c: _chosen(grid.cells, condition, grid.choices[condition], c).reindex(grid.participants)
+        for c in columns
+    }
     return {c: float(values.median()) for c, values in series.items() if values.notna().any()}
 
 
 def contrasts(grid: Grid, suffix: str = "") -> list[Contrast]:
-    """The primary contrast, then the others, Holm-adjusted among themselves. At the tuned threshold all are among the others."""
+    """The primary contrast, then the others, Holm-adjusted among themselves. At the tuned threshold
+    all are among the others.
+    """
     scores = grid.scores(suffix=suffix)
-    pairs = [(condition, BASE) for condition in grid.conditions if condition != BASE and BASE in grid.conditions]
+    pairs = [
+        (condition, BASE)
+        for condition in grid.conditions
+        if condition != BASE and BASE in grid.conditions
+    ]
     pairs += _between_modes(grid)
-    results = [(f"{a.words} − {b.words}", _paired(grid.gain(scores, a, b)), (a, b) == (grid.primary, BASE) and not suffix) for a, b in pairs]
+    results = [
+        (
+            f"{a.words} − {b.words}",
+            _paired(grid.gain(scores, a, b)),
+            (a, b) == (grid.primary, BASE) and not suffix,
+        )
+        for a, b in pairs
+    ]
     return adjusted(results)
 
 
@@ -442,35 +630,60 @@ def adjusted(results: list[tuple[str, Paired, bool]]) -> list[Contrast]:
     """Holm over all but the primary contrast, which comes first."""
     others = [(name, result) for name, result, primary in results if not primary]
     p_holm = holm([result.p for _, result in others])
-    first = [Contrast(name, result, None, primary=True) for name, result, primary in results if primary]
-    return first + [Contrast(name, result, p) for (name, result), p in zip(others, p_holm, strict=True)]
+    first = [
+        Contrast(name, result, None, primary=True) for name, result, primary in results if primary
+    ]
+    return first + [
+        Contrast(name, result, p) for (name, result), p in zip(others, p_holm, strict=True)
+    ]
 
 
 def groups_to_compare(grids: list[Grid], option: str) -> list[list[Grid]]:
-    """The grids among which an option can be compared: the first one alone; for what is never pooled, those that differ in nothing else of that kind."""
+    """The grids among which an option can be compared: the first one alone; for what is never
+    pooled, those that differ in nothing else of that kind.
+    """
     if option not in CONTEXT:
         return [grids[:1]]
-    fixed = ("data_path", "window_size") if option == "project" else ("project",)  # other data may well have windows of another length
+    # other data may well have windows of another length
+    fixed = ("data_path", "window_size") if option == "project" else ("project",)
     groups: dict[tuple[Any, ...], list[Grid]] = {}
     for grid in grids:
-        groups.setdefault(tuple(_family(grid.rows, name).iloc[0] for name in fixed), []).append(grid)
-    return [group for group in groups.values() if pd.concat([grid.rows for grid in group])[option].nunique() > 1]
+        groups.setdefault(tuple(_family(grid.rows, name).iloc[0] for name in fixed), []).append(
+            grid
+        )
+    return [
+        group
+        for group in groups.values()
+        if pd.concat([grid.rows for grid in group])[option].nunique() > 1
+    ]
 
 
 def compare(grids: list[Grid], option: str) -> Comparison:
-    """The values of one option at the primary condition, each against the first, over the participants that have them all.
+    """The values of one option at the primary condition, each against the first, over the
+    participants that have them all.
 
     Args:
         grids: of `groups_to_compare`.
 
     Raises:
-        InputError: not an option that these experiments vary, or one whose values stand for several data sets.
+        InputError: not an option that these experiments vary, or one whose values stand for several
+        data sets.
     """
-    rows = pd.concat([grid.rows if option == "n_base_participants" else _with_base(grid.rows, grid.n_base) for grid in grids])
+    rows = pd.concat(
+        [
+            grid.rows if option == "n_base_participants" else _with_base(grid.rows, grid.n_base)
+            for grid in grids
+        ]
+    )
     values = _compared_values(rows, option)
-    pooled = [value for value in values if sum((grid.rows[option] == value).any() for grid in grids) > 1]
+    pooled = [
+        value for value in values if sum((grid.rows[option] == value).any() for grid in grids) > 1
+    ]
     if pooled:
-        raise InputError(f"--compare {option}: {pooled[0]} stands for several data sets, which are never pooled; choose one with --filter data_path=...")
+        raise InputError(
+            f"--compare {option}: {pooled[0]} stands for several data sets, which are never pooled;"
+            " choose one with --filter data_path=..."
+        )
     at = grids[0].primary or grids[0].conditions[-1]
     scores, base = {}, {}
     for value in values:
@@ -483,21 +696,48 @@ def compare(grids: list[Grid], option: str) -> Comparison:
     table = table.loc[[person for person in everyone if person in table.index]]
     first = table.columns[0]
     sign = -1.0 if grids[0].lower else 1.0
-    differences = {name: np.round(sign * (table[name] - table[first]).to_numpy(), ROUNDING) for name in table.columns[1:]}
-    results = [(f"{option}: {name} − {first}", paired(values), False) for name, values in differences.items()]
+    differences = {
+        name: np.round(sign * (table[name] - table[first]).to_numpy(), ROUNDING)
+        for name in table.columns[1:]
+    }
+    results = [
+        (f"{option}: {name} − {first}", paired(values), False)
+        for name, values in differences.items()
+    ]
     note = f"{len(table)} of {len(everyone)} participants have every value"
-    held = {"mode": percent(at.fraction), "target_data_pct": MODE_WORDS[at.mode]}.get(option, at.words).capitalize()
-    return Comparison(option, held, list(table.columns), table, pd.DataFrame(base).reindex(table.index), adjusted(results), note)
+    held = {"mode": percent(at.fraction), "target_data_pct": MODE_WORDS[at.mode]}.get(
+        option, at.words
+    ).capitalize()
+    return Comparison(
+        option,
+        held,
+        list(table.columns),
+        table,
+        pd.DataFrame(base).reindex(table.index),
+        adjusted(results),
+        note,
+    )
 
 
 def _compared_values(rows: pd.DataFrame, option: str) -> list[Any]:
-    names = [name for name in ("project", *FinetuneOptions.model_fields) if name in rows and name not in ("fold", "prefix", "base_model_hash", "device")]
+    names = [
+        name
+        for name in ("project", *FinetuneOptions.model_fields)
+        if name in rows and name not in ("fold", "prefix", "base_model_hash", "device")
+    ]
     varied = [name for name in names if rows[name].nunique() > 1]
     if option not in varied:
         data = " on one data set" if option in CONTEXT else ""
-        raise InputError(f"--compare {option}: these experiments{data} vary {', '.join(varied) or 'no option'}{nearest(option, varied)}")
+        raise InputError(
+            f"--compare {option}: these experiments{data} vary"
+            f" {', '.join(varied) or 'no option'}{nearest(option, varied)}"
+        )
     values = rows[option].dropna().unique().tolist()
-    return [mode for mode in MODES if mode in values] if option == "mode" else sorted(values, key=lambda value: (isinstance(value, str), value))
+    return (
+        [mode for mode in MODES if mode in values]
+        if option == "mode"
+        else sorted(values, key=lambda value: (isinstance(value, str), value))
+    )
 
 
 def _compared_condition(at: Condition, option: str, value: Any) -> Condition:

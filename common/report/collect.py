@@ -1,4 +1,6 @@
-"""Project folders into one table, a row an experiment; what cannot be read is named and left out. Works while a run is going on."""
+"""Project folders into one table, a row an experiment; what cannot be read is named and left out.
+Works while a run is going on.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Run:
 
     @property
     def first_epoch(self) -> int:
-        """Epoch of the first loss: from scratch there is no untouched base that would be epoch 0."""
+        """Epoch of the first loss: from scratch there is no untouched base that would be epoch
+        0.
+        """
         return int(self.config["options"]["mode"] == "target_only")
 
     def windows(self, split: str) -> Windows:
@@ -87,9 +91,16 @@ def collect(folders: list[Path]) -> Collection:
                 run = _read_run(folder, len(rows))
                 rows.append(_row(run, project))
             except ProjectError as error:
-                collection.skipped.append(Skipped(_shown(folder, project), _reason(error, folder, project)))
+                collection.skipped.append(
+                    Skipped(_shown(folder, project), _reason(error, folder, project))
+                )
             except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-                collection.skipped.append(Skipped(_shown(folder, project), f"foreign: not in this project's format ({type(error).__name__}: {error})"))
+                collection.skipped.append(
+                    Skipped(
+                        _shown(folder, project),
+                        f"foreign: not in this project's format ({type(error).__name__}: {error})",
+                    )
+                )
             else:
                 collection.runs[run.id] = run
     collection.table = pd.DataFrame(rows)
@@ -104,9 +115,15 @@ def _projects(folders: list[Path]) -> list[Project]:
     roots = list(dict.fromkeys(folder.resolve() for folder in folders))
     for root in roots:
         if not (root / EXPERIMENTS).is_dir():
-            raise InputError(f"{root}: no {EXPERIMENTS}/ in it: name a project folder in which experiments have run, or run them first")
+            raise InputError(
+                f"{root}: no {EXPERIMENTS}/ in it: name a project folder in which experiments have"
+                " run, or run them first"
+            )
     names = [root.name or str(root) for root in roots]
-    return [Project(Paths(root), name if names.count(name) == 1 else str(root)) for root, name in zip(roots, names, strict=True)]
+    return [
+        Project(Paths(root), name if names.count(name) == 1 else str(root))
+        for root, name in zip(roots, names, strict=True)
+    ]
 
 
 def _read_bases(project: Project, skipped: list[Skipped]) -> None:
@@ -130,9 +147,16 @@ def _experiment_folders(project: Project, skipped: list[Skipped]) -> Iterator[Pa
             elif not any(folder.iterdir()):
                 skipped.append(Skipped(_shown(folder, project), "empty: nothing in it yet"))
             elif folder.name.startswith("fold"):
-                skipped.append(Skipped(_shown(folder, project), f"half-written: no {EXPERIMENT_METRICS} yet (running, or cut short)"))
+                skipped.append(
+                    Skipped(
+                        _shown(folder, project),
+                        f"half-written: no {EXPERIMENT_METRICS} yet (running, or cut short)",
+                    )
+                )
             else:
-                skipped.append(Skipped(_shown(folder, project), "foreign: not the folder of an experiment"))
+                skipped.append(
+                    Skipped(_shown(folder, project), "foreign: not the folder of an experiment")
+                )
 
 
 def _shown(path: Path, project: Project) -> str:
@@ -153,9 +177,13 @@ def _read_run(folder: Path, number: int) -> Run:
     config = experiment.config
     named = experiment_name(config["fold"], config["target_participant"])
     if folder.name != named:
-        raise CorruptArtifact(f"its config.json is that of {named}: moved or copied by hand; it is not used")
+        raise CorruptArtifact(
+            f"its config.json is that of {named}: moved or copied by hand; it is not used"
+        )
     losses = json.loads((folder / "losses.json").read_bytes())
-    if not isinstance(losses, dict) or not all(isinstance(values, list) for values in losses.values()):
+    if not isinstance(losses, dict) or not all(
+        isinstance(values, list) for values in losses.values()
+    ):
         raise ValueError("losses.json holds no lists of losses")
     return Run(number, folder, losses, config, experiment.metrics)
 
@@ -165,30 +193,53 @@ def _row(run: Run, project: Project) -> Json:
     config, metrics = run.config, run.metrics
     options = FinetuneOptions.parse(config["options"], "config.json")
     from_scratch = options.mode == "target_only"
-    row: Json = {"project": project.label, "folder": str(run.folder.relative_to(project.paths.root)), "prefix": run.folder.parent.name}
+    row: Json = {
+        "project": project.label,
+        "folder": str(run.folder.relative_to(project.paths.root)),
+        "prefix": run.folder.parent.name,
+    }
     row |= {"target_participant": config["target_participant"], **_flat(options.model_dump())}
-    row |= {"prefix": run.folder.parent.name, "fold": config["fold"], "seed_finetune": effective_seed(options)}
+    row |= {
+        "prefix": run.folder.parent.name,
+        "fold": config["fold"],
+        "seed_finetune": effective_seed(options),
+    }
     row["n_base_participants"] = None if from_scratch else len(config["base_participants"])
     row["base_participants"] = " ".join(config["base_participants"])
-    row |= {key: config.get(key) for key in ("base_model_hash", "base_weights_sha256", "training_key", "experiment_key")}
+    row |= {
+        key: config.get(key)
+        for key in ("base_model_hash", "base_weights_sha256", "training_key", "experiment_key")
+    }
     row |= _scores(metrics) | _counts(metrics)
     row |= _bouts(run, _manifest(project, options.data_path), options)
     manifest = _manifest(project, options.data_path)
-    row |= {"split_seed": _split_seed(manifest), "data_family": _data_family(manifest, options.data_path)}
+    row |= {
+        "split_seed": _split_seed(manifest),
+        "data_family": _data_family(manifest, options.data_path),
+    }
     row |= {key: metrics.get(key) for key in ("best_epoch", "epochs", "updates", "stopped_by")}
     # Without a selection set there is no early stopping: the last epoch is meant to be reached.
-    row["hit_max_epochs"] = metrics.get("stopped_by") == "max_epochs" and options.target_val != "none"
+    row["hit_max_epochs"] = (
+        metrics.get("stopped_by") == "max_epochs" and options.target_val != "none"
+    )
     base = project.bases.get(str(config.get("base_model_hash")), {})
     row["base_hit_max_epochs"] = base.get("stopped_by") == "max_epochs"
     row |= _provenance(metrics.get("provenance", {}))
     # From scratch there is no base, so that its scores are not there says nothing about the data.
-    undefined = {key: why for key, why in metrics.get("undefined", {}).items() if not (from_scratch and key.startswith("base_"))}
+    undefined = {
+        key: why
+        for key, why in metrics.get("undefined", {}).items()
+        if not (from_scratch and key.startswith("base_"))
+    }
     row["undefined"] = "; ".join(f"{key}: {why}" for key, why in sorted(undefined.items()))
     return row
 
 
 def _flat(options: Json) -> Json:
-    return {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in options.items()}
+    return {
+        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in options.items()
+    }
 
 
 def _scores(metrics: Json) -> Json:
@@ -207,7 +258,12 @@ def _number(value: Any) -> float | None:
 
 def _counts(metrics: Json) -> Json:
     counts = metrics.get("counts", {})
-    return {f"{part}_{what}": counts[part].get(what) for part in COUNTED if part in counts for what in ("windows", "positives", "hours")}
+    return {
+        f"{part}_{what}": counts[part].get(what)
+        for part in COUNTED
+        if part in counts
+        for what in ("windows", "positives", "hours")
+    }
 
 
 def _provenance(provenance: Json) -> Json:
@@ -228,22 +284,39 @@ def _manifest(project: Project, data_path: str) -> Manifest | None:
 
 def _split_seed(manifest: Manifest | None) -> Any:
     """The seed of the data set's split, whatever the split rule calls it."""
-    seeds = [value for key, value in sorted(manifest.split.items()) if "seed" in key] if manifest else []
+    seeds = (
+        [value for key, value in sorted(manifest.split.items()) if "seed" in key]
+        if manifest
+        else []
+    )
     return seeds[0] if seeds else None
 
 
 def _data_family(manifest: Manifest | None, data_path: str) -> str:
-    """Equal for data sets that differ by the seed of their split alone. Where the recordings lay matters to nobody: their SHA-256 is there."""
+    """Equal for data sets that differ by the seed of their split alone. Where the recordings lay
+    matters to nobody: their SHA-256 is there.
+    """
     if manifest is None:
         return data_path
-    apart: Json = {"files": True, "participants": True, "split": {"seed"}, "source": {"folder": True, "settings": {"split_seed"}}}
+    apart: Json = {
+        "files": True,
+        "participants": True,
+        "split": {"seed"},
+        "source": {"folder": True, "settings": {"split_seed"}},
+    }
     return digest(manifest.model_dump(exclude=apart))
 
 
 def _bouts(run: Run, manifest: Manifest | None, options: FinetuneOptions) -> Json:
-    """Per-bout scores, named as all scores are: test_bout_recall, base_test_bout_recall_tuned, ..."""
+    """Per-bout scores, named as all scores are: test_bout_recall, base_test_bout_recall_tuned,
+    ...
+    """
     scores: Json = {}
-    seconds = manifest.window_seconds if manifest and manifest.window_size == options.window_size else None
+    seconds = (
+        manifest.window_seconds
+        if manifest and manifest.window_size == options.window_size
+        else None
+    )
     thresholds: dict[str, tuple[str, str, float | None]] = {
         "": ("p_finetuned", "", 0.5),
         "_tuned": ("p_finetuned", "", _number(run.metrics.get("threshold_tuned"))),
@@ -252,7 +325,9 @@ def _bouts(run: Run, manifest: Manifest | None, options: FinetuneOptions) -> Jso
     }
     splits = read_windows((run.folder / "predictions.csv").read_text())
     for split, windows in splits.items():
-        found = bout_scores(windows, {key: (column, cut) for key, (column, _, cut) in thresholds.items()}, seconds)
+        found = bout_scores(
+            windows, {key: (column, cut) for key, (column, _, cut) in thresholds.items()}, seconds
+        )
         for key, (_, side, _) in thresholds.items():
             for name in ("bout_recall", "false_alarms_per_hour"):
                 if name + key in found:
@@ -262,7 +337,9 @@ def _bouts(run: Run, manifest: Manifest | None, options: FinetuneOptions) -> Jso
 
 
 def mark_duplicates(table: pd.DataFrame) -> None:
-    """The same experiment under two prefixes counts once; the second is marked with the folder of the first."""
+    """The same experiment under two prefixes counts once; the second is marked with the folder of
+    the first.
+    """
     table["duplicate_of"] = None
     keys = table["experiment_key"].where(table["experiment_key"].notna(), table["folder"])
     first: dict[tuple[str, str], str] = {}
@@ -276,12 +353,23 @@ def mark_duplicates(table: pd.DataFrame) -> None:
 
 def _mark_versions(table: pd.DataFrame, runs: dict[int, Run]) -> None:
     """Name the rows whose data, code or libraries are not those of most others."""
-    data = {index: {f"{table.at[index, 'data_path']}/{name}": sha for name, sha in runs[index].config.get("data_fingerprints", {}).items()} for index in runs}
+    data = {
+        index: {
+            f"{table.at[index, 'data_path']}/{name}": sha
+            for name, sha in runs[index].config.get("data_fingerprints", {}).items()
+        }
+        for index in runs
+    }
     code = {index: dict(runs[index].config.get("code_fingerprints", {})) for index in runs}
-    versions = {index: dict(runs[index].metrics.get("provenance", {}).get("versions", {})) for index in runs}
+    versions = {
+        index: dict(runs[index].metrics.get("provenance", {}).get("versions", {})) for index in runs
+    }
     for column, facts in (("other_data", data), ("other_code", code), ("other_versions", versions)):
         common = _most_common(facts, table["project"])
-        table[column] = [_differing(facts[index], common[str(table.at[index, "project"])]) for index in table.index]
+        table[column] = [
+            _differing(facts[index], common[str(table.at[index, "project"])])
+            for index in table.index
+        ]
 
 
 def _most_common(facts: dict[int, Json], project: pd.Series) -> dict[str, Json]:
@@ -291,7 +379,10 @@ def _most_common(facts: dict[int, Json], project: pd.Series) -> dict[str, Json]:
         for name, value in values.items():
             tally = counted.setdefault(str(project[index]), {}).setdefault(name, {})
             tally[value] = tally.get(value, 0) + 1
-    best = {label: {name: max(tally, key=lambda v: (tally[v], str(v))) for name, tally in names.items()} for label, names in counted.items()}
+    best = {
+        label: {name: max(tally, key=lambda v: (tally[v], str(v))) for name, tally in names.items()}
+        for label, names in counted.items()
+    }
     return {str(label): best.get(str(label), {}) for label in project.unique()}
 
 

@@ -1,4 +1,6 @@
-"""How the results were made: data, code, versions, hosts, hours; and what a reader must be warned of."""
+"""How the results were made: data, code, versions, hosts, hours; and what a reader must be warned
+of.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,34 @@ Json = dict[str, Any]
 
 
 def hours(collection: Collection) -> list[Json]:
-    """Hours of training by kind of device: fine-tunes, distinct base trainings, and what sharing them saved."""
+    """Hours of training by kind of device: fine-tunes, distinct base trainings, and what sharing
+    them saved.
+    """
     found: dict[str, dict[str, float]] = {}
     table = collection.table
     for project in collection.projects:
         trainings: dict[str, float] = {}
         for index in table.index[table["project"] == project.label]:
             row = table.loc[index]
-            tally = found.setdefault(_kind(row["trained_on"]), {"finetunes": 0.0, "bases": 0.0, "alone": 0.0})
+            tally = found.setdefault(
+                _kind(row["trained_on"]), {"finetunes": 0.0, "bases": 0.0, "alone": 0.0}
+            )
             tally["finetunes"] += _seconds(row["train_seconds"])
             base = project.bases.get(str(row["base_model_hash"]))
             if base:
                 tally["alone"] += _seconds(base.get("provenance", {}).get("train_seconds"))
-                trainings.setdefault(str(base.get("training_key")), _seconds(base.get("provenance", {}).get("train_seconds")))
-        kinds = {str(base.get("training_key")): _kind(base.get("provenance", {}).get("device")) for base in project.bases.values()}
+                trainings.setdefault(
+                    str(base.get("training_key")),
+                    _seconds(base.get("provenance", {}).get("train_seconds")),
+                )
+        kinds = {
+            str(base.get("training_key")): _kind(base.get("provenance", {}).get("device"))
+            for base in project.bases.values()
+        }
         for key, seconds in trainings.items():
-            found.setdefault(kinds[key], {"finetunes": 0.0, "bases": 0.0, "alone": 0.0})["bases"] += seconds
+            found.setdefault(kinds[key], {"finetunes": 0.0, "bases": 0.0, "alone": 0.0})[
+                "bases"
+            ] += seconds
     return [_hours_row(kind, tally) for kind, tally in sorted(found.items())]
 
 
@@ -63,14 +77,25 @@ def data_sets(collection: Collection) -> list[Json]:
         for data_path, manifest in sorted(project.manifests.items()):
             name = _data_name(collection, project, data_path)
             if manifest is None:
-                lines.append({"name": name, "about": "no dataset.json: leakage between its splits cannot be excluded", "people": []})
+                lines.append(
+                    {
+                        "name": name,
+                        "about": "no dataset.json: leakage between its splits cannot be excluded",
+                        "people": [],
+                    }
+                )
                 continue
             about = (
-                f"{len(manifest.channels)} channels at {manifest.sampling_rate_hz:g} Hz, windows of {manifest.window_seconds:g} s every "
-                f"{manifest.stride_seconds:g} s; split: {_pairs(manifest.split)}; labelling: {_pairs(manifest.labelling)}; source: {_pairs(manifest.source)}"
+                f"{len(manifest.channels)} channels at {manifest.sampling_rate_hz:g} Hz, windows of"
+                f" {manifest.window_seconds:g} s every {manifest.stride_seconds:g} s; split:"
+                f" {_pairs(manifest.split)}; labelling: {_pairs(manifest.labelling)}; source:"
+                f" {_pairs(manifest.source)}"
             )
             folder = project.paths.data(data_path)
-            people = [{"name": person, "splits": _splits(folder, person, manifest)} for person in manifest.participants]
+            people = [
+                {"name": person, "splits": _splits(folder, person, manifest)}
+                for person in manifest.participants
+            ]
             lines.append({"name": name, "about": about, "people": people})
     return lines
 
@@ -80,14 +105,18 @@ def _data_name(collection: Collection, project: Project, data_path: str) -> str:
 
 
 def _splits(folder: Path, person: str, manifest: Manifest) -> list[tuple[str, str, str, str]]:
-    """Of each split its name, windows, positives and recorded time; the time is a dash where the list of windows is not on this machine."""
+    """Of each split its name, windows, positives and recorded time; the time is a dash where the
+    list of windows is not on this machine.
+    """
     found = []
     for split, counts in manifest.participants[person].items():
         places = listed_windows(folder, person, split)
         hours = None
         if len(places) == counts.windows:
             with contextlib.suppress(TypeError, ValueError):
-                hours = covered_hours([(session, float(start)) for session, start in places], manifest.window_seconds)
+                hours = covered_hours(
+                    [(session, float(start)) for session, start in places], manifest.window_seconds
+                )
         found.append((split, count(counts.windows), count(counts.positives), duration(hours)))
     return found
 
@@ -101,33 +130,87 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
     table = collection.table
     runs = collection.runs.values()
     found = [
-        ("Experiments", f"{len(table):,} read from {', '.join(str(project.paths.root) for project in collection.projects)}"),
-        ("Base models", f"{sum(len(p.bases) for p in collection.projects):,} published, {_trainings(collection.projects):,} distinct trainings"),
-        ("Data fingerprint", digest(sorted({(k, v) for run in runs for k, v in run.config.get("data_fingerprints", {}).items()}), 12)),
-        ("Code fingerprints", ", ".join(sorted({f"{k} {v[:12]}" for run in runs for k, v in run.config.get("code_fingerprints", {}).items()}))),
+        (
+            "Experiments",
+            (
+                f"{len(table):,} read from"
+                f" {', '.join(str(project.paths.root) for project in collection.projects)}"
+            ),
+        ),
+        (
+            "Base models",
+            (
+                f"{sum(len(p.bases) for p in collection.projects):,} published,"
+                f" {_trainings(collection.projects):,} distinct trainings"
+            ),
+        ),
+        (
+            "Data fingerprint",
+            digest(
+                sorted(
+                    {
+                        (k, v)
+                        for run in runs
+                        for k, v in run.config.get("data_fingerprints", {}).items()
+                    }
+                ),
+                12,
+            ),
+        ),
+        (
+            "Code fingerprints",
+            ", ".join(
+                sorted(
+                    {
+                        f"{k} {v[:12]}"
+                        for run in runs
+                        for k, v in run.config.get("code_fingerprints", {}).items()
+                    }
+                )
+            ),
+        ),
         ("Versions", "; ".join(_tally(table["versions"]))),
         ("Git commits", "; ".join(_tally(table["git_commit"]))),
         ("Hosts", "; ".join(_tally(table["host"]))),
         ("Devices", "; ".join(_tally(table["trained_on"]))),
-        ("Seeds", f"base training {_values(table['seed'])}; fine-tuning {_values(table['seed_finetune'])}; base order {_values(table['base_order_seed'])}"),
+        (
+            "Seeds",
+            (
+                f"base training {_values(table['seed'])}; fine-tuning"
+                f" {_values(table['seed_finetune'])}; base order"
+                f" {_values(table['base_order_seed'])}"
+            ),
+        ),
         ("Split seeds", _values(table["split_seed"])),
-        ("Trained between", f"{_edge(table['started'], min)} and {_edge(table['finished'], max)} (UTC)"),
+        (
+            "Trained between",
+            f"{_edge(table['started'], min)} and {_edge(table['finished'], max)} (UTC)",
+        ),
     ]
     return [(name, text) for name, text in found if text]
 
 
 def _trainings(projects: Iterable[Project]) -> int:
-    return sum(len({base.get("training_key") for base in project.bases.values()}) for project in projects)
+    return sum(
+        len({base.get("training_key") for base in project.bases.values()}) for project in projects
+    )
 
 
 def _tally(column: pd.Series) -> list[str]:
     counts = column.dropna().astype(str).value_counts()
-    return [f"{value} ({number:,})" if len(counts) > 1 else str(value) for value, number in counts.items() if value]
+    return [
+        f"{value} ({number:,})" if len(counts) > 1 else str(value)
+        for value, number in counts.items()
+        if value
+    ]
 
 
 def _values(column: pd.Series) -> str:
     values = sorted(column.dropna().unique())
-    return ", ".join(f"{value:.12g}" if isinstance(value, float) else str(value) for value in values) or "unset"
+    return (
+        ", ".join(f"{value:.12g}" if isinstance(value, float) else str(value) for value in values)
+        or "unset"
+    )
 
 
 def _edge(column: pd.Series, which: Any) -> str:
@@ -135,10 +218,12 @@ def _edge(column: pd.Series, which: Any) -> str:
     return str(which(values))[:19].replace("T", " ") if values else "unknown"
 
 
-# -- warnings -------------------------------------------------------------------------------------------------------------------------
+# -- warnings
 
 
-def warnings(collection: Collection, grids: list[Grid], missing: list[Json], notes: list[str]) -> list[str]:
+def warnings(
+    collection: Collection, grids: list[Grid], missing: list[Json], notes: list[str]
+) -> list[str]:
     """What to know before citing a number, the gravest first."""
     table = collection.table
     found = [*_unproved(collection), *_mixed(table), *_set_aside(collection, missing), *notes]
@@ -156,7 +241,14 @@ def _unproved(collection: Collection) -> list[str]:
         for data_path, manifest in sorted(project.manifests.items())
         if manifest is None and (project.label, data_path) in used
     ]
-    return [f"No readable dataset.json in {_few(names)}: leakage between train, validation and test cannot be excluded."] if names else []
+    return (
+        [
+            f"No readable dataset.json in {_few(names)}: leakage between train, validation and test"
+            " cannot be excluded."
+        ]
+        if names
+        else []
+    )
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:
@@ -167,8 +259,10 @@ def _mixed(table: pd.DataFrame) -> list[str]:
         if len(differing):
             names = sorted({name for text in differing[column] for name in text.split(" ")})
             found.append(
-                f"Mixed {what}: {len(differing)} of {len(table)} experiments were made with other {what} than the rest ({_few(names)}); "
-                f"see the column {column}. Numbers that average over both are marked by this line only: make them anew, or look at one part with --filter."
+                f"Mixed {what}: {len(differing)} of {len(table)} experiments were made with other"
+                f" {what} than the rest ({_few(names)}); see the column {column}. Numbers that"
+                " average over both are marked by this line only: make them anew, or look at one"
+                " part with --filter."
             )
     return found
 
@@ -177,50 +271,75 @@ def _set_aside(collection: Collection, missing: list[Json]) -> list[str]:
     table, found = collection.table, []
     stale = table[table["stale"].notna()]
     if len(stale):
-        found.append(f"{len(stale)} stale experiments are left out of all numbers: {_few(f'{row.folder} ({row.stale})' for row in stale.itertuples())}.")
+        found.append(
+            f"{len(stale)} stale experiments are left out of all numbers:"
+            f" {_few(f'{row.folder} ({row.stale})' for row in stale.itertuples())}."
+        )
     duplicates = table["duplicate_of"].notna().sum()
     if duplicates:
-        found.append(f"{duplicates} experiments are the same as another one under a second prefix and count once.")
+        found.append(
+            f"{duplicates} experiments are the same as another one under a second prefix and count"
+            " once."
+        )
     if missing:
         kinds = pd.Series([cell["reason"] for cell in missing]).value_counts()
         text = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-        found.append(f"{len(missing)} planned experiments have no result ({text}): missing.csv names each.")
+        found.append(
+            f"{len(missing)} planned experiments have no result ({text}): missing.csv names each."
+        )
     if collection.skipped:
-        found.append(f"{len(collection.skipped)} folders could not be read and are left out; they are named at the end.")
+        found.append(
+            f"{len(collection.skipped)} folders could not be read and are left out; they are named"
+            " at the end."
+        )
     return found
 
 
 def _grid_warnings(grid: Grid) -> list[str]:
     rows, found = grid.rows, list(grid.notes)
     if grid.left_out:
-        found.append(f"Too few results yet, so not compared: {', '.join(condition.words for condition in grid.left_out)}.")
-    capped, base_capped = int(rows["hit_max_epochs"].sum()), rows.loc[rows["base_hit_max_epochs"], "base_model_hash"].nunique()
+        found.append(
+            "Too few results yet, so not compared:"
+            f" {', '.join(condition.words for condition in grid.left_out)}."
+        )
+    capped, base_capped = (
+        int(rows["hit_max_epochs"].sum()),
+        rows.loc[rows["base_hit_max_epochs"], "base_model_hash"].nunique(),
+    )
     if capped or base_capped:
         found.append(
-            f"{capped} of {len(rows)} fine-tunes and {base_capped} base models stopped at max_epochs instead of by patience (marked in the table): "
-            "they may be undertrained."
+            f"{capped} of {len(rows)} fine-tunes and {base_capped} base models stopped at"
+            " max_epochs instead of by patience (marked in the table): they may be undertrained."
         )
     found += _several_lists(rows)
     if order_unset(grid):
-        found.append("The number of base participants is confounded with who they are: base_order_seed is unset, so the first ones as listed are always taken.")
+        found.append(
+            "The number of base participants is confounded with who they are: base_order_seed is"
+            " unset, so the first ones as listed are always taken."
+        )
     found += _uneven_repeats(grid)
     found += _undefined(rows, grid.metric)
     kept = int(((rows["best_epoch"] == 0) & (rows["mode"] != "target_only")).sum())
     if kept:
         found.append(
-            f"In {kept} of {len(rows)} experiments no epoch beat the untouched base on the selection windows, so fine-tuned and base are the same model."
+            f"In {kept} of {len(rows)} experiments no epoch beat the untouched base on the"
+            " selection windows, so fine-tuned and base are the same model."
         )
     return found
 
 
 def _several_lists(rows: pd.DataFrame) -> list[str]:
-    """Somebody was added, or the order changed: what was there stays, with the base participants that it had."""
+    """Somebody was added, or the order changed: what was there stays, with the base participants
+    that it had.
+    """
     lists = rows.loc[rows["mode"] != "target_only", "participants"].value_counts()
     if len(lists) < 2:
         return []
     return [
-        f"Experiments were planned with {len(lists)} lists of participants ({', '.join(map(str, lists))} experiments) and are reported together: equal "
-        "numbers of base participants may be other people (column base_participants), and a person's results with several such groups are averaged like seeds."
+        f"Experiments were planned with {len(lists)} lists of participants"
+        f" ({', '.join(map(str, lists))} experiments) and are reported together: equal numbers of"
+        " base participants may be other people (column base_participants), and a person's results"
+        " with several such groups are averaged like seeds."
     ]
 
 
@@ -235,19 +354,33 @@ def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:
                 mine[f"{row.target_participant} ({reason})"] = None
     if mine:
         return [f"Undefined {metric_words(metric)}, shown as a dash: {_few(mine)}."]
-    return [f"In {len(affected)} experiments other scores than {metric_words(metric)} are undefined; summary.csv has the reasons."] if len(affected) else []
+    return (
+        [
+            f"In {len(affected)} experiments other scores than {metric_words(metric)} are"
+            " undefined; summary.csv has the reasons."
+        ]
+        if len(affected)
+        else []
+    )
 
 
 def _uneven_repeats(grid: Grid) -> list[str]:
-    repeats = grid.rows.groupby(["mode", "target_data_pct", "n_base_participants", "target_participant"], dropna=False).size()
+    repeats = grid.rows.groupby(
+        ["mode", "target_data_pct", "n_base_participants", "target_participant"], dropna=False
+    ).size()
     sizes = repeats.groupby(level=[0, 1, 2], dropna=False).agg(["min", "max"])
     uneven = sizes[sizes["min"] < sizes["max"]]
     if not len(uneven):
         return []
     words = metric_words(grid.metric)
-    return [f"Participants differ in how many seeds or settings have run ({len(uneven)} conditions); each one's {words} is the mean of what is there."]
+    return [
+        f"Participants differ in how many seeds or settings have run ({len(uneven)} conditions);"
+        f" each one's {words} is the mean of what is there."
+    ]
 
 
 def _few(texts: Iterable[str], most: int = 5) -> str:
     every = list(texts)
-    return "; ".join(every[:most]) + (f"; and {len(every) - most} more" if len(every) > most else "")
+    return "; ".join(every[:most]) + (
+        f"; and {len(every) - most} more" if len(every) > most else ""
+    )

@@ -1,4 +1,6 @@
-"""Which cells of the grid have no result, and why: failed, blocked, stale, unreadable or never run."""
+"""Which cells of the grid have no result, and why: failed, blocked, stale, unreadable or never
+run.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,26 @@ from common.paths import FINETUNE_JOBS, Paths
 from common.report.collect import Collection, Project, Run
 from common.reuse import Data, changed
 
-MISSING_COLUMNS = ("project", "prefix", "fold", "target_participant", "mode", "target_data_pct", "base_model_hash", "reason", "detail", "log")
+MISSING_COLUMNS = (
+    "project",
+    "prefix",
+    "fold",
+    "target_participant",
+    "mode",
+    "target_data_pct",
+    "base_model_hash",
+    "reason",
+    "detail",
+    "log",
+)
 OUTCOMES = ("started", "done", "reused", "failed", "blocked")
 Sha256 = Callable[[str, str], str | None]
 
 
 def mark_stale(collection: Collection) -> None:
-    """Add the column `stale`: why a result no longer stands for today's data or base model; None where it does."""
+    """Add the column `stale`: why a result no longer stands for today's data or base model; None
+    where it does.
+    """
     reasons: dict[int, str | None] = {}
     for project in collection.projects:
         sha256 = known_sha256(Data(project.paths))
@@ -52,7 +67,11 @@ def _stale(run: Run, project: Project, sha256: Sha256) -> str | None:
     recorded = run.config.get("data_fingerprints", {})
     today = {name: sha256(run.config["options"]["data_path"], name) for name in recorded}
     files = changed(recorded, {name: sha for name, sha in today.items() if sha is not None})
-    return f"data changed since: {', '.join(files[:3])}{' ...' if len(files) > 3 else ''}" if files else None
+    return (
+        f"data changed since: {', '.join(files[:3])}{' ...' if len(files) > 3 else ''}"
+        if files
+        else None
+    )
 
 
 def missing_cells(collection: Collection) -> tuple[list[dict[str, Any]], list[str]]:
@@ -62,7 +81,10 @@ def missing_cells(collection: Collection) -> tuple[list[dict[str, Any]], list[st
     for project in collection.projects:
         path = project.paths.root / FINETUNE_JOBS
         if not path.is_file():
-            notes.append(f"{project.label}: no {FINETUNE_JOBS}, so nobody can say which experiments are missing")
+            notes.append(
+                f"{project.label}: no {FINETUNE_JOBS}, so nobody can say which experiments are"
+                " missing"
+            )
             continue
         try:
             jobs = read_jobs(path, "finetune", Data(project.paths))
@@ -74,15 +96,27 @@ def missing_cells(collection: Collection) -> tuple[list[dict[str, Any]], list[st
 
 
 def _missing_of(project: Project, jobs: list[Job], collection: Collection) -> list[dict[str, Any]]:
-    mine = collection.table[collection.table["project"] == project.label] if len(collection.table) else collection.table
-    done = {f"{row.folder}".split("/", 1)[1]: index for index, row in zip(mine.index, mine.itertuples(), strict=True)}
-    unreadable = {skip.folder.removeprefix(f"{project.label}/experiments/"): skip.reason for skip in collection.skipped}
+    mine = (
+        collection.table[collection.table["project"] == project.label]
+        if len(collection.table)
+        else collection.table
+    )
+    done = {
+        f"{row.folder}".split("/", 1)[1]: index
+        for index, row in zip(mine.index, mine.itertuples(), strict=True)
+    }
+    unreadable = {
+        skip.folder.removeprefix(f"{project.label}/experiments/"): skip.reason
+        for skip in collection.skipped
+    }
     events = last_events(project.paths)
     cells = []
     for job in jobs:
         if job.id in done:
             index = done[job.id]
-            why = collection.table.at[index, "stale"] or _other_configuration(collection.runs[index], job.finetune)
+            why = collection.table.at[index, "stale"] or _other_configuration(
+                collection.runs[index], job.finetune
+            )
             found = ("stale", why, "") if why else None
         else:
             found = _reason(job, project, unreadable.get(job.id), events)
@@ -98,17 +132,25 @@ def _other_configuration(run: Run, planned: FinetuneOptions) -> str | None:
     names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if not names:
         return None
-    return "results of another configuration: " + ", ".join(f"{name} {there.get(name)} there, {here.get(name)} planned" for name in names[:3])
+    return "results of another configuration: " + ", ".join(
+        f"{name} {there.get(name)} there, {here.get(name)} planned" for name in names[:3]
+    )
 
 
-def _reason(job: Job, project: Project, unreadable: str | None, events: dict[str, dict[str, Any]]) -> tuple[str, str, str]:
+def _reason(
+    job: Job, project: Project, unreadable: str | None, events: dict[str, dict[str, Any]]
+) -> tuple[str, str, str]:
     """Kind, detail and log of a cell that has no readable result."""
     event = events.get(job.id, {})
     base_event = events.get(job.needs or "", {})
     if event.get("event") == "failed":
         return "failed", str(event.get("error", "")), str(event.get("log", ""))
     if job.needs and job.needs not in project.bases and base_event.get("event") == "failed":
-        return "blocked", f"its base model {job.needs} failed: {base_event.get('error', '')}", str(base_event.get("log", ""))
+        return (
+            "blocked",
+            f"its base model {job.needs} failed: {base_event.get('error', '')}",
+            str(base_event.get("log", "")),
+        )
     if event.get("event") == "blocked":
         return "blocked", str(event.get("error", "")), ""
     if unreadable:
@@ -120,7 +162,12 @@ def _reason(job: Job, project: Project, unreadable: str | None, events: dict[str
 
 def _cell(project: Project, job: Job, reason: str, detail: str, log: str) -> dict[str, Any]:
     values = job.values
-    cell = {"project": project.label, "prefix": values["prefix"], "fold": values["fold"], "target_participant": values["participants"][values["fold"]]}
+    cell = {
+        "project": project.label,
+        "prefix": values["prefix"],
+        "fold": values["fold"],
+        "target_participant": values["participants"][values["fold"]],
+    }
     cell |= {key: values[key] for key in ("mode", "target_data_pct", "base_model_hash")}
     return cell | {"reason": reason, "detail": detail, "log": log}
 

@@ -1,4 +1,6 @@
-"""The report's statistics, on plain numbers. One number a participant everywhere: windows, folds and seeds are never the unit."""
+"""The report's statistics, on plain numbers. One number a participant everywhere: windows, folds
+and seeds are never the unit.
+"""
 
 from __future__ import annotations
 
@@ -66,12 +68,15 @@ def paired(differences: Sequence[float] | Floats, resamples: int = RESAMPLES) ->
 
 
 def wilcoxon_exact(differences: Sequence[float] | Floats) -> float | None:
-    """Exact two-sided p of Wilcoxon's signed-rank test (Wilcoxon 1945); zeros are dropped, as he did. None where n is too small.
+    """Exact two-sided p of Wilcoxon's signed-rank test (Wilcoxon 1945); zeros are dropped, as he
+    did. None where n is too small.
 
-    scipy's exact distribution where all sizes differ. With ties it is only exact for n up to 13, so there the distribution over all sign patterns of
-    the midranks is counted out here (Streitberg and Roehmel 1986); the two agree where both are exact.
+    scipy's exact distribution where all sizes differ. With ties it is only exact for n up to 13, so
+    there the distribution over all sign patterns of the midranks is counted out here (Streitberg
+    and Roehmel 1986); the two agree where both are exact.
     """
-    values = np.round(np.asarray(differences, dtype=float), 12)  # .92 - .84 and .32 - .24 are one size, whatever floats say
+    # .92 - .84 and .32 - .24 are one size, whatever floats say
+    values = np.round(np.asarray(differences, dtype=float), 12)
     if len(values) < SMALLEST_N:
         return None
     sizes = values[values != 0]
@@ -96,7 +101,9 @@ def _exact_with_ties(values: Floats) -> float:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (Holm 1979). Tests that could not be made (None) stay None and do not count."""
+    """Holm's step-down adjustment (Holm 1979). Tests that could not be made (None) stay None and do
+    not count.
+    """
     order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -111,7 +118,9 @@ def resampled(n: int, resamples: int = RESAMPLES) -> NDArray[np.int64]:
     return np.random.default_rng(SEED).integers(0, max(n, 1), size=(resamples, n))
 
 
-def interval(values: Floats, statistic: Statistic, resamples: int = RESAMPLES) -> tuple[float, float]:
+def interval(
+    values: Floats, statistic: Statistic, resamples: int = RESAMPLES
+) -> tuple[float, float]:
     """95 % percentile bootstrap interval over participants (Efron 1979).
 
     Args:
@@ -134,7 +143,9 @@ def median_interval(values: Floats) -> tuple[float, float, float]:
 
 
 def ratio_of_means(numerator: Floats, denominator: Floats) -> tuple[float, float, float]:
-    """Mean over mean with its 95 % interval: no participant with a denominator near zero can dominate, as in a mean of ratios."""
+    """Mean over mean with its 95 % interval: no participant with a denominator near zero can
+    dominate, as in a mean of ratios.
+    """
     both = np.stack([numerator, denominator], axis=-1)
     below = denominator.mean() if len(denominator) else 0.0
     ratio = float(numerator.mean() / below) if below > 0 else float("nan")

@@ -8,7 +8,17 @@ from collections.abc import Mapping, Sequence
 
 from common.report.analysis import Condition, Grid, Line, percent
 from common.report.statistics import Paired, p_text
-from common.report.words import NOTHING, count, duration, gain_text, metric_words, p_sentence, score, share_text, with_interval
+from common.report.words import (
+    NOTHING,
+    count,
+    duration,
+    gain_text,
+    metric_words,
+    p_sentence,
+    score,
+    share_text,
+    with_interval,
+)
 
 COLUMNS = (
     "Condition",
@@ -56,9 +66,23 @@ def markdown(text: str) -> str:
     return escaped.replace("\n", " ")
 
 
-def table_cells(grid: Grid, lines: Sequence[Line], p_holm: Mapping[Condition, float | None], primary: Condition | None) -> list[list[str]]:
-    """The main table as text, a list a condition. `primary`: the condition whose test is not adjusted, if it is in this table."""
-    return [_cells(grid, line, "primary" if line.condition == primary else adjusted_text(p_holm.get(line.condition))) for line in lines]
+def table_cells(
+    grid: Grid,
+    lines: Sequence[Line],
+    p_holm: Mapping[Condition, float | None],
+    primary: Condition | None,
+) -> list[list[str]]:
+    """The main table as text, a list a condition. `primary`: the condition whose test is not
+    adjusted, if it is in this table.
+    """
+    return [
+        _cells(
+            grid,
+            line,
+            "primary" if line.condition == primary else adjusted_text(p_holm.get(line.condition)),
+        )
+        for line in lines
+    ]
 
 
 def adjusted_text(p: float | None) -> str:
@@ -74,13 +98,24 @@ def _cells(grid: Grid, line: Line, holm: str) -> list[str]:
     cells += [with_interval(line.median, grid.metric), score(line.mean, grid.metric)]
     if gain is None:
         return [*cells, *[NOTHING] * 6]
-    return [*cells, gain_text(gain, grid.metric), f"{gain.better} of {gain.n}", str(gain.zeros), gain.p_text, holm, share_text(line.share)]
+    return [
+        *cells,
+        gain_text(gain, grid.metric),
+        f"{gain.better} of {gain.n}",
+        str(gain.zeros),
+        gain.p_text,
+        holm,
+        share_text(line.share),
+    ]
 
 
 def latex_table(cells: Sequence[Sequence[str]], caption: str, label: str) -> str:
     """A booktabs table, referred to as `tab:label`."""
     body = "\n".join("    " + " & ".join(latex(cell) for cell in row) + r" \\" for row in cells)
-    head = " & ".join(latex(column).replace("p (Holm)", "$p$ (Holm)") if column != "p" else "$p$" for column in COLUMNS)
+    head = " & ".join(
+        latex(column).replace("p (Holm)", "$p$ (Holm)") if column != "p" else "$p$"
+        for column in COLUMNS
+    )
     return "\n".join(
         [
             "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}. Written by report.py.",
@@ -104,7 +139,10 @@ def latex_table(cells: Sequence[Sequence[str]], caption: str, label: str) -> str
 
 def markdown_table(cells: Sequence[Sequence[str]], caption: str) -> str:
     """A table for a README or a manuscript in Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "|".join(["---"] + ["---:"] * (len(COLUMNS) - 1)) + "|"]
+    lines = [
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "|".join(["---"] + ["---:"] * (len(COLUMNS) - 1)) + "|",
+    ]
     lines += ["| " + " | ".join(markdown(cell) for cell in row) + " |" for row in cells]
     return "\n".join([*lines, "", markdown(caption), ""])
 
@@ -112,20 +150,35 @@ def markdown_table(cells: Sequence[Sequence[str]], caption: str) -> str:
 def caption_of(grid: Grid, threshold: str) -> str:
     """What a reader must know beside the main table."""
     name = f" ({grid.name})" if grid.name else ""
+    people = len(grid.participants)
+    of = f" of {people + len(grid.excluded)}" if grid.excluded else ""
     return (
-        f"Test {metric_words(grid.metric)}{name} at {threshold}: median over participants with 95 % bootstrap interval, n = {len(grid.participants)}"
-        f"{' of ' + str(len(grid.participants) + len(grid.excluded)) if grid.excluded else ''}. Gain: difference from the untouched base, positive is better. "
-        "p: exact two-sided Wilcoxon signed-rank; all but the primary contrast Holm-adjusted. Share: mean gain over mean possible gain. "
-        "Counts are medians over participants."
+        f"Test {metric_words(grid.metric)}{name} at {threshold}: median over participants with 95 %"
+        f" bootstrap interval, n = {people}{of}."
+        " Gain: difference from the untouched base, positive is better. p: exact two-sided"
+        " Wilcoxon signed-rank; all but the primary contrast Holm-adjusted. Share: mean gain over"
+        " mean possible gain. Counts are medians over participants."
     )
 
 
-# -- macros ---------------------------------------------------------------------------------------------------------------------------
+# -- macros
 
 
-def macros(grid: Grid, lines: Sequence[Line], tuned: Sequence[Line], p_holm: Mapping[Condition, float | None], more: Mapping[str, str]) -> dict[str, str]:
-    """Macro name to its text: the headline's numbers, each line of the main table at 0.5 and tuned, and `more`."""
-    found = {"Metric": metric_words(grid.metric), "N": str(len(grid.participants)), "NAll": str(len(grid.participants) + len(grid.excluded))}
+def macros(
+    grid: Grid,
+    lines: Sequence[Line],
+    tuned: Sequence[Line],
+    p_holm: Mapping[Condition, float | None],
+    more: Mapping[str, str],
+) -> dict[str, str]:
+    """Macro name to its text: the headline's numbers, each line of the main table at 0.5 and tuned,
+    and `more`.
+    """
+    found = {
+        "Metric": metric_words(grid.metric),
+        "N": str(len(grid.participants)),
+        "NAll": str(len(grid.participants) + len(grid.excluded)),
+    }
     for prefix, several in (("", lines), ("Tuned", tuned)):
         for line in several:
             found |= _line_macros(prefix + condition_letters(line.condition), grid, line)
@@ -140,8 +193,14 @@ def macros(grid: Grid, lines: Sequence[Line], tuned: Sequence[Line], p_holm: Map
 
 
 def _line_macros(name: str, grid: Grid, line: Line) -> dict[str, str]:
-    found = _interval_macros(name + "Median", line.median, grid.metric) | {name + "Mean": score(line.mean, grid.metric)}
-    for key, text in (("train_windows", "Windows"), ("train_positives", "Positives"), ("selection_windows", "SelectionWindows")):
+    found = _interval_macros(name + "Median", line.median, grid.metric) | {
+        name + "Mean": score(line.mean, grid.metric)
+    }
+    for key, text in (
+        ("train_windows", "Windows"),
+        ("train_positives", "Positives"),
+        ("selection_windows", "SelectionWindows"),
+    ):
         if key in line.counts:
             found[name + text] = count(line.counts[key])
     if "train_hours" in line.counts:
@@ -154,20 +213,36 @@ def _line_macros(name: str, grid: Grid, line: Line) -> dict[str, str]:
 
 
 def _gain_macros(name: str, grid: Grid, gain: Paired) -> dict[str, str]:
-    found = _interval_macros(name + "Gain", (gain.median, gain.low, gain.high), grid.metric, signed=True)
-    found |= {name + "GainN": str(gain.n), name + "Better": str(gain.better), name + "Zeros": str(gain.zeros)}
+    found = _interval_macros(
+        name + "Gain", (gain.median, gain.low, gain.high), grid.metric, signed=True
+    )
+    found |= {
+        name + "GainN": str(gain.n),
+        name + "Better": str(gain.better),
+        name + "Zeros": str(gain.zeros),
+    }
     return found | {name + "P": p_sentence(gain.p, gain.n)}
 
 
-def _interval_macros(name: str, values: tuple[float, float, float], metric: str, signed: bool = False) -> dict[str, str]:
-    return {name + end: score(value, metric, signed) for end, value in zip(("", "Low", "High"), values, strict=True) if math.isfinite(value)}
+def _interval_macros(
+    name: str, values: tuple[float, float, float], metric: str, signed: bool = False
+) -> dict[str, str]:
+    return {
+        name + end: score(value, metric, signed)
+        for end, value in zip(("", "Low", "High"), values, strict=True)
+        if math.isfinite(value)
+    }
 
 
 def condition_letters(condition: Condition) -> str:
-    """'TargetOnlyFineTuningTwelvePointFive' would need an English speaker; digits are spelled one by one: 'TargetOnlyFineTuningOneTwoPointFive'."""
+    """'TargetOnlyFineTuningTwelvePointFive' would need an English speaker; digits are spelled one
+    by one: 'TargetOnlyFineTuningOneTwoPointFive'.
+    """
     if condition.mode == "base":
         return "Base"
-    return "".join(part.capitalize() for part in condition.mode.split("_")) + _letters(percent(condition.fraction))
+    return "".join(part.capitalize() for part in condition.mode.split("_")) + _letters(
+        percent(condition.fraction)
+    )
 
 
 def _letters(text: str) -> str:
@@ -178,5 +253,14 @@ def _letters(text: str) -> str:
 
 def macros_file(values: Mapping[str, str]) -> str:
     """numbers.tex."""
-    lines = ["% Every number of the report's text. Written by report.py; \\input it and use, for example, \\persPrimaryMedian."]
-    return "\n".join([*lines, *(rf"\newcommand{{\{name}}}{{{latex(text)}}}" for name, text in sorted(values.items())), ""])
+    lines = [
+        "% Every number of the report's text. Written by report.py; \\input it and use, for"
+        " example, \\persPrimaryMedian."
+    ]
+    return "\n".join(
+        [
+            *lines,
+            *(rf"\newcommand{{\{name}}}{{{latex(text)}}}" for name, text in sorted(values.items())),
+            "",
+        ]
+    )

@@ -1,4 +1,6 @@
-"""Numbers and sentences as a paper prints them. Everything said about results is worded here, once."""
+"""Numbers and sentences as a paper prints them. Everything said about results is worded here,
+once.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def metric_words(metric: str) -> str:
 
 
 def score(value: float | None, metric: str = "", signed: bool = False) -> str:
-    """'.84', '1.00'; '0.84' where a score can exceed 1; differences are signed and have a digit more, '+.071'; a dash where there is none."""
+    """'.84', '1.00'; '0.84' where a score can exceed 1; differences are signed and have a digit
+    more, '+.071'; a dash where there is none.
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
     text = f"{abs(value):.{3 if signed else 2}f}"
@@ -38,7 +42,9 @@ def score(value: float | None, metric: str = "", signed: bool = False) -> str:
     return ("−" if negative else "+" if signed and float(text) != 0 else "") + text
 
 
-def with_interval(values: tuple[float, float, float], metric: str = "", signed: bool = False) -> str:
+def with_interval(
+    values: tuple[float, float, float], metric: str = "", signed: bool = False
+) -> str:
     """'.84 [.79, .90]'."""
     middle, low, high = (score(value, metric, signed) for value in values)
     return middle if NOTHING in (low, high) else f"{middle} [{low}, {high}]"
@@ -56,13 +62,23 @@ def share_text(share: tuple[float, float, float] | None) -> str:
     if share[0] < 0:
         return "none (worse)"
     low, high = share[1:]
-    inside = f" [{100 * low:.0f}, {100 * high:.0f}]" if math.isfinite(low) and math.isfinite(high) else ""
+    inside = (
+        f" [{100 * low:.0f}, {100 * high:.0f}]"
+        if math.isfinite(low) and math.isfinite(high)
+        else ""
+    )
     return f"{100 * share[0]:.0f} %{inside}".replace("-", "−")
 
 
 def count(value: float | None) -> str:
     """'31', '31.5', a dash."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:,.12g}" if value == round(value) else f"{value:,.1f}"
+    return (
+        NOTHING
+        if value is None or not math.isfinite(value)
+        else f"{value:,.12g}"
+        if value == round(value)
+        else f"{value:,.1f}"
+    )
 
 
 def duration(hours: float | None) -> str:
@@ -98,15 +114,20 @@ def headline(grid: Grid, lines: list[Line]) -> str:
     verb = ("lowers" if grid.lower else "lifts") if gain.median > 0 and significant else "takes"
     end = "" if significant or gain.p is None else ": no reliable difference"
     return (
-        f"Fine-tuning on {_material(grid.primary, primary)} {verb} the median {words} from {before} to {after}, "
-        f"better for {gain.better} of {gain.n} people, {p_sentence(gain.p, gain.n)}{end}."
+        f"Fine-tuning on {_material(grid.primary, primary)} {verb} the median {words} from {before}"
+        f" to {after}, better for {gain.better} of {gain.n} people,"
+        f" {p_sentence(gain.p, gain.n)}{end}."
     )
 
 
 def _material(condition: Condition | None, line: Line) -> str:
     windows, hours = line.counts.get("train_windows"), line.counts.get("train_hours")
     time = f" ({duration(hours)})" if hours is not None else ""
-    also = " together with the base participants' windows" if condition and condition.mode == "full_fine_tuning" else ""
+    also = (
+        " together with the base participants' windows"
+        if condition and condition.mode == "full_fine_tuning"
+        else ""
+    )
     return f"a median of {count(windows)} labelled training windows{time}{also}"
 
 
@@ -118,13 +139,23 @@ def beside_headline(grid: Grid, lines: list[Line]) -> str:
     gain, counts = primary.gain, primary.counts
     selection = counts.get("selection_windows")
     time = f" ({duration(counts['selection_hours'])})" if "selection_hours" in counts else ""
-    beside = f"Besides, a median of {count(selection)} labelled windows{time} chose the epoch to stop at. " if selection else ""
+    beside = (
+        f"Besides, a median of {count(selection)} labelled windows{time} chose the epoch to stop"
+        " at. "
+        if selection
+        else ""
+    )
     zeros = f", {gain.zeros} unchanged" if gain.zeros else ""
-    share = f", {share_text(primary.share)} of what lay between the base and a perfect score" if primary.share else ""
+    share = (
+        f", {share_text(primary.share)} of what lay between the base and a perfect score"
+        if primary.share
+        else ""
+    )
     return (
-        f"{beside}Median difference {gain_text(gain, grid.metric)} (95 % bootstrap interval over people; positive is better), "
-        f"n = {gain.n}{zeros}{share}. Exact two-sided Wilcoxon signed-rank test of {condition_words(grid.primary)} against the untouched base, "
-        "at threshold 0.5."
+        f"{beside}Median difference {gain_text(gain, grid.metric)} (95 % bootstrap interval over"
+        f" people; positive is better), n = {gain.n}{zeros}{share}. Exact two-sided Wilcoxon"
+        f" signed-rank test of {condition_words(grid.primary)} against the untouched base, at"
+        " threshold 0.5."
     )
 
 
@@ -139,18 +170,27 @@ def people_words(grid: Grid) -> str:
     if not grid.excluded:
         return f"All {total} participants have every compared condition."
     named = "; ".join(f"{name} ({reason})" for name, reason in grid.excluded.items())
-    return f"{number} of {total} participants have every compared condition and are reported. Left out: {named}."
+    return (
+        f"{number} of {total} participants have every compared condition and are reported. Left"
+        f" out: {named}."
+    )
 
 
 def settings_words(grid: Grid) -> str:
     """How the other options came about."""
     base = (
-        f"All results are those with {grid.n_base:.0f} base participants, the most that at least half of the people have. " if grid.n_base is not None else ""
+        f"All results are those with {grid.n_base:.0f} base participants, the most that at least"
+        " half of the people have. "
+        if grid.n_base is not None
+        else ""
     )
     if not grid.settings:
         return f"{base}No other option varies, so nothing was chosen."
     names = ", ".join(grid.settings)
-    return f"{base}For each participant and condition, {names} was chosen by the mean validation {metric_words(grid.metric)} over the other participants."
+    return (
+        f"{base}For each participant and condition, {names} was chosen by the mean validation"
+        f" {metric_words(grid.metric)} over the other participants."
+    )
 
 
 def fixed_words(grid: Grid) -> str:
@@ -158,6 +198,7 @@ def fixed_words(grid: Grid) -> str:
     if grid.primary is None:
         return "Nothing was fine-tuned from a base, so there is no primary contrast."
     return (
-        f"The primary contrast, {condition_words(grid.primary)} against the untouched base, was fixed before any result was looked at: "
-        f"the first mode that was run of target only, with base data, head only; the fraction nearest to {percent(0.1)}. --filter fixes another."
+        f"The primary contrast, {condition_words(grid.primary)} against the untouched base, was"
+        " fixed before any result was looked at: the first mode that was run of target only, with"
+        f" base data, head only; the fraction nearest to {percent(0.1)}. --filter fixes another."
     )

@@ -21,7 +21,9 @@ def three_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 @pytest.fixture
 def hosts(three_hosts: Hosts) -> Iterator[Hosts]:
-    """The three hosts with links up, sshd running as at first, plain ssh_config and the right known_hosts."""
+    """The three hosts with links up, sshd running as at first, plain ssh_config and the right
+    known_hosts.
+    """
     yield three_hosts
     three_hosts.reset()
 

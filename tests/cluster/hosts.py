@@ -1,4 +1,5 @@
-"""Three real SSH hosts on this machine: network namespaces on a bridge, each with its own sshd, host key, home and project folder.
+"""Three real SSH hosts on this machine: network namespaces on a bridge, each with its own sshd,
+host key, home and project folder.
 
     with Hosts(tmp_path) as hosts:
         config = hosts.write_config(folder)        # a cluster_config.json for all of them
@@ -6,9 +7,10 @@
         hosts.freeze("h2"); hosts.thaw("h2")       # SIGSTOP, SIGCONT of everything on it
         hosts.kill_all("h3"); hosts.start_sshd("h3")
 
-What a host runs is known by its network namespace, and ends with it: `close` kills by process id, also after a failed set-up. The hosts share this
-machine's file system and user (root), so each has a folder of its own: `folder` (its disk), `project` in it, and HOME and TMPDIR in it through
-sshd's SetEnv.
+What a host runs is known by its network namespace, and ends with it: `close` kills by process id,
+also after a failed set-up. The hosts share this machine's file system and user (root), so each has
+a folder of its own: `folder` (its disk), `project` in it, and HOME and TMPDIR in it through sshd's
+SetEnv.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ def missing_parts() -> str:
     """Why hosts cannot be made here, or an empty string."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if lacking := [tool for tool in (SSHD, "ip", "rsync", "ssh", "ssh-keygen", "unshare") if not shutil.which(tool)]:
+    if lacking := [
+        tool
+        for tool in (SSHD, "ip", "rsync", "ssh", "ssh-keygen", "unshare")
+        if not shutil.which(tool)
+    ]:
         return f"not installed: {', '.join(lacking)}"
     probe = subprocess.run(["unshare", "--net", "true"], capture_output=True)
     return "" if probe.returncode == 0 else "network namespaces are not allowed here"
@@ -53,7 +59,8 @@ class Host:
     link: str  # this machine's end of its cable
     address: str
     folder: Path
-    extra: list[str] = field(default_factory=list)  # lines for its sshd_config, before the next start_sshd
+    # lines for its sshd_config, before the next start_sshd
+    extra: list[str] = field(default_factory=list)
     sshd: subprocess.Popen[bytes] | None = None
 
     @property
@@ -85,7 +92,11 @@ class Hosts:
     def __init__(self, folder: Path, names: tuple[str, ...] = NAMES) -> None:
         self.folder, self.names = folder / "hosts", names
         self.ssh = self.folder / "ssh"
-        self.ssh_config, self.known_hosts, self.key = self.ssh / "ssh_config", self.ssh / "known_hosts", self.ssh / "id_ed25519"
+        self.ssh_config, self.known_hosts, self.key = (
+            self.ssh / "ssh_config",
+            self.ssh / "known_hosts",
+            self.ssh / "id_ed25519",
+        )
         self.hosts: dict[str, Host] = {}
         self._record: IO[str] | None = None
         self.number = 0
@@ -108,7 +119,9 @@ class Hosts:
     # Making
 
     def _claim_number(self) -> None:
-        """A number for bridge, namespaces and subnet. Its record is locked while its owner lives: what a free one names is left over."""
+        """A number for bridge, namespaces and subnet. Its record is locked while its owner lives:
+        what a free one names is left over.
+        """
         RECORDS.mkdir(exist_ok=True)
         for number in range(self.first, 250):
             record = (RECORDS / f"{number}.lock").open("a+")
@@ -129,13 +142,20 @@ class Hosts:
 
     def _make(self) -> None:
         self.ssh.mkdir(parents=True)
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd's privilege separation wants it; a package's service would make it
+        # sshd's privilege separation wants it; a package's service would make it
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "user", "-f", self.key)
         _call("ip", "link", "add", self.bridge, "type", "bridge")
         _call("ip", "addr", "add", f"{self.address(1)}/24", "dev", self.bridge)
         _call("ip", "link", "set", self.bridge, "up")
         for index, name in enumerate(self.names):
-            self.hosts[name] = host = Host(name, f"mlc{self.number}-{name}", f"mlc{self.number}v{index}", self.address(11 + index), self.folder / name)
+            self.hosts[name] = host = Host(
+                name,
+                f"mlc{self.number}-{name}",
+                f"mlc{self.number}v{index}",
+                self.address(11 + index),
+                self.folder / name,
+            )
             self._plug_in(host)
             self._furnish(host)
             self.start_sshd(name)
@@ -144,7 +164,9 @@ class Hosts:
 
     def write_known_hosts(self) -> None:
         """The right key for each host."""
-        self.known_hosts.write_text("".join(f"{host.address} {host.public_key}\n" for host in self.hosts.values()))
+        self.known_hosts.write_text(
+            "".join(f"{host.address} {host.public_key}\n" for host in self.hosts.values())
+        )
 
     def reset(self) -> None:
         """As after the start, with empty project and home folders."""
@@ -169,51 +191,134 @@ class Hosts:
 
     def _plug_in(self, host: Host) -> None:
         _call("ip", "netns", "add", host.namespace)
-        _call("ip", "link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+        _call(
+            "ip",
+            "link",
+            "add",
+            host.link,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            host.namespace,
+        )
         _call("ip", "link", "set", host.link, "master", self.bridge, "up")
-        for words in (["addr", "add", f"{host.address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"], ["link", "set", "lo", "up"]):
+        for words in (
+            ["addr", "add", f"{host.address}/24", "dev", "eth0"],
+            ["link", "set", "eth0", "up"],
+            ["link", "set", "lo", "up"],
+        ):
             _call("ip", "-n", host.namespace, *words)
 
     def _furnish(self, host: Host) -> None:
         for folder in (host.project, host.home, host.folder / "tmp"):
             folder.mkdir(parents=True)
-        _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", host.name, "-f", host.folder / "host_key")
+        _call(
+            "ssh-keygen",
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            host.name,
+            "-f",
+            host.folder / "host_key",
+        )
         shutil.copy(self.key.with_suffix(".pub"), host.folder / "authorized_keys")
 
     def write_ssh_config(self, *more: str, key: bool = True) -> None:
-        """Each host under its name, with `more` lines before them (the first value for an option wins), with or without the user's key."""
+        """Each host under its name, with `more` lines before them (the first value for an option
+        wins), with or without the user's key.
+        """
         lines = [*more]
         for host in self.hosts.values():
             lines += [f"Host {host.name}", f"  HostName {host.address}"]
-        lines += ["Host *", "  User root", "  IdentitiesOnly yes", f'  UserKnownHostsFile "{self.known_hosts}"']
-        lines += ["  GlobalKnownHostsFile /dev/null"] + ([f'  IdentityFile "{self.key}"'] if key else [])
+        lines += [
+            "Host *",
+            "  User root",
+            "  IdentitiesOnly yes",
+            f'  UserKnownHostsFile "{self.known_hosts}"',
+        ]
+        lines += ["  GlobalKnownHostsFile /dev/null"] + (
+            [f'  IdentityFile "{self.key}"'] if key else []
+        )
         self.ssh_config.write_text("\n".join(lines) + "\n")
 
     def start_sshd(self, name: str) -> None:
         """Start it, with the host's `extra` lines first, and wait until it answers."""
         host = self.hosts[name]
         config = [
-            *host.extra, "Port 22", f"ListenAddress {host.address}", f'HostKey "{host.folder}/host_key"', f'AuthorizedKeysFile "{host.folder}/authorized_keys"',
-            "PermitRootLogin prohibit-password", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "UsePAM no", "StrictModes no",
-            "UseDNS no", "PidFile none", "LogLevel VERBOSE", f'SetEnv HOME="{host.home}" TMPDIR="{host.folder}/tmp" OMP_NUM_THREADS=1',
-        ]  # fmt: skip
+            *host.extra,
+            "Port 22",
+            f"ListenAddress {host.address}",
+            f'HostKey "{host.folder}/host_key"',
+            f'AuthorizedKeysFile "{host.folder}/authorized_keys"',
+            "PermitRootLogin prohibit-password",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "UsePAM no",
+            "StrictModes no",
+            "UseDNS no",
+            "PidFile none",
+            "LogLevel VERBOSE",
+            f'SetEnv HOME="{host.home}" TMPDIR="{host.folder}/tmp" OMP_NUM_THREADS=1',
+        ]
         (host.folder / "sshd_config").write_text("\n".join(config) + "\n")
         shell = f'hostname "$1" && exec {SSHD} -D -e -f "$2"'
         with (host.folder / "sshd.log").open("ab") as log:
-            argv = ["ip", "netns", "exec", host.namespace, "unshare", "--uts", "sh", "-c", shell, "sh", name, str(host.folder / "sshd_config")]
-            host.sshd = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/")
+            argv = [
+                "ip",
+                "netns",
+                "exec",
+                host.namespace,
+                "unshare",
+                "--uts",
+                "sh",
+                "-c",
+                shell,
+                "sh",
+                name,
+                str(host.folder / "sshd_config"),
+            ]
+            host.sshd = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
         _wait(lambda: _answers(host), f"sshd of {name} to answer; its log: {host.folder}/sshd.log")
 
     # Cluster files
 
     def servers(self, **more: Any) -> list[dict[str, Any]]:
         """One entry a host for cluster_config.json."""
-        return [{"host": h.name, "path": str(h.project), "python": sys.executable, "cpu_slots": 1, **more} for h in self.hosts.values()]
+        return [
+            {
+                "host": h.name,
+                "path": str(h.project),
+                "python": sys.executable,
+                "cpu_slots": 1,
+                **more,
+            }
+            for h in self.hosts.values()
+        ]
 
-    def write_config(self, folder: Path, servers: list[dict[str, Any]] | None = None, **more: Any) -> Path:
+    def write_config(
+        self, folder: Path, servers: list[dict[str, Any]] | None = None, **more: Any
+    ) -> Path:
         """`folder`/cluster_config.json."""
         path = folder / "cluster_config.json"
-        path.write_text(json.dumps({"servers": servers or self.servers(), "ssh_config": str(self.ssh_config), **more}, indent=2))
+        path.write_text(
+            json.dumps(
+                {"servers": servers or self.servers(), "ssh_config": str(self.ssh_config), **more},
+                indent=2,
+            )
+        )
         return path
 
     # Harm
@@ -235,16 +340,29 @@ class Hosts:
         found = {}
         for pid in self.processes(name):
             with suppress(OSError):
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                found[pid] = (
+                    Path(f"/proc/{pid}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                    .strip()
+                )
         return found
 
     def user_processes(self, name: str) -> dict[int, str]:
         """What runs there apart from sshd itself."""
-        return {pid: command for pid, command in self.commands(name).items() if command and not command.startswith(("sshd:", SSHD, "ip netns", "unshare"))}
+        return {
+            pid: command
+            for pid, command in self.commands(name).items()
+            if command and not command.startswith(("sshd:", SSHD, "ip netns", "unshare"))
+        }
 
     def freeze(self, name: str) -> None:
         """Stop everything on it where it stands, what is started meanwhile included."""
-        _signal_until(lambda: [pid for pid in self.processes(name) if _state(pid) not in "TtZX"], signal.SIGSTOP)
+        _signal_until(
+            lambda: [pid for pid in self.processes(name) if _state(pid) not in "TtZX"],
+            signal.SIGSTOP,
+        )
 
     def thaw(self, name: str) -> None:
         """Let it go on."""
@@ -265,7 +383,9 @@ class Hosts:
     def on_host(self, name: str, argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         """A process on the host without SSH; killed at the end."""
         argv = ["ip", "netns", "exec", self.hosts[name].namespace, *argv]
-        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True) as process:
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        ) as process:
             try:
                 yield process
             finally:
@@ -274,7 +394,9 @@ class Hosts:
     # Ending
 
     def close(self) -> None:
-        """Kill what runs on the hosts, remove the network. Safe to repeat, and after half a set-up."""
+        """Kill what runs on the hosts, remove the network. Safe to repeat, and after half a
+        set-up.
+        """
         if self._record is None:
             return
         self._remove_network()
@@ -289,9 +411,12 @@ class Hosts:
         for namespace in [name for name in _namespaces() if name.startswith(f"mlc{self.number}-")]:
             _signal_until(lambda namespace=namespace: processes_in(namespace), signal.SIGKILL)  # type: ignore[misc]
             _call("ip", "netns", "del", namespace)
-        for link in [f"mlc{self.number}v{index}" for index in range(len(self.names))] + [self.bridge]:
+        for link in [f"mlc{self.number}v{index}" for index in range(len(self.names))] + [
+            self.bridge
+        ]:
             if Path("/sys/class/net", link).exists():
-                subprocess.run(["ip", "link", "del", link], capture_output=True)  # a cable goes with its namespace, sometimes before we ask
+                # a cable goes with its namespace, sometimes before we ask
+                subprocess.run(["ip", "link", "del", link], capture_output=True)
 
     def _reap(self, host: Host) -> None:
         if host.sshd:
@@ -309,7 +434,11 @@ def processes_in(namespace: str) -> list[int]:
     found = []
     for entry in os.listdir("/proc"):
         with suppress(OSError):
-            if entry.isdigit() and os.stat(f"/proc/{entry}/ns/net").st_ino == inode and _state(int(entry)) not in "ZX":
+            if (
+                entry.isdigit()
+                and os.stat(f"/proc/{entry}/ns/net").st_ino == inode
+                and _state(int(entry)) not in "ZX"
+            ):
                 found.append(int(entry))
     return found
 

@@ -1,4 +1,6 @@
-"""A tiny project for the cluster's tests: data, jobs, the real scripts as subprocesses, and what a run wrote."""
+"""A tiny project for the cluster's tests: data, jobs, the real scripts as subprocesses, and what a
+run wrote.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,31 @@ SHORT = {"heartbeat_seconds": 0.5, "suspect_seconds": 3, "close_seconds": 6}
 TWO_PHASE = "run_two_phase_distributed.py"
 ONE_PHASE = "run_distributed_training.py"
 FIXED: dict[str, Any] = {
-    "data_path": "data/tiny", "window_size": 16, "participants": list(PEOPLE), "batch_size": 8, "lr": 0.01, "base_channels": 2, "num_blocks": 2,
-    "early_stopping_patience": 100_000, "early_stopping_patience_target": 100_000, "max_epochs": 3,
-}  # fmt: skip
-GRID: dict[str, Any] = {"mode": ["full_fine_tuning", "target_only_fine_tuning"], "target_data_pct": [0.5, 1.0], "n_base_participants": [1, 2]}
+    "data_path": "data/tiny",
+    "window_size": 16,
+    "participants": list(PEOPLE),
+    "batch_size": 8,
+    "lr": 0.01,
+    "base_channels": 2,
+    "num_blocks": 2,
+    "early_stopping_patience": 100_000,
+    "early_stopping_patience_target": 100_000,
+    "max_epochs": 3,
+}
+GRID: dict[str, Any] = {
+    "mode": ["full_fine_tuning", "target_only_fine_tuning"],
+    "target_data_pct": [0.5, 1.0],
+    "n_base_participants": [1, 2],
+}
 Event = dict[str, Any]
 
 
-def write_data(folder: Path, people: Sequence[str] = PEOPLE, windows: int = 12, seed: int = 0) -> None:
-    """`folder`/{participant}_{split}.pt: X float32 [windows, 2, 16], y in {0, 1}, learnable but not trivial."""
+def write_data(
+    folder: Path, people: Sequence[str] = PEOPLE, windows: int = 12, seed: int = 0
+) -> None:
+    """`folder`/{participant}_{split}.pt: X float32 [windows, 2, 16], y in {0, 1}, learnable but not
+    trivial.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     for name in people:
@@ -44,18 +62,24 @@ def write_companions(folder: Path, people: Sequence[str] = PEOPLE, windows: int 
     for name in people:
         for split in ("train", "val", "test"):
             lines = [f"{number},morning,{number * 2.0}" for number in range(windows)]
-            (folder / f"{name}_{split}_windows.csv").write_text("\n".join(["index,session,start_s", *lines]) + "\n")
+            (folder / f"{name}_{split}_windows.csv").write_text(
+                "\n".join(["index,session,start_s", *lines]) + "\n"
+            )
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every published file below base_models/ and experiments/, as far as two runs must agree on it."""
+    """Every published file below base_models/ and experiments/, as far as two runs must agree on
+    it.
+    """
     found: dict[str, Any] = {}
     for top in ("base_models", "experiments"):
         for path in sorted((folder / top).rglob("*")):
             if path.is_file() and path.name != "train.log":
                 raw: Any = path.read_bytes()
                 if path.name == "metrics.json" or path.name.endswith("_metadata.json"):
-                    raw = {key: value for key, value in json.loads(raw).items() if key != "provenance"}
+                    raw = {
+                        key: value for key, value in json.loads(raw).items() if key != "provenance"
+                    }
                 found[str(path.relative_to(folder))] = raw
     return found
 
@@ -63,12 +87,20 @@ def contents(folder: Path) -> dict[str, Any]:
 class Script:
     """A script under way."""
 
-    def __init__(self, project: Project, argv: Sequence[str], stderr: int = subprocess.STDOUT) -> None:
+    def __init__(
+        self, project: Project, argv: Sequence[str], stderr: int = subprocess.STDOUT
+    ) -> None:
         self.project = project
         self._out = (project.folder.parent / f"out-{os.urandom(4).hex()}.txt").open("w+b")
         command = [sys.executable, str(project.code / argv[0]), *argv[1:]]
         self.process = subprocess.Popen(
-            command, cwd=project.folder, env=project.environment, stdin=subprocess.DEVNULL, stdout=self._out, stderr=stderr, start_new_session=True
+            command,
+            cwd=project.folder,
+            env=project.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._out,
+            stderr=stderr,
+            start_new_session=True,
         )
 
     @property
@@ -80,11 +112,15 @@ class Script:
         """Its exit code."""
         with suppress(subprocess.TimeoutExpired):
             return self.process.wait(seconds)
-        raise AssertionError(f"still running after {seconds} s: {self.said[-3000:]}\n{self.project.tail()}")
+        raise AssertionError(
+            f"still running after {seconds} s: {self.said[-3000:]}\n{self.project.tail()}"
+        )
 
     def ends_with(self, code: int, seconds: float = 120) -> str:
         """Wait; the exit code must be this. Returns what it said."""
-        assert self.wait(seconds) == code, f"{self.process.returncode}, not {code}: {self.said[-3000:]}\n{self.project.tail()}"
+        assert self.wait(seconds) == code, (
+            f"{self.process.returncode}, not {code}: {self.said[-3000:]}\n{self.project.tail()}"
+        )
         assert "Traceback" not in self.said
         return self.said
 
@@ -112,15 +148,26 @@ class Project:
         if data:
             write_data(folder / "data/tiny")
 
-    def grid(self, grid: dict[str, Any] | None = None, folds: Sequence[int] = (0, 1, 2), **fixed: Any) -> None:
+    def grid(
+        self, grid: dict[str, Any] | None = None, folds: Sequence[int] = (0, 1, 2), **fixed: Any
+    ) -> None:
         """Write the job files of a grid."""
-        (self.folder / "grid.json").write_text(json.dumps({"grid": {**(GRID if grid is None else grid), "fold": list(folds)}, "fixed": {**FIXED, **fixed}}))
+        (self.folder / "grid.json").write_text(
+            json.dumps(
+                {
+                    "grid": {**(GRID if grid is None else grid), "fold": list(folds)},
+                    "fixed": {**FIXED, **fixed},
+                }
+            )
+        )
         assert "fine-tunes" in self.run("generate_jobs.py", "--grid", "grid.json").said
 
     def config(self, servers: Sequence[dict[str, Any]], **more: Any) -> None:
         """Write cluster_config.json, with short heartbeats."""
         path = self.folder / "cluster_config.json"
-        (path.with_suffix(".new")).write_text(json.dumps({"servers": list(servers), **SHORT, **more}))
+        (path.with_suffix(".new")).write_text(
+            json.dumps({"servers": list(servers), **SHORT, **more})
+        )
         os.replace(path.with_suffix(".new"), path)
 
     def start(self, *argv: str, stderr: int = subprocess.STDOUT) -> Script:
@@ -152,11 +199,19 @@ class Project:
         if not folders:
             return []
         path = folders[run] / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        return (
+            [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            if path.exists()
+            else []
+        )
 
     def found(self, **fields: Any) -> list[Event]:
         """The latest run's events that have these fields."""
-        return [event for event in self.events() if all(event.get(name) == value for name, value in fields.items())]
+        return [
+            event
+            for event in self.events()
+            if all(event.get(name) == value for name, value in fields.items())
+        ]
 
     def status(self) -> dict[str, Any]:
         """The latest run's status; empty before there is one."""
@@ -169,18 +224,33 @@ class Project:
         """The latest epoch that the status tells of a job on the node; 0 before there is one."""
         for entry in self.status().get("nodes", []):
             if entry["name"] == node:
-                return max([running["epoch"] or 0 for running in entry["running"] if job in running["job"]], default=0)
+                return max(
+                    [
+                        running["epoch"] or 0
+                        for running in entry["running"]
+                        if job in running["job"]
+                    ],
+                    default=0,
+                )
         return 0
 
     def wait_for(self, seconds: float = 60, count: int = 1, **fields: Any) -> list[Event]:
         """Wait for events with these fields."""
-        wait_until(lambda: len(self.found(**fields)) >= count or self._ended(), seconds, f"{fields} in {self.tail()}")
+        wait_until(
+            lambda: len(self.found(**fields)) >= count or self._ended(),
+            seconds,
+            f"{fields} in {self.tail()}",
+        )
         assert len(self.found(**fields)) >= count, f"no {fields}: {self.tail()}"
         return self.found(**fields)
 
     def wait_epoch(self, node: str, epoch: int = 1, seconds: float = 60) -> None:
         """Wait until a job on the node has got so far."""
-        wait_until(lambda: self.epoch(node) >= epoch or self._ended(), seconds, f"epoch {epoch} on {node}; {self.tail()}")
+        wait_until(
+            lambda: self.epoch(node) >= epoch or self._ended(),
+            seconds,
+            f"epoch {epoch} on {node}; {self.tail()}",
+        )
         assert self.epoch(node) >= epoch, self.tail()
 
     def _ended(self) -> bool:
@@ -200,7 +270,11 @@ class Project:
         read: list[dict[str, Any]] = json.loads((self.folder / name).read_text())
         return read
 
-    def edit_jobs(self, edit: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], name: str = "finetune_jobs.json") -> None:
+    def edit_jobs(
+        self,
+        edit: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+        name: str = "finetune_jobs.json",
+    ) -> None:
         """Write a job file anew."""
         (self.folder / name).write_text(json.dumps(edit(self.jobs(name))))
 
@@ -215,7 +289,8 @@ def opened(folder: Path, **more: Any) -> Iterator[Project]:
         project.close()
 
 
-# A user's own script: its jobs may wait for a file `go`, or `go-` and their number, in the folder they run in, and leave a trace there.
+# A user's own script: its jobs may wait for a file `go`, or `go-` and their number, in the folder
+# they run in, and leave a trace there.
 OWN_SCRIPT = """
 import json, os, time
 from pathlib import Path
@@ -224,13 +299,19 @@ def run(options, progress):
     print("chatter on standard output")
     os.write(1, b"more of it")
     try:
-        while options.get("waits") and not Path("go").exists() and not Path("go-" + str(options["number"])).exists():
+        signs = Path("go"), Path("go-" + str(options["number"]))
+        while options.get("waits") and not any(sign.exists() for sign in signs):
             progress({"epoch": 1, "of": 2})
             time.sleep(0.02)
     except BaseException as reason:
         Path("stopped-" + str(options["number"])).write_text(type(reason).__name__)
         raise
-    seen = {"cuda": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": options["device"], "per_gpu": os.environ.get("JOBS_PER_GPU"), "pid": os.getpid()}
+    seen = {
+        "cuda": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "device": options["device"],
+        "per_gpu": os.environ.get("JOBS_PER_GPU"),
+        "pid": os.getpid(),
+    }
     Path("trace-" + str(options["number"])).write_text(json.dumps(seen))
     return {}
 """
@@ -240,9 +321,14 @@ OWN = (ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "own.py")
 def own_jobs(project: Project, number: int, waits: bool = False) -> None:
     """A user's own script with this many jobs."""
     (project.folder / "own.py").write_text(OWN_SCRIPT)
-    (project.folder / "jobs.json").write_text(json.dumps([{"number": n, "waits": waits} for n in range(number)]))
+    (project.folder / "jobs.json").write_text(
+        json.dumps([{"number": n, "waits": waits} for n in range(number)])
+    )
 
 
 def traces(folder: Path) -> dict[int, dict[str, Any]]:
     """What the jobs left in a host's project folder."""
-    return {int(path.name.removeprefix("trace-")): json.loads(path.read_text()) for path in folder.glob("trace-*")}
+    return {
+        int(path.name.removeprefix("trace-")): json.loads(path.read_text())
+        for path in folder.glob("trace-*")
+    }

@@ -1,4 +1,6 @@
-"""Connections to real SSH hosts: words and names arrive as they are, ends are not mistaken, keys are checked, copies are whole."""
+"""Connections to real SSH hosts: words and names arrive as they are, ends are not mistaken, keys
+are checked, copies are whole.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,65 @@ from tests.conftest import ROOT, wait_until
 
 pytestmark = pytest.mark.root
 
-HOSTILE = ["a b", "$(touch pwned)", "`touch pwned`", ";touch pwned", "'", '"', "\\", "~", "~root", "*", "?", "[a]", "#x", "&", "|x", ">x", "<x", "!x", "a\nb",
-           "\t", "--delete", "-e sh", "é", "日本", "\udcff", "$HOME", "${x:-y}", "a'b\"c", "{a,b}", "=", "%h", "\\n", "host:x", "::1", "\x7f\x01"]  # fmt: skip
+HOSTILE = [
+    "a b",
+    "$(touch pwned)",
+    "`touch pwned`",
+    ";touch pwned",
+    "'",
+    '"',
+    "\\",
+    "~",
+    "~root",
+    "*",
+    "?",
+    "[a]",
+    "#x",
+    "&",
+    "|x",
+    ">x",
+    "<x",
+    "!x",
+    "a\nb",
+    "\t",
+    "--delete",
+    "-e sh",
+    "é",
+    "日本",
+    "\udcff",
+    "$HOME",
+    "${x:-y}",
+    "a'b\"c",
+    "{a,b}",
+    "=",
+    "%h",
+    "\\n",
+    "host:x",
+    "::1",
+    "\x7f\x01",
+]
 # What a program can be given: anything but NUL; surrogates stand for bytes that are not UTF-8.
-WORDS = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20), max_size=6)
-PIECES = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=20)
-REAL = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+WORDS = st.lists(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
+    max_size=6,
+)
+PIECES = st.text(
+    st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=20
+)
+REAL = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def server(hosts: Hosts, name: str = "h1", **keys: Any) -> Server:
-    return Server(**{"host": name, "path": str(hosts[name].project) if name in hosts.hosts else None, "ssh_config": str(hosts.ssh_config), **keys})
+    return Server(
+        **{
+            "host": name,
+            "path": str(hosts[name].project) if name in hosts.hosts else None,
+            "ssh_config": str(hosts.ssh_config),
+            **keys,
+        }
+    )
 
 
 @pytest.fixture
@@ -59,7 +110,10 @@ def refused(hosts: Hosts, name: str = "h1", **keys: Any) -> ConnectError:
 
 def authentications(hosts: Hosts, name: str) -> int:
     """Tries to authenticate that the host has seen."""
-    return sum(line.startswith(("Accepted", "Failed", "Postponed", "Connection closed by authenticating")) for line in hosts[name].log.splitlines())
+    return sum(
+        line.startswith(("Accepted", "Failed", "Postponed", "Connection closed by authenticating"))
+        for line in hosts[name].log.splitlines()
+    )
 
 
 # Words and ends
@@ -68,7 +122,9 @@ def authentications(hosts: Hosts, name: str) -> int:
 @REAL
 @given(WORDS)
 @example(HOSTILE)
-def test_every_word_arrives_as_it_is_and_none_is_executed(node: Connection, words: list[str]) -> None:
+def test_every_word_arrives_as_it_is_and_none_is_executed(
+    node: Connection, words: list[str]
+) -> None:
     result = node.run(["printf", "%s\\0", *words, "end"])
     assert result.stdout == b"".join(os.fsencode(word) + b"\0" for word in [*words, "end"])
     assert result.stderr == b""
@@ -101,9 +157,19 @@ def test_the_default_folder_lies_in_the_home_of_the_node(hosts: Hosts, head: Pat
 
 
 @pytest.mark.parametrize(
-    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137), ("kill -SEGV $$", 139), ("kill -TERM $$", 143)]
+    ("script", "code"),
+    [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("exit 255", 255),
+        ("kill -9 $$", 137),
+        ("kill -SEGV $$", 139),
+        ("kill -TERM $$", 143),
+    ],
 )
-def test_exit_codes_and_signals_are_the_commands_own(node: Connection, script: str, code: int) -> None:
+def test_exit_codes_and_signals_are_the_commands_own(
+    node: Connection, script: str, code: int
+) -> None:
     result = node.run(["sh", "-c", f"echo out; echo err >&2; {script}"])
     assert (result.exit_code, result.stdout, result.stderr[:4]) == (code, b"out\n", b"err\n")
 
@@ -122,14 +188,18 @@ def test_large_input_and_output_pass_through_unchanged(node: Connection) -> None
         node.run(["cat"], input=data, limit=1000)
 
 
-def test_a_command_that_outlives_its_time_is_killed_on_the_node(hosts: Hosts, node: Connection) -> None:
+def test_a_command_that_outlives_its_time_is_killed_on_the_node(
+    hosts: Hosts, node: Connection
+) -> None:
     result = node.run(["sh", "-c", "sleep 1000 & sleep 1000"], timeout=0.5)
     assert result.exit_code is None
     wait_until(lambda: not hosts.user_processes("h1"))
 
 
 def test_a_long_lived_process_is_spoken_with_line_by_line(node: Connection) -> None:
-    process = node.start(["sh", "-c", "while read line; do echo got $line; echo aside >&2; done; exit 3"])
+    process = node.start(
+        ["sh", "-c", "while read line; do echo got $line; echo aside >&2; done; exit 3"]
+    )
     with pytest.raises(TimeoutError):
         process.read_line(0.01)
     process.write(b"one\ntwo\n")
@@ -176,7 +246,9 @@ def test_a_cut_link_is_no_exit_and_a_healed_one_goes_on(hosts: Hosts, node: Conn
     assert process.wait(30) == 3
 
 
-def test_a_cut_link_leaves_the_end_of_a_command_unknown(hosts: Hosts, node: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_link_leaves_the_end_of_a_command_unknown(
+    hosts: Hosts, node: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(node.run, ["sh", "-c", "touch started; sleep 1000"], timeout=2)
         wait_until(lambda: (hosts["h1"].project / "started").exists())
@@ -188,7 +260,9 @@ def test_a_cut_link_leaves_the_end_of_a_command_unknown(hosts: Hosts, node: Conn
         node.run(["true"], timeout=1)
 
 
-def test_a_node_that_dies_is_told_apart_from_a_command_that_does(hosts: Hosts, node: Connection) -> None:
+def test_a_node_that_dies_is_told_apart_from_a_command_that_does(
+    hosts: Hosts, node: Connection
+) -> None:
     with connect(server(hosts, "h2")) as other:
         doomed, killed = node.start(["cat"]), other.start(["cat"])
         hosts.kill_all("h1")
@@ -219,7 +293,9 @@ def test_a_restarted_node_is_connected_to_again(hosts: Hosts, node: Connection) 
 # Failures by cause
 
 
-def test_a_name_that_does_not_exist_a_closed_port_and_silence_are_told_apart(hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_exist_a_closed_port_and_silence_are_told_apart(
+    hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert refused(hosts, "no-such-host.invalid").cause == "name"
     with pytest.raises(ConnectError) as caught:
         connect(server(hosts, port=2222))
@@ -237,7 +313,9 @@ def test_an_unknown_host_key_is_refused_before_authentication(hosts: Hosts, head
     hosts.known_hosts.write_text("")
     before = authentications(hosts, "h1")
     error = refused(hosts)
-    shown = subprocess.run(["ssh-keygen", "-lf", hosts["h1"].folder / "host_key.pub"], capture_output=True, text=True).stdout.split()[1]
+    shown = subprocess.run(
+        ["ssh-keygen", "-lf", hosts["h1"].folder / "host_key.pub"], capture_output=True, text=True
+    ).stdout.split()[1]
     assert error.cause == "host_key"
     assert shown in str(error)
     assert f"ssh -F {hosts.ssh_config} h1 true" in str(error)
@@ -272,14 +350,20 @@ def test_recorded_names_are_hashed_where_ssh_hashes_them(hosts: Hosts, head: Pat
 
 
 def test_a_revoked_key_is_refused(hosts: Hosts, head: Path) -> None:
-    hosts.known_hosts.write_text(f"@revoked * {hosts['h1'].public_key}\n{hosts['h1'].address} {hosts['h1'].public_key}\n")
+    hosts.known_hosts.write_text(
+        f"@revoked * {hosts['h1'].public_key}\n{hosts['h1'].address} {hosts['h1'].public_key}\n"
+    )
     assert "revoked" in str(refused(hosts))
 
 
-def test_a_host_with_a_second_kind_of_key_is_not_taken_for_changed(hosts: Hosts, head: Path) -> None:
+def test_a_host_with_a_second_kind_of_key_is_not_taken_for_changed(
+    hosts: Hosts, head: Path
+) -> None:
     rsa = hosts["h1"].folder / "rsa_key"
     if not rsa.exists():
-        subprocess.run(["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", rsa], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", rsa], check=True
+        )
     hosts.kill_all("h1")
     hosts["h1"].extra = [f"HostKey {rsa}"]
     hosts.start_sshd("h1")
@@ -305,12 +389,18 @@ def test_aliases_and_ports_name_the_host_key(hosts: Hosts, head: Path) -> None:
         assert node.run(["sh", "-c", "echo ${SSH_CONNECTION##* }"]).text == "2222"
 
 
-def test_a_locked_key_says_run_ssh_add_and_works_from_the_agent(hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_key_says_run_ssh_add_and_works_from_the_agent(
+    hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hosts.write_ssh_config(key=False)
     locked, unlocked = head / "locked key", head / "unlocked"
     shutil.copy(hosts.key, unlocked)
     shutil.copy(hosts.key, locked)
-    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", locked], check=True, capture_output=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-P", "", "-N", "secret", "-f", locked],
+        check=True,
+        capture_output=True,
+    )
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     error = refused(hosts, ssh_key=str(locked))
     assert error.cause == "auth"
@@ -326,7 +416,11 @@ def test_a_locked_key_says_run_ssh_add_and_works_from_the_agent(hosts: Hosts, he
 def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An ssh-agent for this test."""
     words = subprocess.run(["ssh-agent", "-s"], capture_output=True, text=True, check=True).stdout
-    found = dict(part.split("=", 1) for part in words.replace("\n", " ").replace(";", " ").split() if "=" in part)
+    found = dict(
+        part.split("=", 1)
+        for part in words.replace("\n", " ").replace(";", " ").split()
+        if "=" in part
+    )
     monkeypatch.setenv("SSH_AUTH_SOCK", found["SSH_AUTH_SOCK"])
     try:
         yield
@@ -353,7 +447,11 @@ def test_a_node_that_knows_none_of_our_keys_says_how_to_add_one(hosts: Hosts, he
 
 def test_a_node_that_takes_only_passwords_is_refused(hosts: Hosts, head: Path) -> None:
     hosts.kill_all("h1")
-    hosts["h1"].extra = ["PubkeyAuthentication no", "PasswordAuthentication yes", "PermitRootLogin yes"]
+    hosts["h1"].extra = [
+        "PubkeyAuthentication no",
+        "PasswordAuthentication yes",
+        "PermitRootLogin yes",
+    ]
     hosts.start_sshd("h1")
     error = refused(hosts)
     assert error.cause == "auth"
@@ -363,13 +461,21 @@ def test_a_node_that_takes_only_passwords_is_refused(hosts: Hosts, head: Path) -
 # Many sessions, jumps, chatter
 
 
-def test_forty_sessions_share_connections_within_sshds_limits(hosts: Hosts, node: Connection) -> None:
+def test_forty_sessions_share_connections_within_sshds_limits(
+    hosts: Hosts, node: Connection
+) -> None:
     before = hosts["h1"].log.count("Accepted publickey")
     with ThreadPoolExecutor(40) as pool:
-        processes = list(pool.map(lambda number: node.start(["sh", "-c", f"read x; echo {number}; exit 4"]), range(40)))
+        processes = list(
+            pool.map(
+                lambda number: node.start(["sh", "-c", f"read x; echo {number}; exit 4"]), range(40)
+            )
+        )
         for process in processes:
             process.write(b"go\n")
-        assert [process.read_line(60) for process in processes] == [b"%d\n" % number for number in range(40)]
+        assert [process.read_line(60) for process in processes] == [
+            b"%d\n" % number for number in range(40)
+        ]
         assert {process.wait(30) for process in processes} == {4}
     for process in processes:
         process.close()
@@ -390,9 +496,12 @@ def test_fewer_sessions_a_connection_are_respected(hosts: Hosts, head: Path) -> 
         assert [process.read_line(30) for process in processes] == [b"x\n"] * 5
 
 
-def test_sessions_that_still_run_after_they_were_closed_do_not_use_up_the_node(hosts: Hosts, node: Connection) -> None:
+def test_sessions_that_still_run_after_they_were_closed_do_not_use_up_the_node(
+    hosts: Hosts, node: Connection
+) -> None:
     for _ in range(15):
-        node.start(["sh", "-c", "trap '' HUP; while :; do sleep 1000; done"]).close()  # hears neither its input nor us
+        # hears neither its input nor us
+        node.start(["sh", "-c", "trap '' HUP; while :; do sleep 1000; done"]).close()
     assert node.run(["hostname"]).text == "h1"
 
 
@@ -419,7 +528,9 @@ def the_only_connection(address: str) -> socket.socket:
     return made[0]
 
 
-def test_a_dropped_connection_is_tried_again(hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dropped_connection_is_tried_again(
+    hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dropped: list[str] = []
 
     def watched(settings: sshconfig.Settings) -> sshconfig.Link:
@@ -445,7 +556,10 @@ def test_a_jump_through_one_node_to_another(hosts: Hosts, head: Path) -> None:
     hosts.write_ssh_config("Host inner", f"  HostName {hosts['h2'].address}", "  ProxyJump h1")
     (head / "a b").write_text("x")
     with connect(server(hosts, "inner", path=str(hosts["h2"].project))) as node:
-        assert node.run(["sh", "-c", "hostname; echo ${SSH_CLIENT%% *}"]).text == f"h2\n{hosts['h1'].address}"
+        assert (
+            node.run(["sh", "-c", "hostname; echo ${SSH_CLIENT%% *}"]).text
+            == f"h2\n{hosts['h1'].address}"
+        )
         before = hosts["h1"].log.count("Accepted publickey")
         assert node.push(["a b"]).bytes > 0
         assert hosts["h1"].log.count("Accepted publickey") == before + 1
@@ -457,13 +571,20 @@ def test_a_jump_through_one_node_to_another(hosts: Hosts, head: Path) -> None:
 
 
 def test_a_proxy_command_of_the_users_own_is_used(hosts: Hosts, head: Path) -> None:
-    hosts.write_ssh_config("Host inner", f"  HostName {hosts['h2'].address}", f'  ProxyCommand ssh -F "{hosts.ssh_config}" -W %h:%p h1')
+    hosts.write_ssh_config(
+        "Host inner",
+        f"  HostName {hosts['h2'].address}",
+        f'  ProxyCommand ssh -F "{hosts.ssh_config}" -W %h:%p h1',
+    )
     with connect(server(hosts, "inner", path=str(hosts["h2"].project))) as node:
         assert node.run(["sh", "-c", "echo ${SSH_CLIENT%% *}"]).text == hosts["h1"].address
 
 
 def test_a_login_file_that_prints_does_no_harm(hosts: Hosts, head: Path) -> None:
-    chatter = "for i in $(seq 2000); do echo 'Welcome to the lab, mind the gap'; echo 'Quota 99 %' >&2; done; printf 'no line break'\n"
+    chatter = (
+        "for i in $(seq 2000); do echo 'Welcome to the lab, mind the gap'; echo 'Quota 99 %' >&2;"
+        " done; printf 'no line break'\n"
+    )
     (hosts["h1"].home / ".bashrc").write_text(chatter)
     (head / "a").write_text("content of a")
     with connect(server(hosts)) as node:
@@ -476,7 +597,9 @@ def test_a_login_file_that_prints_does_no_harm(hosts: Hosts, head: Path) -> None
         assert (hosts["h1"].project / "a").read_text() == "content of a"
         node.pull(["a"], head / "in")
         assert (head / "in" / "a").read_text() == "content of a"
-    plain = subprocess.run(["ssh", "-F", hosts.ssh_config, "h1", "true"], capture_output=True, text=True)
+    plain = subprocess.run(
+        ["ssh", "-F", hosts.ssh_config, "h1", "true"], capture_output=True, text=True
+    )
     assert "mind the gap" in plain.stdout  # it does print
 
 
@@ -486,7 +609,9 @@ def test_a_login_file_that_prints_does_no_harm(hosts: Hosts, head: Path) -> None
 @settings(REAL, max_examples=8, derandomize=True)
 @given(st.lists(st.lists(PIECES, min_size=1, max_size=3), max_size=15))
 @example([[word] for word in HOSTILE])
-def test_names_of_files_arrive_as_they_are_both_ways(hosts: Hosts, node: Connection, head: Path, tmp_path_factory: pytest.TempPathFactory, parts: Any) -> None:
+def test_names_of_files_arrive_as_they_are_both_ways(
+    hosts: Hosts, node: Connection, head: Path, tmp_path_factory: pytest.TempPathFactory, parts: Any
+) -> None:
     base, names = tmp_path_factory.mktemp("names"), []
     shutil.rmtree(hosts["h1"].project)
     hosts["h1"].project.mkdir()
@@ -507,7 +632,9 @@ def test_names_of_files_arrive_as_they_are_both_ways(hosts: Hosts, node: Connect
     assert all((taken.root / name).read_text() == f"content of {name!r}" for name in names)
 
 
-def test_only_what_differs_is_sent_and_a_flipped_bit_is_repaired(hosts: Hosts, node: Connection, head: Path) -> None:
+def test_only_what_differs_is_sent_and_a_flipped_bit_is_repaired(
+    hosts: Hosts, node: Connection, head: Path
+) -> None:
     (head / "base_models").mkdir()
     data = os.urandom(100_000)
     (head / "base_models" / "x.pt").write_bytes(data)
@@ -521,7 +648,9 @@ def test_only_what_differs_is_sent_and_a_flipped_bit_is_repaired(hosts: Hosts, n
     assert there.read_bytes() == data
 
 
-def test_data_behind_links_is_sent_and_a_link_on_the_node_is_kept(hosts: Hosts, node: Connection, head: Path, tmp_path: Path) -> None:
+def test_data_behind_links_is_sent_and_a_link_on_the_node_is_kept(
+    hosts: Hosts, node: Connection, head: Path, tmp_path: Path
+) -> None:
     disk, big = tmp_path / "disk", hosts["h1"].folder / "big disk"
     (disk / "set").mkdir(parents=True)
     (disk / "set" / "ann.pt").write_text("x")
@@ -535,7 +664,9 @@ def test_data_behind_links_is_sent_and_a_link_on_the_node_is_kept(hosts: Hosts, 
     assert node.push(["data/set/ann.pt"]).bytes == 0
 
 
-def test_links_of_a_node_are_never_followed_or_copied(hosts: Hosts, node: Connection, head: Path, tmp_path: Path) -> None:
+def test_links_of_a_node_are_never_followed_or_copied(
+    hosts: Hosts, node: Connection, head: Path, tmp_path: Path
+) -> None:
     secret, outside = tmp_path / "secret", tmp_path / "outside"
     secret.write_text("secret")
     outside.mkdir()
@@ -544,14 +675,21 @@ def test_links_of_a_node_are_never_followed_or_copied(hosts: Hosts, node: Connec
     (project / "experiments" / "metrics.json").symlink_to(secret)
     (project / "experiments" / "good.json").write_text("{}")
     os.mkfifo(project / "experiments" / "pipe")
-    taken = node.pull(["experiments/metrics.json", "experiments/good.json", "experiments/pipe", "experiments"], head / "in")
+    taken = node.pull(
+        ["experiments/metrics.json", "experiments/good.json", "experiments/pipe", "experiments"],
+        head / "in",
+    )
     assert taken.files == ("experiments/good.json",)
     assert taken.missing == ("experiments", "experiments/metrics.json", "experiments/pipe")
     (project / "linked").symlink_to(outside)
     (outside / "f").write_text("f")
-    assert node.pull(["linked/f", "experiments/good.json"], head / "in2").files == ("experiments/good.json",)
+    assert node.pull(["linked/f", "experiments/good.json"], head / "in2").files == (
+        "experiments/good.json",
+    )
     assert node.pull(["linked/f"], head / "in3").missing == ("linked/f",)
-    assert not any(path.is_symlink() for folder in ("in", "in2", "in3") for path in (head / folder).rglob("*"))
+    assert not any(
+        path.is_symlink() for folder in ("in", "in2", "in3") for path in (head / folder).rglob("*")
+    )
     assert secret.read_text() == "secret"
 
 
@@ -567,15 +705,29 @@ def test_what_was_not_asked_for_is_refused_with_all_the_rest(tmp_path: Path) -> 
             shutil.rmtree(folder, ignore_errors=True)
 
     assert arrived(lambda path: path.mkdir()) == ("a/good",)
-    for make in (lambda path: path.write_text("x"), lambda path: path.symlink_to("/etc"), lambda path: path.symlink_to("good"), os.mkfifo):
-        with pytest.raises(NodeError, match="'a/bad', which is not a plain file that was asked for"):
+    for make in (
+        lambda path: path.write_text("x"),
+        lambda path: path.symlink_to("/etc"),
+        lambda path: path.symlink_to("good"),
+        os.mkfifo,
+    ):
+        with pytest.raises(
+            NodeError, match="'a/bad', which is not a plain file that was asked for"
+        ):
             arrived(make)
         assert not (tmp_path / "in").exists()
 
 
 def rsync_at_work(folder: Path) -> bool:
     """Whether a file is being written in `folder` under rsync's temporary name."""
-    return any(path.name.startswith(".big.pt.") and path.stat().st_size > 0 for path in folder.glob(".*")) if folder.is_dir() else False
+    return (
+        any(
+            path.name.startswith(".big.pt.") and path.stat().st_size > 0
+            for path in folder.glob(".*")
+        )
+        if folder.is_dir()
+        else False
+    )
 
 
 def kill_rsync(pids: list[int]) -> None:
@@ -591,26 +743,44 @@ def big_file(folder: Path, size: int = 150 << 20) -> Path:
     return path
 
 
-def test_a_push_whose_rsync_is_killed_on_the_node_is_repeated_and_never_half_there(hosts: Hosts, node: Connection, head: Path) -> None:
+def test_a_push_whose_rsync_is_killed_on_the_node_is_repeated_and_never_half_there(
+    hosts: Hosts, node: Connection, head: Path
+) -> None:
     path, project = big_file(head), hosts["h1"].project
     with ThreadPoolExecutor(1) as pool:
         copying = pool.submit(node.push, ["big.pt"])
         wait_until(lambda: rsync_at_work(project))
         hosts.freeze("h1")
         assert not (project / "big.pt").exists()
-        kill_rsync([pid for pid, command in hosts.user_processes("h1").items() if command.startswith("rsync")])
+        kill_rsync(
+            [
+                pid
+                for pid, command in hosts.user_processes("h1").items()
+                if command.startswith("rsync")
+            ]
+        )
         assert not (project / "big.pt").exists()
         hosts.thaw("h1")
         copying.result(120)
     assert subprocess.run(["cmp", path, project / "big.pt"]).returncode == 0
 
 
-def test_a_copy_that_is_killed_here_leaves_nothing_under_a_final_name(hosts: Hosts, node: Connection, head: Path) -> None:
+def test_a_copy_that_is_killed_here_leaves_nothing_under_a_final_name(
+    hosts: Hosts, node: Connection, head: Path
+) -> None:
     path, project = big_file(head), hosts["h1"].project
     for direction in ("push", "pull"):
         with ThreadPoolExecutor(1) as pool:
-            copying = pool.submit(node.push, ["big.pt"]) if direction == "push" else pool.submit(node.pull, ["big.pt"], head / "in")
-            wait_until(lambda direction=direction: rsync_at_work(project if direction == "push" else head / "in"))  # type: ignore[misc]
+            copying = (
+                pool.submit(node.push, ["big.pt"])
+                if direction == "push"
+                else pool.submit(node.pull, ["big.pt"], head / "in")
+            )
+            wait_until(
+                lambda direction=direction: rsync_at_work(
+                    project if direction == "push" else head / "in"
+                )
+            )  # type: ignore[misc]
             for process in list(node._copies):
                 os.killpg(process.pid, signal.SIGKILL)
             with pytest.raises(NodeError, match="rsync was ended by signal 9"):
@@ -636,13 +806,22 @@ def test_closing_ends_copies(hosts: Hosts, head: Path) -> None:
 
 def test_a_copy_ends_with_a_head_that_was_killed(hosts: Hosts, head: Path) -> None:
     big_file(head)
-    program = "import sys; from common.cluster.config import load_config; from common.cluster.connection import connect\n"
+    program = (
+        "import sys; from common.cluster.config import load_config; from common.cluster.connection"
+        " import connect\n"
+    )
     program += "connect(load_config(sys.argv[1]).servers[0]).push(['big.pt'])"
     argv = [sys.executable, "-c", program, str(hosts.write_config(head))]
-    with subprocess.Popen(argv, cwd=head, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True) as doomed:
+    with subprocess.Popen(
+        argv, cwd=head, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True
+    ) as doomed:
         wait_until(lambda: rsync_at_work(hosts["h1"].project))
         hosts.freeze("h1")
-        copies = [pid for pid in children(doomed.pid) if b"rsync" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        copies = [
+            pid
+            for pid in children(doomed.pid)
+            if b"rsync" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
         assert copies
         doomed.kill()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in copies))
@@ -653,7 +832,11 @@ def test_a_copy_ends_with_a_head_that_was_killed(hosts: Hosts, head: Path) -> No
 
 def children(pid: int) -> list[int]:
     """Its direct child processes."""
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
 
 
 def test_a_full_disk_is_said_and_leaves_no_file(hosts: Hosts, node: Connection, head: Path) -> None:
@@ -675,7 +858,9 @@ def test_a_full_disk_is_said_and_leaves_no_file(hosts: Hosts, node: Connection, 
 def test_a_node_without_rsync_says_so(hosts: Hosts, head: Path) -> None:
     (head / "a").write_text("x")
     with connect(server(hosts)) as node:
-        (hosts["h1"].home / ".bashrc").write_text(f"PATH={hosts['h1'].home}\nsh() {{ /bin/sh \"$@\"; }}\n")
+        (hosts["h1"].home / ".bashrc").write_text(
+            f'PATH={hosts["h1"].home}\nsh() {{ /bin/sh "$@"; }}\n'
+        )
         with pytest.raises(NodeError, match="no rsync on the node"):
             node.push(["a"])
 
@@ -690,9 +875,17 @@ def test_a_shared_folder_is_found_and_nothing_is_copied(hosts: Hosts, head: Path
     assert sorted(path.name for path in head.iterdir()) == ["a"]
 
 
-def test_a_line_without_end_is_not_listened_to(node: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end_is_not_listened_to(
+    node: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(process_module, "MAX_LINE", 1 << 20)
-    process = node.start(["sh", "-c", "while :; do printf xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done"])
+    process = node.start(
+        [
+            "sh",
+            "-c",
+            "while :; do printf xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done",
+        ]
+    )
     with pytest.raises(NodeError, match="a line of more than"):
         process.read_line(60)
     process.kill()

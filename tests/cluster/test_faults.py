@@ -1,4 +1,6 @@
-"""Nodes that are cut off, frozen, switched off, and heads that are killed, in mid-job; jobs that take their worker with them."""
+"""Nodes that are cut off, frozen, switched off, and heads that are killed, in mid-job; jobs that
+take their worker with them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from tests.conftest import wait_until
 pytestmark = pytest.mark.root
 
 ONE_OF_EACH = {"mode": ["target_only_fine_tuning"], "n_base_participants": [1]}
-LONG = {"heartbeat_seconds": 1, "suspect_seconds": 60, "close_seconds": 120}  # where silence is not what is tested
+# where silence is not what is tested
+LONG = {"heartbeat_seconds": 1, "suspect_seconds": 60, "close_seconds": 120}
 
 
 @pytest.fixture
@@ -34,7 +37,9 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 @contextmanager
 def held(folder: Path, key: str) -> Iterator[None]:
-    """Hold a training on a node: it waits for its own lock, as when two of them were started by hand."""
+    """Hold a training on a node: it waits for its own lock, as when two of them were started by
+    hand.
+    """
     path = folder / "locks" / f"{key}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -42,8 +47,12 @@ def held(folder: Path, key: str) -> Iterator[None]:
         yield
 
 
-def one_base(project: Project, hosts: Hosts, names: tuple[str, ...], **config: Any) -> tuple[str, str]:
-    """A project with one base model and one fine-tune on these hosts. Returns the base's hash and training key."""
+def one_base(
+    project: Project, hosts: Hosts, names: tuple[str, ...], **config: Any
+) -> tuple[str, str]:
+    """A project with one base model and one fine-tune on these hosts. Returns the base's hash and
+    training key.
+    """
     project.grid(ONE_OF_EACH, folds=(0,))
     servers = [server for server in hosts.servers() if server["host"] in names]
     project.config(servers, ssh_config=str(hosts.ssh_config), **config)
@@ -59,7 +68,11 @@ def begun_on(project: Project, job: str, nodes: tuple[str, ...] = ()) -> str:
 
 def started(project: Project, job: str, nodes: tuple[str, ...] = ()) -> list[str]:
     """The nodes on which it was started."""
-    return [event["node"] for event in project.found(event="started", job=job) if not nodes or event["node"] in nodes]
+    return [
+        event["node"]
+        for event in project.found(event="started", job=job)
+        if not nodes or event["node"] in nodes
+    ]
 
 
 def other(name: str) -> str:
@@ -70,7 +83,11 @@ def other(name: str) -> str:
 def nothing_runs(hosts: Hosts, *names: str, seconds: float = 30) -> None:
     """Nothing of ours is left on the hosts, or soon will not be."""
     for name in names:
-        wait_until(lambda name=name: not hosts.user_processes(name), seconds, f"the end of all on {name}: {hosts.user_processes(name)}")  # type: ignore[misc]
+        wait_until(
+            lambda name=name: not hosts.user_processes(name),
+            seconds,
+            f"the end of all on {name}: {hosts.user_processes(name)}",
+        )  # type: ignore[misc]
 
 
 def one_result(project: Project, base: str) -> None:
@@ -80,7 +97,9 @@ def one_result(project: Project, base: str) -> None:
     assert len(list((project.folder / "experiments").glob("*/*/metrics.json"))) == 1
 
 
-def test_a_link_that_comes_back_in_time_keeps_its_job_and_the_spare_copy_is_cancelled(hosts: Hosts, project: Project) -> None:
+def test_a_link_that_comes_back_in_time_keeps_its_job_and_the_spare_copy_is_cancelled(
+    hosts: Hosts, project: Project
+) -> None:
     base, key = one_base(project, hosts, ("h1", "h2"), suspect_seconds=3, close_seconds=60)
     with ExitStack() as first_hold, ExitStack() as second_hold:
         holds = {"h1": first_hold, "h2": second_hold}
@@ -103,8 +122,13 @@ def test_a_link_that_comes_back_in_time_keeps_its_job_and_the_spare_copy_is_canc
 def test_a_cancelled_copy_is_stopped_where_it_runs(hosts: Hosts, tmp_path: Path) -> None:
     with opened(tmp_path / "own head", data=False) as project:
         own_jobs(project, 4, waits=True)
-        servers = [server | {"cpu_slots": slots} for server, slots in zip(hosts.servers(), (1, 3), strict=False)]
-        project.config(servers, ssh_config=str(hosts.ssh_config), suspect_seconds=3, close_seconds=60)
+        servers = [
+            server | {"cpu_slots": slots}
+            for server, slots in zip(hosts.servers(), (1, 3), strict=False)
+        ]
+        project.config(
+            servers, ssh_config=str(hosts.ssh_config), suspect_seconds=3, close_seconds=60
+        )
         run = project.start(*OWN_JOBS)
         project.wait_for(event="started", count=4)  # every slot is taken
         (job,) = [event["job"] for event in project.found(event="started", node="h1")]
@@ -125,7 +149,9 @@ def test_a_cancelled_copy_is_stopped_where_it_runs(hosts: Hosts, tmp_path: Path)
 
 
 def lose(hosts: Hosts, project: Project, how: str) -> tuple[str, Script]:
-    """A run whose base is being trained on a node when that node is lost. Returns that node and the run, which has ended well."""
+    """A run whose base is being trained on a node when that node is lost. Returns that node and the
+    run, which has ended well.
+    """
     base, key = one_base(project, hosts, ("h1", "h2"))
     with ExitStack() as hold:
         for name in ("h1", "h2"):
@@ -141,30 +167,41 @@ def lose(hosts: Hosts, project: Project, how: str) -> tuple[str, Script]:
     return first, run
 
 
-def test_jobs_of_a_node_that_was_cut_off_are_done_elsewhere_and_it_ends_them_itself(hosts: Hosts, project: Project) -> None:
+def test_jobs_of_a_node_that_was_cut_off_are_done_elsewhere_and_it_ends_them_itself(
+    hosts: Hosts, project: Project
+) -> None:
     first, _ = lose(hosts, project, "cut")
     states = [event["state"] for event in project.found(event="node", node=first)]
     assert states.index("suspect") < states.index("closed")
-    nothing_runs(hosts, first)  # it is still cut off: nobody but the worker itself can have ended it
+    # it is still cut off: nobody but the worker itself can have ended it
+    nothing_runs(hosts, first)
     hosts.heal(first)
     nothing_runs(hosts, "h1", "h2")
 
 
-def test_jobs_of_a_frozen_node_are_done_elsewhere_and_it_ends_them_when_it_wakes(hosts: Hosts, project: Project) -> None:
+def test_jobs_of_a_frozen_node_are_done_elsewhere_and_it_ends_them_when_it_wakes(
+    hosts: Hosts, project: Project
+) -> None:
     first, _ = lose(hosts, project, "freeze")
     assert "suspect" in [event["state"] for event in project.found(event="node", node=first)]
     hosts.thaw(first)
     nothing_runs(hosts, "h1", "h2")
 
 
-def test_jobs_of_a_node_that_was_switched_off_are_done_elsewhere(hosts: Hosts, project: Project) -> None:
+def test_jobs_of_a_node_that_was_switched_off_are_done_elsewhere(
+    hosts: Hosts, project: Project
+) -> None:
     first, run = lose(hosts, project, "kill")
     assert f"lost: {first}: connection lost" in run.said
     nothing_runs(hosts, other(first))
 
 
-def test_with_the_real_limits_a_cut_of_40_s_costs_nothing_and_one_for_good_moves_the_job(hosts: Hosts, project: Project) -> None:
-    base, key = one_base(project, hosts, ("h1", "h2"), heartbeat_seconds=5, suspect_seconds=30, close_seconds=60)
+def test_with_the_real_limits_a_cut_of_40_s_costs_nothing_and_one_for_good_moves_the_job(
+    hosts: Hosts, project: Project
+) -> None:
+    base, key = one_base(
+        project, hosts, ("h1", "h2"), heartbeat_seconds=5, suspect_seconds=30, close_seconds=60
+    )
     with ExitStack() as hold:
         for name in ("h1", "h2"):
             hold.enter_context(held(hosts[name].project, key))
@@ -192,7 +229,11 @@ def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project
     with held(hosts["h1"].project, key):
         run = project.start(TWO_PHASE)
         begun_on(project, base)
-        (worker,) = [pid for pid, command in hosts.commands("h1").items() if "common.cluster.worker" in command and "env " not in command[:4]][-1:]
+        (worker,) = [
+            pid
+            for pid, command in hosts.commands("h1").items()
+            if "common.cluster.worker" in command and "env " not in command[:4]
+        ][-1:]
         os.kill(worker, signal.SIGKILL)
         project.wait_for(event="worker", node="h1", state="ended", job=base)
     run.ends_with(0)
@@ -200,8 +241,14 @@ def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project
     assert not project.found(event="node", state="closed")  # nobody waited for the node's silence
 
 
-def test_nothing_outlives_a_killed_head_and_the_next_start_does_only_what_is_missing(hosts: Hosts, project: Project) -> None:
-    project.grid({"mode": ["target_only_fine_tuning"], "n_base_participants": [1]}, folds=(0, 1, 2), max_epochs=400)
+def test_nothing_outlives_a_killed_head_and_the_next_start_does_only_what_is_missing(
+    hosts: Hosts, project: Project
+) -> None:
+    project.grid(
+        {"mode": ["target_only_fine_tuning"], "n_base_participants": [1]},
+        folds=(0, 1, 2),
+        max_epochs=400,
+    )
     project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config), **LONG)
     run = project.start(TWO_PHASE)
     project.wait_for(event="done", kind="target_only_fine_tuning")
@@ -214,7 +261,9 @@ def test_nothing_outlives_a_killed_head_and_the_next_start_does_only_what_is_mis
     assert len(list((project.folder / "experiments").glob("*/*/metrics.json"))) == 3
 
 
-def test_what_nodes_had_published_is_fetched_and_not_done_again(hosts: Hosts, project: Project) -> None:
+def test_what_nodes_had_published_is_fetched_and_not_done_again(
+    hosts: Hosts, project: Project
+) -> None:
     project.grid(ONE_OF_EACH)
     project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config), **LONG)
     project.run(TWO_PHASE)
@@ -247,18 +296,27 @@ def run(options, progress):
 """
 
 
-def jobs_of(project: Project, hosts: Hosts, whats: list[str], servers: list[dict[str, Any]]) -> None:
+def jobs_of(
+    project: Project, hosts: Hosts, whats: list[str], servers: list[dict[str, Any]]
+) -> None:
     """A user's own script, and one job for each of `whats`."""
     (project.folder / "own script.py").write_text(SCRIPT)
-    (project.folder / "jobs.json").write_text(json.dumps([{"what": what, "number": number} for number, what in enumerate(whats)]))
+    (project.folder / "jobs.json").write_text(
+        json.dumps([{"what": what, "number": number} for number, what in enumerate(whats)])
+    )
     project.config(servers, ssh_config=str(hosts.ssh_config), **LONG)
 
 
 OWN = (ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "own script.py")
 
 
-@pytest.mark.parametrize(("what", "words"), [("crash", "Fatal Python error: Segmentation fault"), ("memory", "MemoryError: no memory")])
-def test_a_job_that_takes_its_worker_with_it_fails_alone(hosts: Hosts, project: Project, what: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("crash", "Fatal Python error: Segmentation fault"), ("memory", "MemoryError: no memory")],
+)
+def test_a_job_that_takes_its_worker_with_it_fails_alone(
+    hosts: Hosts, project: Project, what: str, words: str
+) -> None:
     jobs_of(project, hosts, [what, *["work"] * 12], hosts.servers()[:2])
     said = project.run(*OWN, code=1).said
     assert "12 done, 1 failed, 0 blocked, 0 left" in said
@@ -276,7 +334,9 @@ def test_a_lone_node_that_cannot_do_its_job_ends_the_run(hosts: Hosts, project: 
     assert len(project.found(event="started")) == 3
 
 
-def test_a_run_without_a_node_that_can_work_is_refused_with_the_reasons(hosts: Hosts, project: Project) -> None:
+def test_a_run_without_a_node_that_can_work_is_refused_with_the_reasons(
+    hosts: Hosts, project: Project
+) -> None:
     servers = hosts.servers()[:2]
     servers[0]["python"] = "/bin/false"
     hosts.kill_all("h2")

@@ -32,13 +32,19 @@ def two_running(hosts: Hosts, project: Project) -> Script:
 
 def nothing_runs(hosts: Hosts) -> None:
     for name in ("h1", "h2"):
-        wait_until(lambda name=name: not hosts.user_processes(name), 20, f"the end of all on {name}")  # type: ignore[misc]
+        wait_until(
+            lambda name=name: not hosts.user_processes(name), 20, f"the end of all on {name}"
+        )  # type: ignore[misc]
 
 
-def test_the_first_ctrl_c_lets_running_jobs_finish_and_starts_no_other(hosts: Hosts, project: Project) -> None:
+def test_the_first_ctrl_c_lets_running_jobs_finish_and_starts_no_other(
+    hosts: Hosts, project: Project
+) -> None:
     run = two_running(hosts, project)
     run.signal(signal.SIGINT)
-    wait_until(lambda: "running jobs finish, nothing new starts" in run.said, what="the answer to Ctrl-C")
+    wait_until(
+        lambda: "running jobs finish, nothing new starts" in run.said, what="the answer to Ctrl-C"
+    )
     for name in ("h1", "h2"):
         (hosts[name].project / "go").touch()
     assert "2 done, 0 failed, 0 blocked, 4 left" in run.ends_with(130)
@@ -55,14 +61,18 @@ def test_the_second_ctrl_c_stops_at_once(hosts: Hosts, project: Project) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_sigterm_and_sighup_stop_at_once(hosts: Hosts, project: Project, number: signal.Signals) -> None:
+def test_sigterm_and_sighup_stop_at_once(
+    hosts: Hosts, project: Project, number: signal.Signals
+) -> None:
     run = two_running(hosts, project)
     run.signal(number)
     assert "0 done, 0 failed, 0 blocked, 6 left" in run.ends_with(130)
     nothing_runs(hosts)
 
 
-def test_a_stopped_run_does_not_wait_for_a_node_that_is_cut_off(hosts: Hosts, project: Project) -> None:
+def test_a_stopped_run_does_not_wait_for_a_node_that_is_cut_off(
+    hosts: Hosts, project: Project
+) -> None:
     run = two_running(hosts, project)
     hosts.cut("h1")
     project.wait_for(event="node", node="h1", state="closed")

@@ -1,4 +1,6 @@
-"""Slots of nodes: GPUs, cores, many of them, shared with another project, and added or removed in mid-run."""
+"""Slots of nodes: GPUs, cores, many of them, shared with another project, and added or removed in
+mid-run.
+"""
 
 from __future__ import annotations
 
@@ -50,18 +52,29 @@ def server(hosts: Hosts, name: str, **more: Any) -> dict[str, Any]:
 def test_each_worker_sees_its_own_gpu_only(hosts: Hosts, project: Project) -> None:
     give_gpus(hosts, "h1")
     own_jobs(project, 5, waits=True)
-    project.config([server(hosts, "h1", gpus=[0, 2], jobs_per_gpu=2, cpu_slots=1)], ssh_config=str(hosts.ssh_config))
+    project.config(
+        [server(hosts, "h1", gpus=[0, 2], jobs_per_gpu=2, cpu_slots=1)],
+        ssh_config=str(hosts.ssh_config),
+    )
     run = project.start(*OWN)
     project.wait_for(event="started", count=5)
     (hosts["h1"].project / "go").touch()
     run.ends_with(0)
     seen = traces(hosts["h1"].project).values()
-    assert sorted((trace["cuda"], trace["device"]) for trace in seen) == [("", "cpu"), ("0", "0"), ("0", "0"), ("2", "0"), ("2", "0")]
+    assert sorted((trace["cuda"], trace["device"]) for trace in seen) == [
+        ("", "cpu"),
+        ("0", "0"),
+        ("0", "0"),
+        ("2", "0"),
+        ("2", "0"),
+    ]
     assert {trace["per_gpu"] for trace in seen} == {"2"}
     assert len({trace["pid"] for trace in seen}) == 5
 
 
-def test_auto_takes_the_gpus_that_nobody_uses_and_names_the_others(hosts: Hosts, project: Project) -> None:
+def test_auto_takes_the_gpus_that_nobody_uses_and_names_the_others(
+    hosts: Hosts, project: Project
+) -> None:
     give_gpus(hosts, "h1")
     own_jobs(project, 4)
     project.config([server(hosts, "h1", gpus="auto")], ssh_config=str(hosts.ssh_config))
@@ -91,7 +104,12 @@ def test_a_worker_for_a_gpu_never_trains_on_the_cpu(hosts: Hosts, tmp_path: Path
 
 def test_forty_slots_on_one_node_keep_to_what_sshd_allows(hosts: Hosts, project: Project) -> None:
     own_jobs(project, 60)
-    project.config([server(hosts, "h1", cpu_slots=40)], ssh_config=str(hosts.ssh_config), suspect_seconds=60, close_seconds=120)
+    project.config(
+        [server(hosts, "h1", cpu_slots=40)],
+        ssh_config=str(hosts.ssh_config),
+        suspect_seconds=60,
+        close_seconds=120,
+    )
     run = project.run(*OWN, seconds=240)
     assert "60 done, 0 failed" in run.said
     assert len(traces(hosts["h1"].project)) == 60
@@ -101,7 +119,9 @@ def test_forty_slots_on_one_node_keep_to_what_sshd_allows(hosts: Hosts, project:
     assert not hosts.user_processes("h1")
 
 
-def test_two_projects_on_one_node_leave_each_other_alone(hosts: Hosts, project: Project, tmp_path: Path) -> None:
+def test_two_projects_on_one_node_leave_each_other_alone(
+    hosts: Hosts, project: Project, tmp_path: Path
+) -> None:
     own_jobs(project, 2, waits=True)
     project.config([server(hosts, "h1", cpu_slots=1)], ssh_config=str(hosts.ssh_config))
     first = project.start(*OWN)
@@ -109,27 +129,41 @@ def test_two_projects_on_one_node_leave_each_other_alone(hosts: Hosts, project: 
     with opened(tmp_path / "second head", data=False) as second:
         own_jobs(second, 4, waits=True)
         elsewhere = hosts["h1"].folder / "another project"
-        second.config([server(hosts, "h1", cpu_slots=2) | {"path": str(elsewhere)}], ssh_config=str(hosts.ssh_config))
+        second.config(
+            [server(hosts, "h1", cpu_slots=2) | {"path": str(elsewhere)}],
+            ssh_config=str(hosts.ssh_config),
+        )
         run = second.start(*OWN)
-        wait_until(lambda: "h1: slot 0 is left out: slot cpu0 held by " in run.said, what="the slot that is left out")
+        wait_until(
+            lambda: "h1: slot 0 is left out: slot cpu0 held by " in run.said,
+            what="the slot that is left out",
+        )
         assert str(project.folder) in run.said
         (elsewhere / "go").touch()
         run.ends_with(0)
         assert {event["slot"] for event in second.found(event="started")} == {1}
-        second.config([server(hosts, "h1", cpu_slots=1) | {"path": str(elsewhere)}], ssh_config=str(hosts.ssh_config))
+        second.config(
+            [server(hosts, "h1", cpu_slots=1) | {"path": str(elsewhere)}],
+            ssh_config=str(hosts.ssh_config),
+        )
         assert "no node is left that can work" in second.run(*OWN, code=1).said
     (hosts["h1"].project / "go").touch()
     assert "2 done" in first.ends_with(0)
     assert len({trace["pid"] for trace in traces(hosts["h1"].project).values()}) == 1
 
 
-def test_nodes_join_and_drain_when_the_configuration_is_edited(hosts: Hosts, project: Project) -> None:
+def test_nodes_join_and_drain_when_the_configuration_is_edited(
+    hosts: Hosts, project: Project
+) -> None:
     own_jobs(project, 6, waits=True)
     project.config([server(hosts, "h1", cpu_slots=1)], ssh_config=str(hosts.ssh_config))
     run = project.start(*OWN)
     project.wait_for(event="started", node="h1")
     (project.folder / "cluster_config.json").write_text("{ half a")
-    wait_until(lambda: "the changed configuration is not used" in run.said, what="the remark on half a file")
+    wait_until(
+        lambda: "the changed configuration is not used" in run.said,
+        what="the remark on half a file",
+    )
     project.config([server(hosts, "h2", cpu_slots=1)], ssh_config=str(hosts.ssh_config))
     project.wait_for(event="node", node="h1", state="draining")
     project.wait_for(event="started", node="h2")
@@ -143,7 +177,9 @@ def test_nodes_join_and_drain_when_the_configuration_is_edited(hosts: Hosts, pro
     assert not hosts.user_processes("h1")
 
 
-def test_a_node_whose_entry_changed_comes_back_with_its_new_slots(hosts: Hosts, project: Project) -> None:
+def test_a_node_whose_entry_changed_comes_back_with_its_new_slots(
+    hosts: Hosts, project: Project
+) -> None:
     own_jobs(project, 5, waits=True)
     project.config([server(hosts, "h1", cpu_slots=1)], ssh_config=str(hosts.ssh_config))
     run = project.start(*OWN)

@@ -1,4 +1,6 @@
-"""What goes to nodes and comes home: data, code, base models, results; damaged, killed in mid-copy, behind links, or only on the nodes."""
+"""What goes to nodes and comes home: data, code, base models, results; damaged, killed in mid-copy,
+behind links, or only on the nodes.
+"""
 
 from __future__ import annotations
 
@@ -65,18 +67,33 @@ def flip(path: Path) -> None:
 # Data
 
 
-def test_only_files_that_jobs_read_are_sent_and_only_where_they_run(hosts: Hosts, project: Project, reference: dict[str, Any]) -> None:
+def test_only_files_that_jobs_read_are_sent_and_only_where_they_run(
+    hosts: Hosts, project: Project, reference: dict[str, Any]
+) -> None:
     write_data(project.folder / "data/tiny", ("dan",))
     use(project, hosts, "h1")
     project.run(TWO_PHASE)
     assert project.results() == reference
-    sent = [event["files"] for event in project.found(event="data", node="h1")]  # what the base needs, then what else its fine-tune does
-    assert [sorted(Path(name).name[:3] for name in files) for files in sent] == [["bob"] * 3, ["ann"] * 3]
+    # what the base needs, then what else its fine-tune does
+    sent = [event["files"] for event in project.found(event="data", node="h1")]
+    assert [sorted(Path(name).name[:3] for name in files) for files in sent] == [
+        ["bob"] * 3,
+        ["ann"] * 3,
+    ]
     there = sorted(path.name for path in (hosts["h1"].project / "data/tiny").iterdir())
-    assert there == ["ann_test.pt", "ann_train.pt", "ann_val.pt", "bob_test.pt", "bob_train.pt", "bob_val.pt"]
+    assert there == [
+        "ann_test.pt",
+        "ann_train.pt",
+        "ann_val.pt",
+        "bob_test.pt",
+        "bob_train.pt",
+        "bob_val.pt",
+    ]
 
 
-def test_data_that_only_the_nodes_have_are_used_when_they_agree(hosts: Hosts, project: Project, reference: dict[str, Any]) -> None:
+def test_data_that_only_the_nodes_have_are_used_when_they_agree(
+    hosts: Hosts, project: Project, reference: dict[str, Any]
+) -> None:
     shutil.copytree(project.folder / "data", hosts["h1"].project / "data")
     shutil.move(project.folder / "data", hosts["h2"].project / "data")
     use(project, hosts, "h1", "h2", "h3")
@@ -86,7 +103,9 @@ def test_data_that_only_the_nodes_have_are_used_when_they_agree(hosts: Hosts, pr
     assert not (project.folder / "data").exists()
 
 
-def test_data_that_only_the_nodes_have_are_refused_when_they_differ(hosts: Hosts, project: Project) -> None:
+def test_data_that_only_the_nodes_have_are_refused_when_they_differ(
+    hosts: Hosts, project: Project
+) -> None:
     shutil.copytree(project.folder / "data", hosts["h1"].project / "data")
     shutil.move(project.folder / "data", hosts["h2"].project / "data")
     flip(hosts["h2"].project / "data/tiny/bob_val.pt")
@@ -96,7 +115,9 @@ def test_data_that_only_the_nodes_have_are_refused_when_they_differ(hosts: Hosts
     assert not project.run_folders()
 
 
-def test_data_may_lie_behind_links_here_and_there(hosts: Hosts, project: Project, reference: dict[str, Any], tmp_path: Path) -> None:
+def test_data_may_lie_behind_links_here_and_there(
+    hosts: Hosts, project: Project, reference: dict[str, Any], tmp_path: Path
+) -> None:
     shutil.move(project.folder / "data/tiny", tmp_path / "a disk")
     (project.folder / "data/tiny").symlink_to(tmp_path / "a disk")
     disk = hosts["h1"].folder / "another disk"
@@ -110,7 +131,9 @@ def test_data_may_lie_behind_links_here_and_there(hosts: Hosts, project: Project
     shutil.rmtree(disk)
 
 
-def test_data_changed_at_equal_size_and_time_are_noticed_there_and_here(hosts: Hosts, project: Project, reference: dict[str, Any]) -> None:
+def test_data_changed_at_equal_size_and_time_are_noticed_there_and_here(
+    hosts: Hosts, project: Project, reference: dict[str, Any]
+) -> None:
     use(project, hosts, "h1")
     project.run(TWO_PHASE)
     for name in ("bob_train.pt", "ann_test.pt"):
@@ -149,14 +172,20 @@ def test_nodes_get_the_code_of_the_head(hosts: Hosts, project: Project) -> None:
     shutil.rmtree(hosts["h1"].project / "common/cluster/__pycache__")
     worker = hosts["h1"].project / "common/cluster/worker.py"
     worker.write_text("raise SystemExit('old code')\n")
-    (hosts["h1"].project / "own.py").write_text("def run(options, progress):\n    raise ValueError('old script')\n")
+    (hosts["h1"].project / "own.py").write_text(
+        "def run(options, progress):\n    raise ValueError('old script')\n"
+    )
     project.run(*OWN)
     assert worker.read_bytes() == (project.code / "common/cluster/worker.py").read_bytes()
     assert set(traces(hosts["h1"].project)) == {0}
 
 
-def test_a_script_in_a_folder_of_the_checkout_is_sent_where_the_project_is_the_checkout(hosts: Hosts, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "common", tmp_path / "head/common", ignore=shutil.ignore_patterns("__pycache__"))
+def test_a_script_in_a_folder_of_the_checkout_is_sent_where_the_project_is_the_checkout(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        ROOT / "common", tmp_path / "head/common", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path / "head")
     with opened(tmp_path / "head", data=False, code=tmp_path / "head") as project:
@@ -197,17 +226,27 @@ def test_a_flipped_bit_in_a_nodes_base_model_is_refused_set_aside_and_sent_again
     assert "it is sent again" in said
     assert len(project.found(event="resent", node="h1")) == 1
     assert base.read_bytes() == good
-    assert [path.read_bytes() for path in (hosts["h1"].project / "superseded/base_models").glob("*.pt.*")] == [bad]
+    assert [
+        path.read_bytes()
+        for path in (hosts["h1"].project / "superseded/base_models").glob("*.pt.*")
+    ] == [bad]
     assert project.results() == reference
 
 
-def test_a_base_model_that_skip_sync_trusts_in_vain_is_sent_when_it_is_missed(hosts: Hosts, project: Project, reference: dict[str, Any]) -> None:
+def test_a_base_model_that_skip_sync_trusts_in_vain_is_sent_when_it_is_missed(
+    hosts: Hosts, project: Project, reference: dict[str, Any]
+) -> None:
     without_experiments(hosts, project).unlink()
-    assert "Base model not found: base_models/" in project.run(TWO_PHASE, "--skip-base-training", "--skip-sync").said
+    assert (
+        "Base model not found: base_models/"
+        in project.run(TWO_PHASE, "--skip-base-training", "--skip-sync").said
+    )
     assert project.results() == reference
 
 
-def test_sync_repairs_a_flipped_bit_before_it_is_met(hosts: Hosts, project: Project, reference: dict[str, Any]) -> None:
+def test_sync_repairs_a_flipped_bit_before_it_is_met(
+    hosts: Hosts, project: Project, reference: dict[str, Any]
+) -> None:
     base = without_experiments(hosts, project)
     flip(base)
     project.run(TWO_PHASE)
@@ -216,18 +255,40 @@ def test_sync_repairs_a_flipped_bit_before_it_is_met(hosts: Hosts, project: Proj
     assert project.results() == reference
 
 
-def test_skip_base_training_sends_base_models_to_all_nodes_first(hosts: Hosts, project: Project, reference: dict[str, Any]) -> None:
+def test_skip_base_training_sends_base_models_to_all_nodes_first(
+    hosts: Hosts, project: Project, reference: dict[str, Any]
+) -> None:
     use(project, hosts, "h1")
-    project.run("run_distributed_training.py", "--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py")
+    project.run(
+        "run_distributed_training.py",
+        "--jobs-config",
+        "base_training_jobs.json",
+        "--script-path",
+        "train_base.py",
+    )
     use(project, hosts, "h1", "h2", "h3")
     hosts.kill_all("h3")
     said = project.run(TWO_PHASE, "--skip-base-training").said
     for name in ("h1", "h2"):
         assert (hosts[name].project / "base_models" / base_of(project)).is_file(), said
-        assert {event["base"] + ".pt" for event in project.found(event="sync", node=name)} == {base_of(project)}
-    assert f"rsync -avz --checksum -e 'ssh -F {hosts.ssh_config}' -- base_models/ h3:{hosts['h3'].project}/base_models/" in said
+        assert {event["base"] + ".pt" for event in project.found(event="sync", node=name)} == {
+            base_of(project)
+        }
+    assert (
+        f"rsync -avz --checksum -e 'ssh -F {hosts.ssh_config}' -- base_models/"
+        f" h3:{hosts['h3'].project}/base_models/" in said
+    )
     assert project.results() == reference
-    assert "nothing to do: all" in project.run("run_distributed_training.py", "--jobs-config", "finetune_jobs.json", "--script-path", "train_finetune.py").said
+    assert (
+        "nothing to do: all"
+        in project.run(
+            "run_distributed_training.py",
+            "--jobs-config",
+            "finetune_jobs.json",
+            "--script-path",
+            "train_finetune.py",
+        ).said
+    )
 
 
 # Copies that are killed
@@ -235,7 +296,9 @@ def test_skip_base_training_sends_base_models_to_all_nodes_first(hosts: Hosts, p
 
 @contextmanager
 def killing(find: Callable[[], list[int]], times: int) -> Iterator[list[int]]:
-    """Kill what `find` finds as soon as it is there, so many processes in all. Yields those killed."""
+    """Kill what `find` finds as soon as it is there, so many processes in all. Yields those
+    killed.
+    """
     killed: list[int] = []
     over = threading.Event()
 
@@ -261,8 +324,14 @@ def copies(project: Project, hosts: Hosts, name: str, *, pull: bool) -> Callable
     joined: list[bool] = []
 
     def find() -> list[int]:
-        joined.extend([True] * bool(not joined and project.found(event="node", node=name, state="joined")))
-        return [pid for pid, words in hosts.commands(name).items() if joined and words.startswith("rsync --server") and ("--sender" in words) == pull]
+        joined.extend(
+            [True] * bool(not joined and project.found(event="node", node=name, state="joined"))
+        )
+        return [
+            pid
+            for pid, words in hosts.commands(name).items()
+            if joined and words.startswith("rsync --server") and ("--sender" in words) == pull
+        ]
 
     return find
 
@@ -275,7 +344,11 @@ def test_a_copy_that_is_killed_is_repeated_and_leaves_no_bad_file(
     use(project, hosts, "h1")
     with killing(copies(project, hosts, "h1", pull=pull), times) as killed:
         run = project.start(TWO_PHASE)
-        wait_until(lambda: len(killed) == times or run.process.poll() is not None, 120, "the killing of copies")
+        wait_until(
+            lambda: len(killed) == times or run.process.poll() is not None,
+            120,
+            "the killing of copies",
+        )
         run.ends_with(0)
     assert len(killed) == times
     assert project.results() == reference

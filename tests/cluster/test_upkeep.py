@@ -31,7 +31,11 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def use(project: Project, hosts: Hosts, *names: str) -> None:
     """Run on these hosts."""
-    project.config([server for server in hosts.servers() if server["host"] in names], ssh_config=str(hosts.ssh_config), **CALM)
+    project.config(
+        [server for server in hosts.servers() if server["host"] in names],
+        ssh_config=str(hosts.ssh_config),
+        **CALM,
+    )
 
 
 def line_of(said: str, name: str) -> str:
@@ -40,12 +44,20 @@ def line_of(said: str, name: str) -> str:
     return line
 
 
-def test_check_says_one_line_a_node_and_fails_unless_all_can_work(hosts: Hosts, project: Project) -> None:
+def test_check_says_one_line_a_node_and_fails_unless_all_can_work(
+    hosts: Hosts, project: Project
+) -> None:
     use(project, hosts, "h1", "h2")
     said = project.run(TWO_PHASE, "--check").said
     first = line_of(said, "h1")
     version = ".".join(map(str, sys.version_info[:3]))
-    parts = (f"h1: ok: python {version}, torch ", "driver none", " cores, 1 slots, ", " GB free, clock ", "files will be sent, data 6 of 6 files will be sent")
+    parts = (
+        f"h1: ok: python {version}, torch ",
+        "driver none",
+        " cores, 1 slots, ",
+        " GB free, clock ",
+        "files will be sent, data 6 of 6 files will be sent",
+    )
     for part in parts:
         assert part in first
     assert len(said.splitlines()) == 2
@@ -106,7 +118,13 @@ def test_in_a_terminal_the_run_shows_the_same_under_its_bar(project: Project) ->
             shown.extend(os.read(ours, 65536))
         return all(part in shown for part in parts)
 
-    parts = (b"0/1", b"1 running, 0 failed", b"  localhost: open, 1 slots, 0 done", b"job0 epoch 1/2", b"  script: 0 done, 1 running")
+    parts = (
+        b"0/1",
+        b"1 running, 0 failed",
+        b"  localhost: open, 1 slots, 0 done",
+        b"job0 epoch 1/2",
+        b"  script: 0 done, 1 running",
+    )
     wait_until(lambda: seen(*parts), 30, "the bar")
     (project.folder / "go").touch()
     wait_until(lambda: seen() or run.process.poll() is not None, 30)
@@ -115,7 +133,9 @@ def test_in_a_terminal_the_run_shows_the_same_under_its_bar(project: Project) ->
     os.close(ours)
 
 
-def test_clean_nodes_removes_only_what_the_head_has_byte_for_byte(hosts: Hosts, project: Project) -> None:
+def test_clean_nodes_removes_only_what_the_head_has_byte_for_byte(
+    hosts: Hosts, project: Project
+) -> None:
     use(project, hosts, "h1")
     project.run(TWO_PHASE)
     there = hosts["h1"].project
@@ -128,10 +148,16 @@ def test_clean_nodes_removes_only_what_the_head_has_byte_for_byte(hosts: Hosts, 
     before = project.results()
     use(project, hosts, "h1", "h2")
     said = project.run(TWO_PHASE, "--clean-nodes").said
-    assert "h1: 7 files removed from base_models/ and experiments/, each of them verified here" in said
+    assert (
+        "h1: 7 files removed from base_models/ and experiments/, each of them verified here" in said
+    )
     assert "h2: 0 files removed" in said
     assert project.results() == before
-    assert sorted(path.name for path in there.rglob("*") if path.is_file() and ("base_models" in path.parts or "experiments" in path.parts)) == [
+    assert sorted(
+        path.name
+        for path in there.rglob("*")
+        if path.is_file() and ("base_models" in path.parts or "experiments" in path.parts)
+    ) == [
         base.name,
         "metrics.json",
     ]
@@ -153,7 +179,9 @@ def test_clean_nodes_follows_no_link(hosts: Hosts, project: Project) -> None:
     shutil.rmtree(elsewhere)
 
 
-def test_setup_nodes_builds_the_environment_and_may_be_repeated(hosts: Hosts, tmp_path: Path) -> None:
+def test_setup_nodes_builds_the_environment_and_may_be_repeated(
+    hosts: Hosts, tmp_path: Path
+) -> None:
     code = tmp_path / "code"
     shutil.copytree(ROOT / "common", code / "common", ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.glob("*.py"):
@@ -161,7 +189,10 @@ def test_setup_nodes_builds_the_environment_and_may_be_repeated(hosts: Hosts, tm
     for name in ("requirements.txt", "constraints.txt"):  # real ones take minutes
         (code / name).write_text("# nothing\n")
     with opened(tmp_path / "head", data=False, code=code) as project:
-        servers = [{key: value for key, value in server.items() if key != "python"} for server in hosts.servers()[:1]]
+        servers = [
+            {key: value for key, value in server.items() if key != "python"}
+            for server in hosts.servers()[:1]
+        ]
         project.config(servers, ssh_config=str(hosts.ssh_config))
         said = project.run(TWO_PHASE, "--setup-nodes").said
         assert "h1: building env/ from requirements.txt" in said
@@ -173,13 +204,24 @@ def test_setup_nodes_builds_the_environment_and_may_be_repeated(hosts: Hosts, tm
         (hosts["h1"].project / "env/bin/python").unlink()  # a set-up that was interrupted
         project.run(TWO_PHASE, "--setup-nodes")
         (hosts["h1"].project / "requirements.txt").unlink()
-        (code / "requirements.txt").write_text("a-package-that-nobody-has-made==0.0.1\n--no-index\n")
-        assert "h1: the environment was not built: " in project.run(TWO_PHASE, "--setup-nodes", code=1).said
+        (code / "requirements.txt").write_text(
+            "a-package-that-nobody-has-made==0.0.1\n--no-index\n"
+        )
+        assert (
+            "h1: the environment was not built: "
+            in project.run(TWO_PHASE, "--setup-nodes", code=1).said
+        )
 
 
-def test_the_notify_command_hears_of_the_first_failure_and_of_the_end(hosts: Hosts, project: Project) -> None:
-    (project.folder / "note it.py").write_text("import sys\nopen('heard.txt', 'a').write(sys.argv[-1] + '\\n')\n")
-    (project.folder / "own.py").write_text("def run(options, progress):\n    raise ValueError('number ' + str(options['number']))\n")
+def test_the_notify_command_hears_of_the_first_failure_and_of_the_end(
+    hosts: Hosts, project: Project
+) -> None:
+    (project.folder / "note it.py").write_text(
+        "import sys\nopen('heard.txt', 'a').write(sys.argv[-1] + '\\n')\n"
+    )
+    (project.folder / "own.py").write_text(
+        "def run(options, progress):\n    raise ValueError('number ' + str(options['number']))\n"
+    )
     (project.folder / "jobs.json").write_text('[{"number": 1}, {"number": 2}]')
     use(project, hosts, "h1")
     project.run(*OWN, "--notify-command", f"'{sys.executable}' 'note it.py'", code=1)

@@ -11,7 +11,10 @@ import pytest
 from tests.report.made import Made, quick
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-background-networking"
+    " --disable-component-update --disable-sync --no-first-run"
+)
 
 
 @pytest.fixture
@@ -25,7 +28,9 @@ def made(tmp_path: Path) -> Iterator[Made]:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Chromium without a window, a profile of its own, keeping what it logs and requests."""
     if not CHROMIUM.exists() or not DRIVER.exists():
-        pytest.skip("no chromium or chromedriver on this machine: apt-get install chromium chromium-driver")
+        pytest.skip(
+            "no chromium or chromedriver on this machine: apt-get install chromium chromium-driver"
+        )
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

@@ -1,4 +1,6 @@
-"""Hand-made project folders: published by the project's own functions, so that formats never drift, with scores that a test chooses."""
+"""Hand-made project folders: published by the project's own functions, so that formats never drift,
+with scores that a test chooses.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,16 @@ from common.paths import Paths, experiment_name
 from common.reuse import Data
 
 PEOPLE = ["anna", "ben", "carla", "dora", "emil", "finn", "gita"]
-METRICS = ("loss", "macro_f1", "f1", "precision", "recall", "balanced_accuracy", "pr_auc", "roc_auc")
+METRICS = (
+    "loss",
+    "macro_f1",
+    "f1",
+    "precision",
+    "recall",
+    "balanced_accuracy",
+    "pr_auc",
+    "roc_auc",
+)
 TUNED = ("macro_f1", "f1", "precision", "recall", "balanced_accuracy")
 VERSIONS = {"torch": "2.13.0", "python": "3.11"}
 
@@ -55,17 +66,32 @@ class Made:
 
     def options(self, target: str, **given: Any) -> FinetuneOptions:
         """Resolved options of one fine-tune."""
-        values = {"participants": self.people, "data_path": self.data_path, "window_size": 100, "fold": self.people.index(target)} | given
+        values = {
+            "participants": self.people,
+            "data_path": self.data_path,
+            "window_size": 100,
+            "fold": self.people.index(target),
+        } | given
         return FinetuneOptions.parse(values, "made").resolved(None)
 
     def plan(self, target: str, **given: Any) -> FinetuneOptions:
         """A planned experiment that has not run."""
         options = self.options(target, **given)
-        job = finetune_job(options.model_dump(exclude_unset=True), "made", Data(Paths(self.root / "elsewhere")))  # where no dataset.json says otherwise
+        # where no dataset.json says otherwise
+        job = finetune_job(
+            options.model_dump(exclude_unset=True), "made", Data(Paths(self.root / "elsewhere"))
+        )
         self.jobs.append(job.values)
         return job.finetune
 
-    def base(self, options: FinetuneOptions, *, stopped_by: str = "patience", seconds: float = 1800.0, weights: bytes | None = None) -> dict[str, Any]:
+    def base(
+        self,
+        options: FinetuneOptions,
+        *,
+        stopped_by: str = "patience",
+        seconds: float = 1800.0,
+        weights: bytes | None = None,
+    ) -> dict[str, Any]:
         """Publish the base model of a fine-tune, once."""
         name = identity.base_hash(options)
         if name not in self.bases:
@@ -77,7 +103,9 @@ class Made:
                 "stopped_by": stopped_by,
                 "provenance": provenance(seconds) | {"trained_as": name},
             }
-            self.bases[name] = publish_base_model(self.paths, name, weights or name.encode(), metadata)
+            self.bases[name] = publish_base_model(
+                self.paths, name, weights or name.encode(), metadata
+            )
         return self.bases[name]
 
     def run(
@@ -98,11 +126,18 @@ class Made:
         versions: Mapping[str, str] | None = None,
         **given: Any,
     ) -> Path:
-        """Publish one experiment whose test macro F1 is `fine`, that of its untouched base `base`."""
+        """Publish one experiment whose test macro F1 is `fine`, that of its untouched base
+        `base`.
+        """
         options = self.plan(target, **given)
         scratch = options.mode == "target_only"
         model = None if scratch else self.base(options, stopped_by=base_stopped_by)
-        data_sha = {name: sha256(name.encode()) for name in identity.finetune_data_files(options, model["base_participants"] if model else [])}
+        data_sha = {
+            name: sha256(name.encode())
+            for name in identity.finetune_data_files(
+                options, model["base_participants"] if model else []
+            )
+        }
         config = {
             "options": options.model_dump(),
             "experiment_fields": identity.experiment_fields(options),
@@ -113,10 +148,20 @@ class Made:
             "base_weights_sha256": None if model is None else model["weights_sha256"],
             "training_key": None if model is None else model["training_key"],
             "data_fingerprints": data_sha | dict(data or {}),
-            "code_fingerprints": {"models.py": "c" * 64, "training.py": "d" * 64} | dict(code or {}),
+            "code_fingerprints": (
+                {"models.py": "c" * 64, "training.py": "d" * 64} | dict(code or {})
+            ),
         }
-        config["experiment_key"] = identity.experiment_key(options, config["base_weights_sha256"], config["data_fingerprints"])
-        scores = score_fields(fine, base, fine if val is None else val, base if base_val is None else base_val, scratch)
+        config["experiment_key"] = identity.experiment_key(
+            options, config["base_weights_sha256"], config["data_fingerprints"]
+        )
+        scores = score_fields(
+            fine,
+            base,
+            fine if val is None else val,
+            base if base_val is None else base_val,
+            scratch,
+        )
         record = scores | {
             "mode": options.mode,
             "target_data_pct": options.target_data_pct,
@@ -134,21 +179,39 @@ class Made:
         }
         files = {
             "best_model.pt": f"{options.prefix}/{target}".encode(),
-            "losses.json": to_json(losses or {name: values[int(scratch) :] for name, values in LOSSES.items()}),
+            "losses.json": to_json(
+                losses or {name: values[int(scratch) :] for name, values in LOSSES.items()}
+            ),
             "config.json": to_json(config),
             "predictions.csv": plain_predictions(scratch) if predictions is None else predictions,
         }
         name = experiment_name(options.fold, target)
-        return publish_experiment(self.paths, str(options.prefix), name, files, record | dict(metrics or {}), log="made\n")
+        return publish_experiment(
+            self.paths, str(options.prefix), name, files, record | dict(metrics or {}), log="made\n"
+        )
 
     def write_jobs(self) -> None:
         """The two job files of all that was planned."""
         data = Data(self.paths)
         finetunes = [finetune_job(dict(values), "made", data) for values in self.jobs]
         needed = {job.needs: job for job in finetunes if job.needs}
-        names = set(FinetuneOptions.model_fields) - {"mode", "target_data_pct", "base_model_hash", "prefix"}
-        apart = names & {"early_stopping_patience_target", "target_val", "target_order", "seed_finetune", "overwrite"}
-        bases = [base_job({key: job.values[key] for key in names - apart}, "made", data) for job in needed.values()]
+        names = set(FinetuneOptions.model_fields) - {
+            "mode",
+            "target_data_pct",
+            "base_model_hash",
+            "prefix",
+        }
+        apart = names & {
+            "early_stopping_patience_target",
+            "target_val",
+            "target_order",
+            "seed_finetune",
+            "overwrite",
+        }
+        bases = [
+            base_job({key: job.values[key] for key in names - apart}, "made", data)
+            for job in needed.values()
+        ]
         write_jobs(self.root / "finetune_jobs.json", [job.values for job in finetunes])
         write_jobs(self.root / "base_training_jobs.json", base_entries(bases, finetunes, {}))
 
@@ -156,7 +219,9 @@ class Made:
         """The event log of one run."""
         folder = self.root / "runs" / run
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "events.jsonl").write_text("".join(json.dumps(dict(event)) + "\n" for event in events) + tail)
+        (folder / "events.jsonl").write_text(
+            "".join(json.dumps(dict(event)) + "\n" for event in events) + tail
+        )
 
 
 LOSSES = {
@@ -183,17 +248,30 @@ def provenance(seconds: float) -> dict[str, Any]:
 
 def counts(windows: int, mode: str) -> dict[str, Any]:
     """Labelled windows of 2 s."""
-    parts = {"train": windows, "selection": 40, "test": 50} | ({"base_train": 900} if mode == "full_fine_tuning" else {})
-    return {part: {"windows": number, "positives": number // 3, "hours": number * 2 / 3600} for part, number in parts.items()}
+    parts = {"train": windows, "selection": 40, "test": 50} | (
+        {"base_train": 900} if mode == "full_fine_tuning" else {}
+    )
+    return {
+        part: {"windows": number, "positives": number // 3, "hours": number * 2 / 3600}
+        for part, number in parts.items()
+    }
 
 
-def score_fields(fine: float | None, base: float | None, val: float | None, base_val: float | None, scratch: bool) -> dict[str, Any]:
+def score_fields(
+    fine: float | None, base: float | None, val: float | None, base_val: float | None, scratch: bool
+) -> dict[str, Any]:
     """All scores of metrics.json; the tuned ones are .01 higher."""
-    fields: dict[str, Any] = {"threshold_tuned": 0.4} | ({} if scratch else {"base_threshold_tuned": 0.6})
-    sides = {"test": fine, "val": val} | ({} if scratch else {"base_test": base, "base_val": base_val})
+    fields: dict[str, Any] = {"threshold_tuned": 0.4} | (
+        {} if scratch else {"base_threshold_tuned": 0.6}
+    )
+    sides = {"test": fine, "val": val} | (
+        {} if scratch else {"base_test": base, "base_val": base_val}
+    )
     for side, value in sides.items():
         for metric in METRICS:
-            fields[f"{side}_{metric}"] = None if value is None else 1 - value if metric == "loss" else value
+            fields[f"{side}_{metric}"] = (
+                None if value is None else 1 - value if metric == "loss" else value
+            )
         for metric in TUNED:
             fields[f"{side}_{metric}_tuned"] = None if value is None else min(1.0, value + 0.01)
     return fields
@@ -203,11 +281,16 @@ def plain_predictions(scratch: bool) -> bytes:
     """Without times, as from a data set that was not prepared here."""
     lines = ["split,index,session,start_s,label,p_base,p_finetuned"]
     for split in ("val", "test"):
-        lines += [f"{split},{i},,,{i % 2},{'' if scratch else 0.3 + 0.2 * (i % 3)},{0.2 + 0.6 * (i % 2)}" for i in range(12)]
+        lines += [
+            f"{split},{i},,,{i % 2},{'' if scratch else 0.3 + 0.2 * (i % 3)},{0.2 + 0.6 * (i % 2)}"
+            for i in range(12)
+        ]
     return ("\n".join(lines) + "\n").encode()
 
 
-def timed_predictions(skill: float, base_skill: float | None, seed: int, length: int = 160, sessions: int = 2) -> bytes:
+def timed_predictions(
+    skill: float, base_skill: float | None, seed: int, length: int = 160, sessions: int = 2
+) -> bytes:
     """Windows of 2 s every second with a few bouts; a higher skill separates the classes better."""
     random = np.random.default_rng(seed)
     text = io.StringIO()
@@ -221,9 +304,14 @@ def timed_predictions(skill: float, base_skill: float | None, seed: int, length:
             smooth = np.convolve(random.normal(size=length + 4), np.ones(5) / 5, mode="valid")
             other = np.convolve(random.normal(size=length + 4), np.ones(5) / 5, mode="valid")
             fine = 1 / (1 + np.exp(-(skill * (2 * label - 1) + 2 * smooth)))
-            base = None if base_skill is None else 1 / (1 + np.exp(-(base_skill * (2 * label - 1) + 2 * other)))
+            base = (
+                None
+                if base_skill is None
+                else 1 / (1 + np.exp(-(base_skill * (2 * label - 1) + 2 * other)))
+            )
             for i in range(length):
                 p_base = "" if base is None else f"{base[i]:.6f}"
-                text.write(f"{split},{number},{split}{session},{i * 1.0},{label[i]},{p_base},{fine[i]:.6f}\n")
+                row = (split, number, f"{split}{session}", i * 1.0, label[i], p_base)
+                text.write(",".join(map(str, row)) + f",{fine[i]:.6f}\n")
                 number += 1
     return text.getvalue().encode()

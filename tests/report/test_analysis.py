@@ -8,13 +8,30 @@ import pandas as pd
 import pytest
 
 from common.errors import InputError
-from common.report.analysis import BASE, Condition, Grid, compare, contrasts, filter_rows, groups_to_compare, main_lines, split_grids
+from common.report.analysis import (
+    BASE,
+    Condition,
+    Grid,
+    compare,
+    contrasts,
+    filter_rows,
+    groups_to_compare,
+    main_lines,
+    split_grids,
+)
 from common.report.build import chosen_run
 from common.report.collect import Collection, collect
 from common.report.figures import heat_map
 from common.report.making import warnings
 from common.report.planned import mark_stale
-from common.report.words import beside_headline, duration, headline, people_words, score, settings_words
+from common.report.words import (
+    beside_headline,
+    duration,
+    headline,
+    people_words,
+    score,
+    settings_words,
+)
 from tests.report.made import Made
 
 BASES = [0.80, 0.82, 0.84, 0.86, 0.88, 0.90, 0.70]
@@ -71,9 +88,13 @@ def test_the_headline_says_windows_scores_people_and_p(made: Made) -> None:
     grid = grid_of(seven(made))
     text = headline(grid, main_lines(grid))
     assert (
-        text == "Fine-tuning on a median of 31 labelled training windows (1 min) lifts the median macro F1 from .84 to .90, better for 6 of 7 people, p = .031."
+        text
+        == "Fine-tuning on a median of 31 labelled training windows (1 min) lifts the median macro"
+        " F1 from .84 to .90, better for 6 of 7 people, p = .031."
     )
-    assert "a median of 40 labelled windows (1.3 min) chose the epoch" in beside_headline(grid, main_lines(grid))
+    assert "a median of 40 labelled windows (1.3 min) chose the epoch" in beside_headline(
+        grid, main_lines(grid)
+    )
 
 
 def test_a_difference_that_chance_explains_lifts_nothing(made: Made) -> None:
@@ -117,7 +138,9 @@ def test_seeds_are_averaged_within_a_person_and_add_no_participants(made: Made) 
     line = main_lines(grid)[1]
     assert line.gain is not None
     assert line.gain.n == 7
-    assert grid.scores()[FULL].tolist() == pytest.approx([0.90 + 0.01 * place for place in range(7)])
+    assert grid.scores()[FULL].tolist() == pytest.approx(
+        [0.90 + 0.01 * place for place in range(7)]
+    )
 
 
 def test_a_base_counts_once_however_many_seeds_were_fine_tuned_from_it(made: Made) -> None:
@@ -128,7 +151,9 @@ def test_a_base_counts_once_however_many_seeds_were_fine_tuned_from_it(made: Mad
     assert grid_of(made).scores()[BASE].tolist() == pytest.approx([0.7] * 7)
 
 
-def test_settings_are_chosen_by_the_validation_scores_of_the_others_never_by_test(made: Made) -> None:
+def test_settings_are_chosen_by_the_validation_scores_of_the_others_never_by_test(
+    made: Made,
+) -> None:
     # anna alone would choose 64; all the others, and anna's test score, speak otherwise each.
     for person in made.people:
         first = person == "anna"
@@ -141,10 +166,15 @@ def test_settings_are_chosen_by_the_validation_scores_of_the_others_never_by_tes
     # For ben, anna is one of the others and her .99 against .50 outweighs five times .01.
     assert chosen["ben"] == "batch_size 64"
     assert grid.scores()[FULL]["anna"] == pytest.approx(0.70)
-    assert "batch_size was chosen by the mean validation macro F1 over the other participants" in settings_words(grid)
+    assert (
+        "batch_size was chosen by the mean validation macro F1 over the other participants"
+        in settings_words(grid)
+    )
 
 
-def test_an_option_of_base_training_does_not_vary_because_there_is_none_from_scratch(made: Made) -> None:
+def test_an_option_of_base_training_does_not_vary_because_there_is_none_from_scratch(
+    made: Made,
+) -> None:
     for person in made.people:
         made.run(person, early_stopping_patience=20)
         made.run(person, mode="target_only")  # keeps the default, 50
@@ -156,17 +186,24 @@ def test_an_option_of_base_training_does_not_vary_because_there_is_none_from_scr
 NO_VAL = {f"{side}val_macro_f1": None for side in ("", "base_")}
 
 
-def test_a_setting_without_validation_scores_is_not_chosen_and_keeps_no_other_from_it(made: Made) -> None:
+def test_a_setting_without_validation_scores_is_not_chosen_and_keeps_no_other_from_it(
+    made: Made,
+) -> None:
     for person in made.people:
         made.run(person, batch_size=32, val=0.8, fine=0.7)
         made.run(person, batch_size=64, val=0.9, fine=0.8)
         made.run(person, batch_size=32, target_val="none", fine=0.99, metrics=NO_VAL)
     grid = grid_of(made)
     assert set(grid.choices[FULL]) == {"batch_size 64, target_val full"}
-    assert grid.notes == ["Not chosen, for want of validation scores: “batch_size 32, target_val none”; --filter reports such a setting by itself."]
+    assert grid.notes == [
+        "Not chosen, for want of validation scores: “batch_size 32, target_val none”; --filter"
+        " reports such a setting by itself."
+    ]
 
 
-def test_where_no_setting_has_validation_scores_the_first_is_taken_and_nothing_is_awaited(made: Made) -> None:
+def test_where_no_setting_has_validation_scores_the_first_is_taken_and_nothing_is_awaited(
+    made: Made,
+) -> None:
     for person in made.people:
         for batch_size in (32, 64):
             made.run(person, batch_size=batch_size, target_val="none", metrics=NO_VAL)
@@ -184,8 +221,12 @@ def test_the_rows_behind_a_score_are_those_of_the_chosen_setting(made: Made) -> 
         made.run(person, batch_size=64, n_base_participants=3, fine=0.6)
     grid = grid_of(made)
     rows = grid.behind("carla", FULL)
-    assert rows[["batch_size", "seed_finetune", "n_base_participants"]].to_numpy().tolist() == [[64, 0, 6], [64, 1, 6]]
-    assert chosen_run(read(made.root), [grid], None) == grid.behind("dora", FULL).index[0]  # the fourth of seven equal ones
+    assert rows[["batch_size", "seed_finetune", "n_base_participants"]].to_numpy().tolist() == [
+        [64, 0, 6],
+        [64, 1, 6],
+    ]
+    # the fourth of seven equal ones
+    assert chosen_run(read(made.root), [grid], None) == grid.behind("dora", FULL).index[0]
 
 
 def test_a_filter_fixes_a_setting_instead(made: Made) -> None:
@@ -209,7 +250,9 @@ def test_for_a_loss_lower_is_better(made: Made) -> None:
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "loss"])
-def test_rows_of_the_heat_map_are_in_the_order_that_its_caption_says(made: Made, metric: str) -> None:
+def test_rows_of_the_heat_map_are_in_the_order_that_its_caption_says(
+    made: Made, metric: str
+) -> None:
     drawn = heat_map(grid_of(seven(made), metric))
     assert drawn is not None
     rows = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
@@ -231,11 +274,22 @@ def test_only_participants_with_every_condition_count_and_the_others_are_named(m
     made.people.append("ivo")
     other = Made(made.root, made.people)
     for person in made.people:
-        reason = {"test_macro_f1": "the test windows hold one class only"} if person == "hugo" else {}
-        other.run(person, base=0.8, fine=None if person == "hugo" else 0.9, prefix="nine", target_data_pct=0.1, metrics={"undefined": reason})
+        reason = (
+            {"test_macro_f1": "the test windows hold one class only"} if person == "hugo" else {}
+        )
+        other.run(
+            person,
+            base=0.8,
+            fine=None if person == "hugo" else 0.9,
+            prefix="nine",
+            target_data_pct=0.1,
+            metrics={"undefined": reason},
+        )
         if person != "ivo":
             other.run(person, base=0.8, fine=0.95, prefix="nine_full", target_data_pct=1.0)
-    grid = next(grid for grid in split_grids(read(made.root).table, "macro_f1") if len(grid.excluded))
+    grid = next(
+        grid for grid in split_grids(read(made.root).table, "macro_f1") if len(grid.excluded)
+    )
     assert grid.participants == made.people[:7]
     text = people_words(grid)
     assert "7 of 9 participants" in text
@@ -312,7 +366,11 @@ def test_projects_are_compared_on_the_same_data_only(made: Made, tmp_path: Path)
         made.run(person, fine=0.90)
         other.run(person, fine=0.90)
     grids = split_grids(read(made.root, other.root).table, "macro_f1")
-    assert [grid.name for grid in grids] == ["project, data/easy", "other, data/made", "project, data/made"]
+    assert [grid.name for grid in grids] == [
+        "project, data/easy",
+        "other, data/made",
+        "project, data/made",
+    ]
     (group,) = groups_to_compare(grids, "project")
     assert [grid.name for grid in group] == ["other, data/made", "project, data/made"]
     assert compare(group, "project").contrasts[0].result.zeros == 7
@@ -339,7 +397,9 @@ def test_other_options_are_compared_with_equally_many_base_participants(made: Ma
 
 def lists_warning(collection: Collection, grid: Grid) -> str:
     """What is said of lists of participants that differ."""
-    return " ".join(text for text in warnings(collection, [grid], [], []) if "lists of participants" in text)
+    return " ".join(
+        text for text in warnings(collection, [grid], [], []) if "lists of participants" in text
+    )
 
 
 def test_somebody_who_was_added_joins_the_experiments_that_are_there(made: Made) -> None:
@@ -352,7 +412,9 @@ def test_somebody_who_was_added_joins_the_experiments_that_are_there(made: Made)
     assert "2 lists of participants (7, 1 experiments)" in lists_warning(read(made.root), grid)
 
 
-def test_all_base_participants_are_one_more_once_half_of_the_people_have_such_results(made: Made) -> None:
+def test_all_base_participants_are_one_more_once_half_of_the_people_have_such_results(
+    made: Made,
+) -> None:
     for person in made.people:
         made.run(person, fine=0.9)
     grown = Made(made.root, [*made.people, "hugo"])
@@ -360,7 +422,9 @@ def test_all_base_participants_are_one_more_once_half_of_the_people_have_such_re
         grown.run(person, fine=0.8)
     grid = grid_of(made)
     assert (grid.n_base, grid.participants) == (6, made.people)
-    assert grid.notes == ["With 7 base participants 3 of 7 people have results yet, so those with 6 are reported."]
+    assert grid.notes == [
+        "With 7 base participants 3 of 7 people have results yet, so those with 6 are reported."
+    ]
     for person in grown.people[3:]:
         grown.run(person, fine=0.8)
     grid = grid_of(made)
@@ -413,7 +477,12 @@ def test_an_unknown_metric_names_the_nearest(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("batchsize=32", "did you mean batch_size"), ("batch_size=7", "batch_size is 64"), ("batch_size", "give key=value")]
+    ("text", "message"),
+    [
+        ("batchsize=32", "did you mean batch_size"),
+        ("batch_size=7", "batch_size is 64"),
+        ("batch_size", "give key=value"),
+    ],
 )
 def test_a_filter_that_fits_nothing_says_what_there_is(made: Made, text: str, message: str) -> None:
     made.run("anna")
@@ -428,7 +497,14 @@ def test_filters_take_several_values_and_numbers_in_any_form() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.84, ".84"), (0.999, "1.00"), (None, "–"), (float("nan"), "–"), (-0.0001, ".00"), (-0.004, ".00")],
+    [
+        (0.84, ".84"),
+        (0.999, "1.00"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (-0.0001, ".00"),
+        (-0.004, ".00"),
+    ],
 )
 def test_scores_are_printed_without_the_zero(value: float | None, text: str) -> None:
     assert score(value) == text
@@ -439,6 +515,15 @@ def test_differences_have_a_sign_and_a_digit_more(value: float, text: str) -> No
     assert score(value, signed=True) == text
 
 
-@pytest.mark.parametrize(("hours", "text"), [(31 * 2 / 3600, "1 min"), (40 / 3600, "40 s"), (2.5, "2.5 h"), (0.5, "30 min"), (1234.5, "1,234 h")])
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [
+        (31 * 2 / 3600, "1 min"),
+        (40 / 3600, "40 s"),
+        (2.5, "2.5 h"),
+        (0.5, "30 min"),
+        (1234.5, "1,234 h"),
+    ],
+)
 def test_durations_are_short(hours: float, text: str) -> None:
     assert duration(hours) == text

@@ -11,7 +11,9 @@ from common.report.figures import curve, runs_of, spread
 AT_HALF = {"": ("p", 0.5)}
 
 
-def windows(labels: str, called: str, *, sessions: str | None = None, starts: list[float] | None = None) -> Windows:
+def windows(
+    labels: str, called: str, *, sessions: str | None = None, starts: list[float] | None = None
+) -> Windows:
     """Windows every second; '1' in `called` is a probability of .9."""
     number = len(labels)
     return {
@@ -36,18 +38,24 @@ def test_a_call_that_spills_over_its_bout_is_no_false_alarm() -> None:
 
 def test_a_new_session_or_a_gap_begins_a_new_bout() -> None:
     assert bout_scores(windows("1111", "1100", sessions="aabb"), AT_HALF, 1.0)["bouts"] == 2
-    assert bout_scores(windows("1111", "1100", starts=[0, 1, 60, 61]), AT_HALF, 1.0)["bout_recall"] == 0.5
+    assert (
+        bout_scores(windows("1111", "1100", starts=[0, 1, 60, 61]), AT_HALF, 1.0)["bout_recall"]
+        == 0.5
+    )
 
 
 def test_overlapping_windows_count_their_time_once() -> None:
-    scores = bout_scores(windows("0001", "1000"), AT_HALF, 2.0)  # 2 s windows every second: 5 s in all
+    # 2 s windows every second: 5 s in all
+    scores = bout_scores(windows("0001", "1000"), AT_HALF, 2.0)
     assert scores["hours"] == pytest.approx(5 / 3600)
 
 
 def test_order_in_the_file_does_not_matter() -> None:
     table = windows("0110100", "0100001")
     order = np.array([3, 0, 6, 2, 5, 1, 4])
-    assert bout_scores({name: values[order] for name, values in table.items()}, AT_HALF, 1.0) == bout_scores(table, AT_HALF, 1.0)
+    assert bout_scores(
+        {name: values[order] for name, values in table.items()}, AT_HALF, 1.0
+    ) == bout_scores(table, AT_HALF, 1.0)
 
 
 def test_without_a_bout_recall_is_undefined_but_false_alarms_are_not() -> None:
@@ -63,7 +71,10 @@ def test_without_times_there_are_no_bout_scores() -> None:
 
 
 def test_predictions_are_read_by_split_with_and_without_quotes() -> None:
-    text = 'split,index,session,start_s,label,p_base,p_finetuned\nval,0,"a,b",1.5,1,,0.75\ntest,0,c,,0,0.25,0.5\n'
+    text = (
+        "split,index,session,start_s,label,p_base,p_finetuned\n"
+        'val,0,"a,b",1.5,1,,0.75\ntest,0,c,,0,0.25,0.5\n'
+    )
     splits = read_windows(text)
     assert splits["val"]["session"].tolist() == ["a,b"]
     assert np.isnan(splits["val"]["p_base"]).all()
@@ -84,7 +95,11 @@ def test_the_precision_recall_curve_is_that_of_scikit_learn(seed: int) -> None:
 
 
 def test_labelled_runs_end_at_gaps() -> None:
-    assert runs_of(np.array([True, True, False, True, True]), np.array([4])) == [(0, 1), (3, 3), (4, 4)]
+    assert runs_of(np.array([True, True, False, True, True]), np.array([4])) == [
+        (0, 1),
+        (3, 3),
+        (4, 4),
+    ]
 
 
 def test_names_beside_a_figure_keep_apart_and_stay_inside() -> None:

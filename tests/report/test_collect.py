@@ -23,7 +23,9 @@ from tests.report.made import Made
 
 def reasons(made: Made) -> dict[str, str]:
     """Reason by folder of what was left out."""
-    return {skip.folder.removeprefix("project/"): skip.reason for skip in collect([made.root]).skipped}
+    return {
+        skip.folder.removeprefix("project/"): skip.reason for skip in collect([made.root]).skipped
+    }
 
 
 def missing(made: Made) -> dict[str, tuple[str, str, str]]:
@@ -32,34 +34,76 @@ def missing(made: Made) -> dict[str, tuple[str, str, str]]:
     if len(collection.table):
         mark_stale(collection)
     cells, _ = missing_cells(collection)
-    return {f"{cell['prefix']}/{cell['target_participant']}": (cell["reason"], cell["detail"], cell["log"]) for cell in cells}
+    return {
+        f"{cell['prefix']}/{cell['target_participant']}": (
+            cell["reason"],
+            cell["detail"],
+            cell["log"],
+        )
+        for cell in cells
+    }
 
 
 def test_a_row_holds_options_scores_counts_and_times(made: Made) -> None:
     made.run("anna", prefix="p", target_data_pct=0.1, windows=31)
     row = collect([made.root]).table.iloc[0]
-    assert (row["target_participant"], row["prefix"], row["mode"], row["lr"]) == ("anna", "p", "target_only_fine_tuning", 0.0003)
-    assert (row["test_macro_f1"], row["base_test_macro_f1"], row["test_macro_f1_tuned"]) == (0.9, 0.8, 0.91)
-    assert (row["train_windows"], row["train_positives"], row["selection_windows"], row["train_seconds"]) == (31, 10, 40, 60.0)
+    assert (row["target_participant"], row["prefix"], row["mode"], row["lr"]) == (
+        "anna",
+        "p",
+        "target_only_fine_tuning",
+        0.0003,
+    )
+    assert (row["test_macro_f1"], row["base_test_macro_f1"], row["test_macro_f1_tuned"]) == (
+        0.9,
+        0.8,
+        0.91,
+    )
+    assert (
+        row["train_windows"],
+        row["train_positives"],
+        row["selection_windows"],
+        row["train_seconds"],
+    ) == (31, 10, 40, 60.0)
     assert row["n_base_participants"] == 6
     assert row["seed_finetune"] == 0
 
 
 def prepared(made: Made, name: str, **given: Any) -> Path:
-    """A data folder of ten short sessions, as prepare_data.py makes it, but with empty .pt files."""
+    """A data folder of ten short sessions, as prepare_data.py makes it, but with empty .pt
+    files.
+    """
     for number in range(10):
         path = made.root / "rec" / "anna" / f"s{number}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("time,ax,label\n" + "".join(f"{100 * number + i / 10},{i % 7},{int(20 <= i < 60)}\n" for i in range(200)))
-    values = {"sessions": "rec", "data_path": f"data/{name}", "sampling_rate": 10, "window_seconds": 2, "stride_seconds": 1} | given
+        path.write_text(
+            "time,ax,label\n"
+            + "".join(f"{100 * number + i / 10},{i % 7},{int(20 <= i < 60)}\n" for i in range(200))
+        )
+    values = {
+        "sessions": "rec",
+        "data_path": f"data/{name}",
+        "sampling_rate": 10,
+        "window_seconds": 2,
+        "stride_seconds": 1,
+    } | given
     source = Recordings(made.root / "rec", Layout("time", "s", "label", None, 10.0, None))
     folder = made.root / "data" / name
-    prepare(Preparation.parse(values), source, folder, lambda _: b"", {"kind": "sessions", "folder": "rec"})
+    prepare(
+        Preparation.parse(values),
+        source,
+        folder,
+        lambda _: b"",
+        {"kind": "sessions", "folder": "rec"},
+    )
     return folder
 
 
 def test_data_sets_that_differ_by_their_split_seed_alone_are_one(made: Made) -> None:
-    for name, given in (("a", {"split_seed": 0}), ("b", {"split_seed": 1}), ("c", {"split_seed": 1, "min_overlap": 0.5})):
+    for name, given in (
+        ("a", {"split_seed": 0}),
+        ("b", {"split_seed": 1}),
+        ("c", {"split_seed": 1, "min_overlap": 0.5}),
+    ):
         folder = prepared(made, name, **given)
         for path in folder.glob("*.pt"):  # as on a machine that has no data
             path.unlink()
@@ -78,7 +122,11 @@ def test_the_time_of_a_split_counts_overlapping_windows_once(made: Made) -> None
     (folder / "anna_val_windows.csv").unlink()
     ((person,),) = (line["people"] for line in data_sets(collect([made.root])))
     # Sessions of 20 s, 2 s windows every second: 19 windows each, six sessions train and two test.
-    assert [split[:2] + split[3:] for split in person["splits"]] == [("train", "114", "2 min"), ("val", "38", "–"), ("test", "38", "40 s")]
+    assert [split[:2] + split[3:] for split in person["splits"]] == [
+        ("train", "114", "2 min"),
+        ("val", "38", "–"),
+        ("test", "38", "40 s"),
+    ]
 
 
 def test_data_without_a_manifest_are_warned_of(made: Made) -> None:
@@ -93,8 +141,13 @@ def test_data_without_a_manifest_are_warned_of(made: Made) -> None:
     assert "data/proved" not in text
 
 
-@pytest.mark.parametrize(("mode", "first", "label"), [("target_only_fine_tuning", 0, "Epoch (0: untouched base)"), ("target_only", 1, "Epoch")])
-def test_curves_begin_at_the_first_epoch_that_was_scored(made: Made, mode: str, first: int, label: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "first", "label"),
+    [("target_only_fine_tuning", 0, "Epoch (0: untouched base)"), ("target_only", 1, "Epoch")],
+)
+def test_curves_begin_at_the_first_epoch_that_was_scored(
+    made: Made, mode: str, first: int, label: str
+) -> None:
     made.run("anna", mode=mode)  # the best epoch is 3
     collection = collect([made.root])
     run = collection.runs[0]
@@ -105,7 +158,11 @@ def test_curves_begin_at_the_first_epoch_that_was_scored(made: Made, mode: str, 
     assert drawn is not None
     panel = drawn[0].axes[0]
     assert panel.get_xlabel() == label
-    assert [panel.lines[0].get_xdata()[0], panel.lines[-1].get_xdata()[0], panel.lines[-1].get_ydata()[0]] == [first, 3, 0.45]
+    assert [
+        panel.lines[0].get_xdata()[0],
+        panel.lines[-1].get_xdata()[0],
+        panel.lines[-1].get_ydata()[0],
+    ] == [first, 3, 0.45]
     assert "after 6 epochs" in drawn[3]
 
 
@@ -128,7 +185,9 @@ def test_empty_half_written_and_foreign_folders_are_named(made: Made) -> None:
     assert len(collect([made.root]).table) == 1
 
 
-@pytest.mark.parametrize("name", ["best_model.pt", "losses.json", "config.json", "predictions.csv", "metrics.json"])
+@pytest.mark.parametrize(
+    "name", ["best_model.pt", "losses.json", "config.json", "predictions.csv", "metrics.json"]
+)
 def test_one_flipped_bit_in_any_file_leaves_the_experiment_out(made: Made, name: str) -> None:
     folder = made.run("anna", prefix="p")
     content = bytearray((folder / name).read_bytes())
@@ -186,7 +245,9 @@ def test_a_folder_that_is_no_project_is_refused(tmp_path: Path) -> None:
 
 def test_every_planned_cell_without_a_result_has_its_reason(made: Made) -> None:
     made.run("anna", prefix="p")
-    failed, blocked, waiting = (made.plan(person, prefix="p") for person in ("ben", "carla", "dora"))
+    failed, blocked, waiting = (
+        made.plan(person, prefix="p") for person in ("ben", "carla", "dora")
+    )
     made.base(failed)
     made.base(made.plan("emil", prefix="p"))
     made.base(made.plan("finn", prefix="p"))
@@ -194,15 +255,29 @@ def test_every_planned_cell_without_a_result_has_its_reason(made: Made) -> None:
     half.mkdir()
     (half / "losses.json").write_text("{}")
     made.log(
-        {"event": "failed", "job": "p/fold1_ben", "error": "loss is NaN at epoch 3", "log": "runs/run1/logs/ben.log"},
-        {"event": "failed", "job": blocked.base_model_hash, "error": "out of memory", "log": "runs/run1/logs/base.log"},
+        {
+            "event": "failed",
+            "job": "p/fold1_ben",
+            "error": "loss is NaN at epoch 3",
+            "log": "runs/run1/logs/ben.log",
+        },
+        {
+            "event": "failed",
+            "job": blocked.base_model_hash,
+            "error": "out of memory",
+            "log": "runs/run1/logs/base.log",
+        },
         {"event": "started", "job": "p/fold5_finn"},
         tail='{"event": "failed", "jo',
     )
     made.write_jobs()
     assert missing(made) == {
         "p/ben": ("failed", "loss is NaN at epoch 3", "runs/run1/logs/ben.log"),
-        "p/carla": ("blocked", f"its base model {blocked.base_model_hash} failed: out of memory", "runs/run1/logs/base.log"),
+        "p/carla": (
+            "blocked",
+            f"its base model {blocked.base_model_hash} failed: out of memory",
+            "runs/run1/logs/base.log",
+        ),
         "p/dora": ("never run", f"waits for its base model {waiting.base_model_hash}", ""),
         "p/emil": ("unreadable", "half-written: no metrics.json yet (running, or cut short)", ""),
         "p/finn": ("never run", "started, not finished", ""),
@@ -223,7 +298,10 @@ def test_a_result_whose_base_was_trained_anew_is_stale_and_missing(made: Made) -
     assert missing(made) == {}
     (base_hash,) = made.bases
     publish_base_model(made.paths, base_hash, b"other weights", made.bases[base_hash])
-    assert missing(made)["p/anna"][:2] == ("stale", f"its base model {base_hash} was trained anew since")
+    assert missing(made)["p/anna"][:2] == (
+        "stale",
+        f"its base model {base_hash} was trained anew since",
+    )
 
 
 def test_a_result_whose_data_changed_is_stale(made: Made) -> None:

@@ -20,16 +20,38 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven people, three modes, two fractions, two numbers of base participants, times in the predictions; one planned experiment is missing."""
+    """Seven people, three modes, two fractions, two numbers of base participants, times in the
+    predictions; one planned experiment is missing.
+    """
     made = Made(tmp_path_factory.mktemp("report") / "project")
     with quick():
         for place, person in enumerate(PEOPLE):
             times = timed_predictions(3.0, 1.2, place, length=60)
             for fraction, gain in ((0.1, 0.05), (1.0, 0.1)):
                 for number in (3, 6):
-                    made.run(person, base=0.8, fine=0.8 + gain + 0.001 * place, target_data_pct=fraction, n_base_participants=number, predictions=times)
-                made.run(person, base=0.8, fine=0.8 + gain / 2, target_data_pct=fraction, mode="full_fine_tuning", predictions=times)
-                made.run(person, fine=0.6 + 3 * gain, target_data_pct=fraction, mode="target_only", predictions=timed_predictions(2.0, None, place, length=60))
+                    made.run(
+                        person,
+                        base=0.8,
+                        fine=0.8 + gain + 0.001 * place,
+                        target_data_pct=fraction,
+                        n_base_participants=number,
+                        predictions=times,
+                    )
+                made.run(
+                    person,
+                    base=0.8,
+                    fine=0.8 + gain / 2,
+                    target_data_pct=fraction,
+                    mode="full_fine_tuning",
+                    predictions=times,
+                )
+                made.run(
+                    person,
+                    fine=0.6 + 3 * gain,
+                    target_data_pct=fraction,
+                    mode="target_only",
+                    predictions=timed_predictions(2.0, None, place, length=60),
+                )
         made.plan("anna", lr=0.5, prefix="missing")
         made.write_jobs()
     return made.root
@@ -38,11 +60,20 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(project: Path) -> Path:
     """The report of the whole folder, with a comparison."""
-    done = subprocess.run([sys.executable, str(ROOT / "report.py"), "--compare", "mode"], cwd=project, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "report.py"), "--compare", "mode"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
-        "Fine-tuning on a median of 31 labelled training windows (1 min) lifts the median macro F1 from .80 to .85, better for 7 of 7 people, p = .016.",
+        (
+            "Fine-tuning on a median of 31 labelled training windows (1 min) lifts the median macro"
+            " F1 from .80 to .85, better for 7 of 7 people, p = .016."
+        ),
         "56 experiments, 1 planned ones have no result (missing.csv)",
         "report: report/index.html",
     ]
@@ -53,9 +84,16 @@ def test_summary_has_a_row_an_experiment_and_missing_a_row_a_gap(report: Path) -
     summary = pd.read_csv(report / "summary.csv")
     assert len(summary) == 56
     assert not summary.duplicated(["folder"]).any()
-    assert {"lr", "test_macro_f1", "base_test_macro_f1", "train_windows", "selection_windows", "train_hours", "train_seconds", "test_bout_recall"} <= set(
-        summary
-    )
+    assert {
+        "lr",
+        "test_macro_f1",
+        "base_test_macro_f1",
+        "train_windows",
+        "selection_windows",
+        "train_hours",
+        "train_seconds",
+        "test_bout_recall",
+    } <= set(summary)
     missing = pd.read_csv(report / "missing.csv")
     assert missing[["prefix", "reason"]].to_numpy().tolist() == [["missing", "never run"]]
 
@@ -82,31 +120,54 @@ def test_every_figure_is_there_at_300_dpi_and_as_svg(report: Path) -> None:
 def test_axes_name_what_they_show(report: Path) -> None:
     # matplotlib writes each text as a comment before its outlines
     assert "<!-- Median test macro F1 -->" in (report / "figures" / "fraction.svg").read_text()
-    assert "<!-- Time in the session (s) -->" in (report / "figures" / "probability.svg").read_text()
+    assert (
+        "<!-- Time in the session (s) -->" in (report / "figures" / "probability.svg").read_text()
+    )
 
 
 def test_a_second_report_has_the_same_bytes(report: Path, project: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "report.py"), "--compare", "mode", "--out", str(tmp_path / "again")], cwd=project, capture_output=True, timeout=120
+        [
+            sys.executable,
+            str(ROOT / "report.py"),
+            "--compare",
+            "mode",
+            "--out",
+            str(tmp_path / "again"),
+        ],
+        cwd=project,
+        capture_output=True,
+        timeout=120,
     )
     assert done.returncode == 0
     files = [path.relative_to(report) for path in report.rglob("*") if path.is_file()]
     assert len(files) == 25
-    assert [name for name in files if (report / name).read_bytes() != (tmp_path / "again" / name).read_bytes()] == []
+    assert [
+        name
+        for name in files
+        if (report / name).read_bytes() != (tmp_path / "again" / name).read_bytes()
+    ] == []
 
 
 def test_the_latex_table_and_the_macros_hold_the_same_numbers(report: Path) -> None:
     table, numbers = (report / "main_table.tex").read_text(), (report / "numbers.tex").read_text()
     assert r"fine-tuned, target only, 10 \%" in table
     assert table.count(r"\begin{tabular}") == 2  # at 0.5 and tuned
-    assert re.findall(r"\\label\{(.*)\}", table) == ["tab:personalisation", "tab:personalisation-tuned"]
+    assert re.findall(r"\\label\{(.*)\}", table) == [
+        "tab:personalisation",
+        "tab:personalisation-tuned",
+    ]
     macros = dict(re.findall(r"\\newcommand\{\\(\w+)\}\{(.*)\}", numbers))
     assert macros["persPrimaryMedian"] == ".85"
     assert macros["persBaseMedian"] == ".80"
     assert macros["persPrimaryBetter"] == "7"
     assert macros["persPrimaryP"] == "p = .016"
     assert macros["persPrimaryWindows"] == "31"
-    assert macros["persTargetOnlyFineTuningOneZeroZeroMedian"] == macros["persTargetOnlyFineTuningOneZeroZeroMean"] == ".90"
+    assert (
+        macros["persTargetOnlyFineTuningOneZeroZeroMedian"]
+        == macros["persTargetOnlyFineTuningOneZeroZeroMean"]
+        == ".90"
+    )
     assert all(name.isalpha() for name in macros)
     assert len(macros) == numbers.count("newcommand")
     assert ".85" in table
@@ -126,16 +187,36 @@ def test_contrasts_are_written_with_their_adjusted_p(report: Path) -> None:
 
 
 def test_page_and_main_table_round_p_values_alike(report: Path) -> None:
-    page, rows = (report / "index.html").read_text(), pd.read_csv(report / "contrasts.csv", dtype={"threshold": str})
-    largest = rows.loc[(rows["threshold"] == "0.5") & rows["contrast"].str.endswith("untouched base"), "p_holm"].max()
+    page, rows = (
+        (report / "index.html").read_text(),
+        pd.read_csv(report / "contrasts.csv", dtype={"threshold": str}),
+    )
+    largest = rows.loc[
+        (rows["threshold"] == "0.5") & rows["contrast"].str.endswith("untouched base"), "p_holm"
+    ].max()
     assert largest >= 0.1
-    assert page.count(f'<td class="n">{largest:.2f}</td>'.replace("0.", ".")) >= 2  # main table and contrasts
+    # main table and contrasts
+    assert page.count(f'<td class="n">{largest:.2f}</td>'.replace("0.", ".")) >= 2
     assert f'<td class="n">{largest:.3f}</td>'.replace("0.", ".") not in page
 
 
 def test_filters_metric_and_experiment_are_obeyed(project: Path, run: Run, tmp_path: Path) -> None:
-    argv = ["--filter", "n_base_participants=3", "--metric", "bout_recall", "--experiment", "", "--out", tmp_path / "out"]
-    folder = next(path for path in (project / "experiments").glob("target_only_fine_tuning_pct0.1_base3*/fold2_carla"))
+    argv = [
+        "--filter",
+        "n_base_participants=3",
+        "--metric",
+        "bout_recall",
+        "--experiment",
+        "",
+        "--out",
+        tmp_path / "out",
+    ]
+    folder = next(
+        path
+        for path in (project / "experiments").glob(
+            "target_only_fine_tuning_pct0.1_base3*/fold2_carla"
+        )
+    )
     argv[5] = f"{folder.parent.name}/{folder.name}"
     done = run("report.py", *argv, cwd=project)
     assert done.returncode == 0, done.stderr
@@ -165,7 +246,9 @@ def test_a_filter_on_the_second_of_two_equal_prefixes_reports_it(made: Made, run
         (["--metrics", "loss"], "unknown argument --metrics, did you mean --metric?"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(project: Path, run: Run, tmp_path: Path, argv: list[str], message: str) -> None:
+def test_bad_input_is_one_line_and_writes_nothing(
+    project: Path, run: Run, tmp_path: Path, argv: list[str], message: str
+) -> None:
     done = run("report.py", *argv, "--out", tmp_path / "none", cwd=project)
     assert done.returncode == 2
     assert message in done.stderr
@@ -199,15 +282,24 @@ def test_only_experiments_from_scratch_give_a_report_too(made: Made, run: Run) -
         made.run(person, mode="target_only")
     done = run("report.py", cwd=made.root)
     assert done.returncode == 0, done.stderr
-    assert "There is no participant yet with both a base score and a fine-tuned score." in done.stdout
+    assert (
+        "There is no participant yet with both a base score and a fine-tuned score." in done.stdout
+    )
 
 
 def test_undefined_scores_everywhere_give_a_report_that_names_them(made: Made, run: Run) -> None:
     for person in PEOPLE:
-        made.run(person, fine=None, base=None, metrics={"undefined": {"test_macro_f1": "the test windows hold one class only"}})
+        made.run(
+            person,
+            fine=None,
+            base=None,
+            metrics={"undefined": {"test_macro_f1": "the test windows hold one class only"}},
+        )
     done = run("report.py", cwd=made.root)
     assert done.returncode == 0, done.stderr
-    assert "the test windows hold one class only" in (made.root / "report" / "index.html").read_text()
+    assert (
+        "the test windows hold one class only" in (made.root / "report" / "index.html").read_text()
+    )
 
 
 def test_two_projects_are_compared(made: Made, run: Run, tmp_path: Path) -> None:
@@ -220,12 +312,16 @@ def test_two_projects_are_compared(made: Made, run: Run, tmp_path: Path) -> None
     page = (tmp_path / "both" / "index.html").read_text()
     assert "Compared: project" in page
     assert (tmp_path / "both" / "figures" / "grid2_paired.png").is_file()
-    labels = re.findall(r"\\label\{tab:personalisation(.*)\}", (tmp_path / "both" / "main_table.tex").read_text())
+    labels = re.findall(
+        r"\\label\{tab:personalisation(.*)\}", (tmp_path / "both" / "main_table.tex").read_text()
+    )
     assert labels == ["", "-tuned", "-grid2", "-grid2-tuned"]
     assert set(pd.read_csv(tmp_path / "both" / "summary.csv")["project"]) == {"project", "other"}
 
 
-def test_projects_with_other_data_are_not_compared_and_it_is_said(made: Made, run: Run, tmp_path: Path) -> None:
+def test_projects_with_other_data_are_not_compared_and_it_is_said(
+    made: Made, run: Run, tmp_path: Path
+) -> None:
     other = Made(tmp_path / "other", data_path="data/other")
     for person in PEOPLE:
         made.run(person)

@@ -1,4 +1,6 @@
-"""Known numbers in, known numbers out. The expected values are worked out here by hand or by brute force."""
+"""Known numbers in, known numbers out. The expected values are worked out here by hand or by brute
+force.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.report.statistics import holm, median_interval, p_text, paired, ratio_of_means, wilcoxon_exact
+from common.report.statistics import (
+    holm,
+    median_interval,
+    p_text,
+    paired,
+    ratio_of_means,
+    wilcoxon_exact,
+)
 
 
 def brute_force(differences: list[float]) -> float:
@@ -16,8 +25,14 @@ def brute_force(differences: list[float]) -> float:
     sizes = np.array([d for d in differences if d != 0])
     ranks = stats.rankdata(np.abs(sizes))
     observed = ranks[sizes > 0].sum()
-    sums = [ranks[np.array(signs)].sum() for signs in itertools.product([False, True], repeat=len(ranks))]
-    below, above = np.mean(np.array(sums) <= observed + 1e-9), np.mean(np.array(sums) >= observed - 1e-9)
+    sums = [
+        ranks[np.array(signs)].sum()
+        for signs in itertools.product([False, True], repeat=len(ranks))
+    ]
+    below, above = (
+        np.mean(np.array(sums) <= observed + 1e-9),
+        np.mean(np.array(sums) >= observed - 1e-9),
+    )
     return float(min(1.0, 2 * min(below, above)))
 
 
@@ -38,7 +53,9 @@ def test_ties_and_zeros_agree_with_counting_every_sign_pattern(seed: int) -> Non
 
 def test_sizes_that_differ_only_by_rounding_are_ties() -> None:
     differences = [0.92 - 0.84, 0.32 - 0.24, -(0.52 - 0.44), 0.3, 0.4, 0.5]
-    assert wilcoxon_exact(differences) == pytest.approx(brute_force([round(d, 6) for d in differences]))
+    assert wilcoxon_exact(differences) == pytest.approx(
+        brute_force([round(d, 6) for d in differences])
+    )
 
 
 def test_below_six_participants_there_is_no_p() -> None:
@@ -77,7 +94,10 @@ def test_intervals_are_the_same_every_time_and_absent_for_one_participant() -> N
 
 def test_the_interval_covers_95_of_100_medians_of_normal_data() -> None:
     random = np.random.default_rng(3)
-    covered = [low <= 0 <= high for _, low, high in (median_interval(random.normal(size=15)) for _ in range(200))]
+    covered = [
+        low <= 0 <= high
+        for _, low, high in (median_interval(random.normal(size=15)) for _ in range(200))
+    ]
     assert 0.90 <= np.mean(covered) <= 0.99
 
 
@@ -91,6 +111,9 @@ def test_a_share_of_nothing_is_undefined() -> None:
     assert np.isnan(ratio_of_means(np.array([0.1]), np.array([0.0]))[0])
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.0004, "< .001"), (0.002, ".002"), (0.0313, ".031"), (0.25, ".25"), (1.0, "1.00")])
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0004, "< .001"), (0.002, ".002"), (0.0313, ".031"), (0.25, ".25"), (1.0, "1.00")],
+)
 def test_p_values_are_printed_as_in_papers(p: float, text: str) -> None:
     assert p_text(p) == text

@@ -1,4 +1,6 @@
-"""A project folder under test: the scripts run in it as a user runs them, and what they left there."""
+"""A project folder under test: the scripts run in it as a user runs them, and what they left
+there.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from tests.conftest import ROOT, script_environment, wait_until
 from tests.scripts.made import PEOPLE, write_data
 
 # Ends after ten epochs whatever the data; three people and a target.
-QUICK = {"data_path": "data/made", "window_size": 40, "participants": list(PEOPLE), "lr": 0.01, "batch_size": 16, "max_epochs": 6}
+QUICK = {
+    "data_path": "data/made",
+    "window_size": 40,
+    "participants": list(PEOPLE),
+    "lr": 0.01,
+    "batch_size": 16,
+    "max_epochs": 6,
+}
 # Goes on until it is stopped; an epoch takes a few milliseconds.
 ENDLESS = {**QUICK, "lr": 1e-9, "max_epochs": 1_000_000, "early_stopping_patience": 1_000_000}
 Argv = Sequence[object]
@@ -26,7 +35,9 @@ Argv = Sequence[object]
 
 @dataclass(frozen=True)
 class Project:
-    """One project folder. `temporary` keeps the slot locks of its workers apart from everybody else's."""
+    """One project folder. `temporary` keeps the slot locks of its workers apart from everybody
+    else's.
+    """
 
     folder: Path
 
@@ -48,20 +59,40 @@ class Project:
         own = self.folder / script
         return [sys.executable, str(own if own.exists() else ROOT / script), *map(str, argv)]
 
-    def run(self, script: str, *argv: object, timeout: float = 120, exit_code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str, *argv: object, timeout: float = 120, exit_code: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
         """Run a script to its end, and insist on its exit code."""
         done = subprocess.run(
-            self.command(script, *argv), cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            self.command(script, *argv),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
-        assert exit_code is None or done.returncode == exit_code, (done.returncode, done.stdout, done.stderr)
+        assert exit_code is None or done.returncode == exit_code, (
+            done.returncode,
+            done.stdout,
+            done.stderr,
+        )
         return done
 
     @contextmanager
     def started(self, script: str, *argv: object) -> Iterator[subprocess.Popen[str]]:
-        """A script that goes on while the test acts; killed with everything that it started when the test is over."""
+        """A script that goes on while the test acts; killed with everything that it started when
+        the test is over.
+        """
         with (self.folder.parent / f"{self.folder.name}-output.txt").open("w+") as output:
             process = subprocess.Popen(
-                self.command(script, *argv), cwd=self.folder, env=self.environment, stdout=output, stderr=output, text=True, start_new_session=True
+                self.command(script, *argv),
+                cwd=self.folder,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                text=True,
+                start_new_session=True,
             )
             try:
                 yield process
@@ -69,7 +100,9 @@ class Project:
                 if process.poll() is None:
                     os.kill(process.pid, signal.SIGKILL)
                     process.wait()
-                wait_until(lambda: not self.processes(), what="the end of everything that was started here")
+                wait_until(
+                    lambda: not self.processes(), what="the end of everything that was started here"
+                )
 
     @property
     def output(self) -> str:
@@ -77,19 +110,26 @@ class Project:
         return (self.folder.parent / f"{self.folder.name}-output.txt").read_text()
 
     def processes(self) -> dict[int, str]:
-        """Everything that runs with this project's TMPDIR in its environment: the scripts, their workers and what those started."""
+        """Everything that runs with this project's TMPDIR in its environment: the scripts, their
+        workers and what those started.
+        """
         mark = f"TMPDIR={self.environment['TMPDIR']}".encode()
         found = {}
         for entry in os.listdir("/proc"):
             if entry.isdecimal():
                 try:
                     if mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                        found[int(entry)] = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                        found[int(entry)] = (
+                            Path(f"/proc/{entry}/cmdline")
+                            .read_bytes()
+                            .replace(b"\0", b" ")
+                            .decode(errors="replace")
+                        )
                 except OSError:  # not ours, or it has just ended
                     continue
         return found
 
-    # -- what stands there ------------------------------------------------------------------------------------------------------------
+    # -- what stands there
 
     def write(self, name: str, value: object) -> Path:
         """A JSON file."""
@@ -102,9 +142,16 @@ class Project:
         """cluster_config.json: this machine, `slots` workers, quick heartbeats."""
         self.write("cluster_config.json", {"servers": [{"host": "localhost", "cpu_slots": slots}]})
 
-    def generate(self, axes: Mapping[str, Sequence[object]], fixed: Mapping[str, object] | None = None, *flags: object) -> str:
+    def generate(
+        self,
+        axes: Mapping[str, Sequence[object]],
+        fixed: Mapping[str, object] | None = None,
+        *flags: object,
+    ) -> str:
         """generate_jobs.py on a grid; what it said."""
-        self.write("grid.json", {"grid": dict(axes), "fixed": QUICK if fixed is None else dict(fixed)})
+        self.write(
+            "grid.json", {"grid": dict(axes), "fixed": QUICK if fixed is None else dict(fixed)}
+        )
         return self.run("generate_jobs.py", "--grid", "grid.json", *flags).stdout
 
     def jobs(self, name: str) -> list[dict[str, Any]]:
@@ -114,8 +161,14 @@ class Project:
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         """The event logs of all runs, oldest first."""
-        lines = [line for path in sorted(self.folder.glob("runs/*/events.jsonl")) for line in path.read_text().splitlines()]
-        return [record for record in map(json.loads, lines) if event is None or record["event"] == event]
+        lines = [
+            line
+            for path in sorted(self.folder.glob("runs/*/events.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
+        return [
+            record for record in map(json.loads, lines) if event is None or record["event"] == event
+        ]
 
     def ran(self) -> Counter[str]:
         """How often each job was started on a worker, over all runs."""
@@ -127,18 +180,26 @@ class Project:
 
     def tree(self, *but: str) -> dict[str, bytes]:
         """Every file with its content, but for those below the named folders."""
-        files = (path for path in sorted(self.folder.rglob("*")) if path.is_file() and path.relative_to(self.folder).parts[0] not in but)
+        files = (
+            path
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.relative_to(self.folder).parts[0] not in but
+        )
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
     def published(self) -> dict[str, object]:
-        """What must be byte-identical: *.pt, losses.json, predictions.csv and config.json whole, the two others outside their provenance."""
+        """What must be byte-identical: *.pt, losses.json, predictions.csv and config.json whole,
+        the two others outside their provenance.
+        """
         found: dict[str, object] = {}
         for name, content in self.tree().items():
             parts = Path(name).parts
             if parts[0] not in ("base_models", "experiments") or parts[-1] == "train.log":
                 continue
             if parts[-1] == "metrics.json" or parts[-1].endswith("_metadata.json"):
-                found[name] = {key: value for key, value in json.loads(content).items() if key != "provenance"}
+                found[name] = {
+                    key: value for key, value in json.loads(content).items() if key != "provenance"
+                }
             else:
                 found[name] = content
         return found

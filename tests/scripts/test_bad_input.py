@@ -1,4 +1,6 @@
-"""Bad input: one line on standard error with what, where, why and what to do, exit 2, no traceback, nothing written."""
+"""Bad input: one line on standard error with what, where, why and what to do, exit 2, no traceback,
+nothing written.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Spoil = Callable[[Project], object]
 
 @dataclass(frozen=True)
 class Case:
-    """A script with one thing wrong. `says`: what its line must name. `spoil` acts on the project before."""
+    """A script with one thing wrong. `says`: what its line must name. `spoil` acts on the project
+    before.
+    """
 
     says: str
     argv: tuple[object, ...]
@@ -45,17 +49,26 @@ def typed(says: str, *more: str) -> Case:
 
 
 def finetune(says: str, *more: object, spoil: Spoil | None = None, base_hash: str = "BASE") -> Case:
-    return Case(says, ("--base_model_hash", base_hash, "--prefix", "p", *more), spoil, "train_finetune.py")
+    return Case(
+        says, ("--base_model_hash", base_hash, "--prefix", "p", *more), spoil, "train_finetune.py"
+    )
 
 
 def job_file(says: str, content: str | bytes, *, kind: str = "base") -> Case:
     """run_distributed_training.py on a job file."""
 
     def write(project: Project) -> None:
-        (project.folder / "jobs.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (project.folder / "jobs.json").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
 
     script = "train_base.py" if kind == "base" else "train_finetune.py"
-    return Case(says, ("--jobs-config", "jobs.json", "--script-path", script), write, "run_distributed_training.py")
+    return Case(
+        says,
+        ("--jobs-config", "jobs.json", "--script-path", script),
+        write,
+        "run_distributed_training.py",
+    )
 
 
 def job(**changes: object) -> str:
@@ -66,7 +79,9 @@ def file(project: Project, name: str = "bob", split: str = "train") -> Path:
     return project.folder / f"data/made/{name}_{split}.pt"
 
 
-def spoiled(change: Callable[[torch.Tensor, torch.Tensor], object], split: str = "train", name: str = "bob") -> Spoil:
+def spoiled(
+    change: Callable[[torch.Tensor, torch.Tensor], object], split: str = "train", name: str = "bob"
+) -> Spoil:
     """Change X and y of one file."""
 
     def act(project: Project) -> None:
@@ -104,7 +119,12 @@ def start(says: str, *argv: object, spoil: Spoil | None = None) -> Case:
 
 def grid(says: str, content: object) -> Case:
     """generate_jobs.py on a grid file."""
-    return Case(says, ("--grid", "g.json"), lambda project: project.write("g.json", content), "generate_jobs.py")
+    return Case(
+        says,
+        ("--grid", "g.json"),
+        lambda project: project.write("g.json", content),
+        "generate_jobs.py",
+    )
 
 
 class Payload:
@@ -159,7 +179,9 @@ def with_manifest(then: Spoil) -> Spoil:
 
 
 def changed_base(*fine_tune_jobs: str) -> Spoil:
-    """The data of a base participant are another's now; fine-tunes that start from the published base, as job files."""
+    """The data of a base participant are another's now; fine-tunes that start from the published
+    base, as job files.
+    """
 
     def act(project: Project) -> None:
         spoiled(lambda x, y: (x * 2, y))(project)
@@ -169,101 +191,247 @@ def changed_base(*fine_tune_jobs: str) -> Spoil:
     return act
 
 
-STALE = r"^error: base model [0-9a-f]{16} is stale: data changed \(bob_train.pt\): run base training again$"
+STALE = (
+    r"^error: base model [0-9a-f]{16} is stale: data changed \(bob_train.pt\): run base training"
+    r" again$"
+)
 TWICE = json.dumps([{**BASE, "prefix": "p"}, {**BASE, "prefix": "p", "seed_finetune": 1}])
 CASES: dict[str, Case] = {
     # data
     "missing data folder": base("no such file|data/none", data_path="data/none"),
-    "participant without files": base("data/made/eve_train.pt", participants=["ann", "bob", "cyd", "eve"]),
-    "wrong window size": base("data/made/bob_train.pt: windows have 40 samples, window_size is 41", window_size=41),
-    "wrong channel count": base("cyd_train.pt: windows have 3 channels where 2 are needed", three_channels("cyd")),
-    "X and y of different length": base("bob_train.pt: X has 24 windows and y has 23 labels", spoiled(lambda x, y: (x, y[1:]))),
-    "a label 2": base("bob_val.pt: labels other than 0 and 1: 2", spoiled(lambda x, y: (x, y * 2), "val")),
-    "NaN samples": base("bob_train.pt: NaN or infinite samples, first in window 3", sample(float("nan"))),
-    "infinite samples": base("bob_train.pt: NaN or infinite samples, first in window 3", sample(float("-inf"))),
-    "an empty split": base("bob_test.pt: the split is empty", spoiled(lambda x, y: (x[:0], y[:0]), "test")),
-    "one class, where macro F1 stops": base("one class only", one_class_everywhere, early_stopping_metric="macro_f1"),
-    "not a pair of tensors": base("bob_train.pt: holds list, not a tuple", spoiled(lambda x, y: [x, y, y])),
-    "a truncated data file": base("bob_train.pt: truncated, damaged", cut("data/made/bob_train.pt")),
+    "participant without files": base(
+        "data/made/eve_train.pt", participants=["ann", "bob", "cyd", "eve"]
+    ),
+    "wrong window size": base(
+        "data/made/bob_train.pt: windows have 40 samples, window_size is 41", window_size=41
+    ),
+    "wrong channel count": base(
+        "cyd_train.pt: windows have 3 channels where 2 are needed", three_channels("cyd")
+    ),
+    "X and y of different length": base(
+        "bob_train.pt: X has 24 windows and y has 23 labels", spoiled(lambda x, y: (x, y[1:]))
+    ),
+    "a label 2": base(
+        "bob_val.pt: labels other than 0 and 1: 2", spoiled(lambda x, y: (x, y * 2), "val")
+    ),
+    "NaN samples": base(
+        "bob_train.pt: NaN or infinite samples, first in window 3", sample(float("nan"))
+    ),
+    "infinite samples": base(
+        "bob_train.pt: NaN or infinite samples, first in window 3", sample(float("-inf"))
+    ),
+    "an empty split": base(
+        "bob_test.pt: the split is empty", spoiled(lambda x, y: (x[:0], y[:0]), "test")
+    ),
+    "one class, where macro F1 stops": base(
+        "one class only", one_class_everywhere, early_stopping_metric="macro_f1"
+    ),
+    "not a pair of tensors": base(
+        "bob_train.pt: holds list, not a tuple", spoiled(lambda x, y: [x, y, y])
+    ),
+    "a truncated data file": base(
+        "bob_train.pt: truncated, damaged", cut("data/made/bob_train.pt")
+    ),
     "a text in place of a data file": base("bob_train.pt", lambda p: file(p).write_text("hello")),
-    "a data file with a payload": base("bob_train.pt: refused, it holds more than plain tensors; nothing of it was run", carry_payload),
+    "a data file with a payload": base(
+        "bob_train.pt: refused, it holds more than plain tensors; nothing of it was run",
+        carry_payload,
+    ),
     "a bare pickle": base("bob_train.pt", raw_payload),
-    "a bit flip that dataset.json notices": base("bob_train.pt: is not the file that dataset.json describes", with_manifest(flip("data/made/bob_train.pt"))),
-    "a damaged dataset.json": base("data/made/dataset.json: ", with_manifest(cut("data/made/dataset.json"))),
-    "a data folder that is a file": base("data/made", lambda p: (shutil.rmtree(p.folder / "data/made"), (p.folder / "data/made").write_text(""))),
+    "a bit flip that dataset.json notices": base(
+        "bob_train.pt: is not the file that dataset.json describes",
+        with_manifest(flip("data/made/bob_train.pt")),
+    ),
+    "a damaged dataset.json": base(
+        "data/made/dataset.json: ", with_manifest(cut("data/made/dataset.json"))
+    ),
+    "a data folder that is a file": base(
+        "data/made",
+        lambda p: (shutil.rmtree(p.folder / "data/made"), (p.folder / "data/made").write_text("")),
+    ),
     # options
     "fold out of range": base("fold: 4 is out of range, there are 4 participants", fold=4),
-    "duplicate participants": base("participants: bob given twice", participants=["ann", "bob", "bob", "cyd"]),
-    "more base participants than there are": base("n_base_participants: 4 asked for, but without the target there are 3", n_base_participants=4),
+    "duplicate participants": base(
+        "participants: bob given twice", participants=["ann", "bob", "bob", "cyd"]
+    ),
+    "more base participants than there are": base(
+        "n_base_participants: 4 asked for, but without the target there are 3",
+        n_base_participants=4,
+    ),
     "no base participants": base("n_base_participants", n_base_participants=0),
-    "a name with a slash": base("participants: 'x/y' cannot be part of a file name", participants=["ann", "x/y"]),
+    "a name with a slash": base(
+        "participants: 'x/y' cannot be part of a file name", participants=["ann", "x/y"]
+    ),
     "a name with dots": base("'\\.\\.' cannot be part of a file name", participants=["ann", ".."]),
-    "a name with a leading dash": typed("prefix: '-x' cannot be part of a file name", "--prefix=-x"),
-    "a name with a line break": base("participants: 'b.nd' cannot be part of a file name", participants=["ann", "b\nd"]),
-    "a prefix that leaves": typed("prefix: '../x' cannot be part of a file name", "--prefix", "../x"),
-    "a data path that leaves": base("data_path: '../made' leaves the project folder", data_path="../made"),
+    "a name with a leading dash": typed(
+        "prefix: '-x' cannot be part of a file name", "--prefix=-x"
+    ),
+    "a name with a line break": base(
+        "participants: 'b.nd' cannot be part of a file name", participants=["ann", "b\nd"]
+    ),
+    "a prefix that leaves": typed(
+        "prefix: '../x' cannot be part of a file name", "--prefix", "../x"
+    ),
+    "a data path that leaves": base(
+        "data_path: '../made' leaves the project folder", data_path="../made"
+    ),
     "an unknown network": base("model.*tset.*test", model="tset"),
-    "a mistyped flag": typed("unknown argument --batch_sise, did you mean --batch_size", "--batch_sise", "3"),
+    "a mistyped flag": typed(
+        "unknown argument --batch_sise, did you mean --batch_size", "--batch_sise", "3"
+    ),
     "a number that is none": typed("lr: .*number", "--lr", "fast"),
     "a learning rate of 0": base("lr: ", lr=0),
     "NaN as a learning rate": base("lr: ", lr="nan"),
     "a device that is none": base("device: ", device="cuda"),
     # fine-tunes
     "a fraction of 0": finetune("target_data_pct: .*greater than 0", "--target_data_pct", "0"),
-    "a fraction above 1": finetune("target_data_pct: .*less than or equal to 1", "--target_data_pct", "1.5"),
+    "a fraction above 1": finetune(
+        "target_data_pct: .*less than or equal to 1", "--target_data_pct", "1.5"
+    ),
     "a fraction that is NaN": finetune("target_data_pct", "--target_data_pct", "nan"),
-    "a prefix with a slash": finetune("prefix: 'a/b' cannot be part of a file name", "--prefix", "a/b"),
-    "a base model that is not there": finetune("^error: Base model not found: base_models/0123456789abcdef.pt$", base_hash="0123456789abcdef"),
+    "a prefix with a slash": finetune(
+        "prefix: 'a/b' cannot be part of a file name", "--prefix", "a/b"
+    ),
+    "a base model that is not there": finetune(
+        "^error: Base model not found: base_models/0123456789abcdef.pt$",
+        base_hash="0123456789abcdef",
+    ),
     "a hash that is none": finetune("base_model_hash: ", base_hash="../../etc"),
-    "no hash": Case("base_model_hash: mode target_only_fine_tuning starts from a base model", ("--prefix", "p"), None, "train_finetune.py"),
-    "target among the base participants": finetune("target bob is among the base participants of [0-9a-f]{16}", "--fold", "1"),
-    "contradicting base participants": finetune("n_base_participants: 1 was given, but base model [0-9a-f]{16} has 3", "--n_base_participants", "1"),
-    "contradicting window size": finetune("window_size: 50 was given, but base model [0-9a-f]{16} has 40", "--window_size", "50"),
-    "contradicting network": finetune("model: cnn64 was given, but base model [0-9a-f]{16} has test", "--model", "cnn64"),
-    "contradicting normalisation": finetune("normalization: train was given, but base model", "--normalization", "train"),
-    "truncated base weights": finetune("base_models/[0-9a-f]{16}.pt: its SHA-256 is not that of its metadata", spoil=cut("base_models/*.pt")),
-    "a bit flip in base weights": finetune("base_models/[0-9a-f]{16}.pt: its SHA-256 is not that of its metadata", spoil=flip("base_models/*.pt")),
-    "base weights with a payload": finetune("base_models/[0-9a-f]{16}.pt: its SHA-256 is not that of its metadata", spoil=replaced_base),
-    "a bit flip in base metadata": finetune("_metadata.json: damaged", spoil=flip("base_models/*_metadata.json")),
-    "truncated base metadata": finetune("_metadata.json: damaged", spoil=cut("base_models/*_metadata.json")),
+    "no hash": Case(
+        "base_model_hash: mode target_only_fine_tuning starts from a base model",
+        ("--prefix", "p"),
+        None,
+        "train_finetune.py",
+    ),
+    "target among the base participants": finetune(
+        "target bob is among the base participants of [0-9a-f]{16}", "--fold", "1"
+    ),
+    "contradicting base participants": finetune(
+        "n_base_participants: 1 was given, but base model [0-9a-f]{16} has 3",
+        "--n_base_participants",
+        "1",
+    ),
+    "contradicting window size": finetune(
+        "window_size: 50 was given, but base model [0-9a-f]{16} has 40", "--window_size", "50"
+    ),
+    "contradicting network": finetune(
+        "model: cnn64 was given, but base model [0-9a-f]{16} has test", "--model", "cnn64"
+    ),
+    "contradicting normalisation": finetune(
+        "normalization: train was given, but base model", "--normalization", "train"
+    ),
+    "truncated base weights": finetune(
+        "base_models/[0-9a-f]{16}.pt: its SHA-256 is not that of its metadata",
+        spoil=cut("base_models/*.pt"),
+    ),
+    "a bit flip in base weights": finetune(
+        "base_models/[0-9a-f]{16}.pt: its SHA-256 is not that of its metadata",
+        spoil=flip("base_models/*.pt"),
+    ),
+    "base weights with a payload": finetune(
+        "base_models/[0-9a-f]{16}.pt: its SHA-256 is not that of its metadata", spoil=replaced_base
+    ),
+    "a bit flip in base metadata": finetune(
+        "_metadata.json: damaged", spoil=flip("base_models/*_metadata.json")
+    ),
+    "truncated base metadata": finetune(
+        "_metadata.json: damaged", spoil=cut("base_models/*_metadata.json")
+    ),
     "a stale base model": finetune(STALE, spoil=changed_base()),
     "a run of fine-tunes on a stale base model": Case(
-        STALE, ("--jobs-config", "jobs.json", "--script-path", "train_finetune.py"), changed_base("jobs.json"), "run_distributed_training.py"),
+        STALE,
+        ("--jobs-config", "jobs.json", "--script-path", "train_finetune.py"),
+        changed_base("jobs.json"),
+        "run_distributed_training.py",
+    ),
     "a run without base training on a stale base model": Case(
-        STALE, ("--skip-base-training",), changed_base("finetune_jobs.json"), "run_two_phase_distributed.py"),
-    "NaN in the target's data": finetune("ann_train.pt: NaN or infinite", spoil=spoiled(lambda x, y: (x * float("nan"), y), name="ann")),
-    "target with other channels": finetune("ann_train.pt: windows have 3 channels where 2 are needed", spoil=three_channels("ann")),
-    "an empty target split": finetune("ann_test.pt: the split is empty", spoil=spoiled(lambda x, y: (x[:0], y[:0]), "test", "ann")),
+        STALE,
+        ("--skip-base-training",),
+        changed_base("finetune_jobs.json"),
+        "run_two_phase_distributed.py",
+    ),
+    "NaN in the target's data": finetune(
+        "ann_train.pt: NaN or infinite",
+        spoil=spoiled(lambda x, y: (x * float("nan"), y), name="ann"),
+    ),
+    "target with other channels": finetune(
+        "ann_train.pt: windows have 3 channels where 2 are needed", spoil=three_channels("ann")
+    ),
+    "an empty target split": finetune(
+        "ann_test.pt: the split is empty", spoil=spoiled(lambda x, y: (x[:0], y[:0]), "test", "ann")
+    ),
     # job files
-    "an unknown option in a job file": job_file("jobs.json: job 0: unknown option 'batch_sise', did you mean batch_size", job(batch_sise=3)),
-    "an option of the wrong kind in a job file": job_file("jobs.json: job 0: batch_size: .*'16'", job(batch_size="16")),
-    "a job file that is no list": job_file("jobs.json: a job file is a list of jobs, this is an object", "{}"),
+    "an unknown option in a job file": job_file(
+        "jobs.json: job 0: unknown option 'batch_sise', did you mean batch_size", job(batch_sise=3)
+    ),
+    "an option of the wrong kind in a job file": job_file(
+        "jobs.json: job 0: batch_size: .*'16'", job(batch_size="16")
+    ),
+    "a job file that is no list": job_file(
+        "jobs.json: a job file is a list of jobs, this is an object", "{}"
+    ),
     "a job that is no object": job_file("jobs.json: job 0: a job is an object", "[[]]"),
     "a truncated job file": job_file("jobs.json: line 1, column .*truncated", job()[:-40]),
     "an empty job file": job_file("jobs.json: line 1, column 1", ""),
     "a deeply nested job file": job_file("jobs.json: no usable JSON", "[" * 200_000),
     "a job file in another alphabet": job_file("jobs.json: no usable JSON", b"\xff\xfe\x00"),
     "a number that no number is": job_file("jobs.json: .*", '[{"fold": 1' + "0" * 5000 + "}]"),
-    "a hash that is not the options'": job_file("base_model_hash is '0{16}', but its options have [0-9a-f]{16}: regenerate", job(base_model_hash="0" * 16)),
-    "a name that leaves in a job file": job_file("prefix: '../p' cannot be part", json.dumps([{**BASE, "prefix": "../p"}]), kind="finetune"),
-    "a fraction above 1 in a job file": job_file("job 0: target_data_pct", json.dumps([{**BASE, "target_data_pct": 2}]), kind="finetune"),
+    "a hash that is not the options'": job_file(
+        "base_model_hash is '0{16}', but its options have [0-9a-f]{16}: regenerate",
+        job(base_model_hash="0" * 16),
+    ),
+    "a name that leaves in a job file": job_file(
+        "prefix: '../p' cannot be part", json.dumps([{**BASE, "prefix": "../p"}]), kind="finetune"
+    ),
+    "a fraction above 1 in a job file": job_file(
+        "job 0: target_data_pct", json.dumps([{**BASE, "target_data_pct": 2}]), kind="finetune"
+    ),
     "two jobs for one place": job_file("job 1: writes to the same place", TWICE, kind="finetune"),
-    "a missing job file": start("none.json: not found", "--jobs-config", "none.json", "--script-path", "train_base.py"),
-    "a huge job file": start("huge.json: larger than", "--jobs-config", "huge.json", "--script-path", "train_base.py", spoil=write_huge),
-    "a script that is not there": start("none.py: not found", "--jobs-config", "x.json", "--script-path", "none.py"),
-    "a script elsewhere": start("must lie in the project folder", "--jobs-config", "x.json", "--script-path", "/bin/true"),
+    "a missing job file": start(
+        "none.json: not found", "--jobs-config", "none.json", "--script-path", "train_base.py"
+    ),
+    "a huge job file": start(
+        "huge.json: larger than",
+        "--jobs-config",
+        "huge.json",
+        "--script-path",
+        "train_base.py",
+        spoil=write_huge,
+    ),
+    "a script that is not there": start(
+        "none.py: not found", "--jobs-config", "x.json", "--script-path", "none.py"
+    ),
+    "a script elsewhere": start(
+        "must lie in the project folder", "--jobs-config", "x.json", "--script-path", "/bin/true"
+    ),
     "no data for the jobs": job_file("data/none", job(data_path="data/none")),
-    "a participant without files in a job": job_file("eve_train.pt", job(participants=["ann", "bob", "cyd", "eve"])),
+    "a participant without files in a job": job_file(
+        "eve_train.pt", job(participants=["ann", "bob", "cyd", "eve"])
+    ),
     # grids
     "a grid that is no object": grid("g.json: a grid file is an object", []),
     "an unknown key of a grid": grid("unknown key 'gird', did you mean grid", {"gird": {}}),
-    "an unknown option of a grid": grid("unknown option 'target_data_pc', did you mean target_data_pct", {"grid": {"target_data_pc": [1]}, "fixed": QUICK}),
+    "an unknown option of a grid": grid(
+        "unknown option 'target_data_pc', did you mean target_data_pct",
+        {"grid": {"target_data_pc": [1]}, "fixed": QUICK},
+    ),
     "a grid value that is no list": grid("grid: lr: a list", {"grid": {"lr": 1}}),
-    "a fold that nobody is": Case("--folds: 'tonmy' is neither a participant, did you mean tonmoy", ("--folds", "tonmy"), None, "generate_jobs.py"),
-    "a run before any job file": Case("base_training_jobs.json: not found", (), None, "run_two_phase_distributed.py"),
-    "a negative number of retries": Case("--max-retries", ("--max-retries", "-1"), None, "run_two_phase_distributed.py"),
-    "no status yet": Case("no run has been started", ("--status",), None, "run_two_phase_distributed.py"),
-}  # fmt: skip
+    "a fold that nobody is": Case(
+        "--folds: 'tonmy' is neither a participant, did you mean tonmoy",
+        ("--folds", "tonmy"),
+        None,
+        "generate_jobs.py",
+    ),
+    "a run before any job file": Case(
+        "base_training_jobs.json: not found", (), None, "run_two_phase_distributed.py"
+    ),
+    "a negative number of retries": Case(
+        "--max-retries", ("--max-retries", "-1"), None, "run_two_phase_distributed.py"
+    ),
+    "no status yet": Case(
+        "no run has been started", ("--status",), None, "run_two_phase_distributed.py"
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -292,11 +460,16 @@ def attempt(case: Case, project: Project) -> Refusal:
 
 
 @pytest.fixture(scope="module")
-def refusals(good: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Refusal]]]:
+def refusals(
+    good: Project, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Refusal]]]:
     """Every case in a copy of the good project, two at a time."""
     parent = tmp_path_factory.mktemp("refused")
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(refuse, case, good, parent / str(number)) for number, (name, case) in enumerate(CASES.items())}
+        yield {
+            name: pool.submit(refuse, case, good, parent / str(number))
+            for number, (name, case) in enumerate(CASES.items())
+        }
         pool.shutdown(cancel_futures=True)
 
 
@@ -309,7 +482,9 @@ def refuse(case: Case, good: Project, parent: Path) -> Refusal:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_refused_in_one_line_and_nothing_is_written(refusals: dict[str, Future[Refusal]], name: str) -> None:
+def test_it_is_refused_in_one_line_and_nothing_is_written(
+    refusals: dict[str, Future[Refusal]], name: str
+) -> None:
     refusal = refusals[name].result()
     line = failed_in_one_line(refusal.done)
     assert re.search(CASES[name].says, line, flags=re.IGNORECASE | re.MULTILINE), line
@@ -317,10 +492,12 @@ def test_it_is_refused_in_one_line_and_nothing_is_written(refusals: dict[str, Fu
     assert refusal.after == refusal.before
 
 
-# -- the payload, the disk, and what only shows while training --------------------------------------------------------------------------
+# -- the payload, the disk, and what only shows while training
 
 
-def test_a_payload_would_have_run_if_anybody_had_unpickled_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_payload_would_have_run_if_anybody_had_unpickled_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The two cases above prove nothing otherwise."""
     monkeypatch.chdir(tmp_path)
     pickle.loads(pickle.dumps(Payload()))
@@ -340,18 +517,43 @@ def hash_of(project: Project) -> str:
     return path.stem
 
 
-def test_a_loss_that_is_no_number_fails_the_training_at_its_epoch_and_leaves_nothing(project: Project) -> None:
+def test_a_loss_that_is_no_number_fails_the_training_at_its_epoch_and_leaves_nothing(
+    project: Project,
+) -> None:
     before = project.tree()
     done = project.run("train_base.py", *flags(BASE | {"lr": 1e30}), exit_code=1)
-    assert re.fullmatch(r"error: the (training|validation) loss became (nan|inf) in epoch [12]; .*\n", done.stderr)
-    done = project.run("train_finetune.py", "--base_model_hash", hash_of(project), "--prefix", "p", "--lr", "1e30", exit_code=1)
-    assert re.fullmatch(r"error: the (training|validation) loss became (nan|inf) in epoch \d+; .*\n", done.stderr)
+    assert re.fullmatch(
+        r"error: the (training|validation) loss became (nan|inf) in epoch [12]; .*\n", done.stderr
+    )
+    done = project.run(
+        "train_finetune.py",
+        "--base_model_hash",
+        hash_of(project),
+        "--prefix",
+        "p",
+        "--lr",
+        "1e30",
+        exit_code=1,
+    )
+    assert re.fullmatch(
+        r"error: the (training|validation) loss became (nan|inf) in epoch \d+; .*\n", done.stderr
+    )
     assert project.tree("cache", "locks") == before
 
 
 def test_in_a_run_such_a_job_fails_by_name_and_the_others_are_done(project: Project) -> None:
-    project.write("jobs.json", [{**BASE, "lr": 1e30}, {**BASE, "n_base_participants": 1}, {**BASE, "window_size": 41}])
-    done = project.run("run_distributed_training.py", "--jobs-config", "jobs.json", "--script-path", "train_base.py", exit_code=1)
+    project.write(
+        "jobs.json",
+        [{**BASE, "lr": 1e30}, {**BASE, "n_base_participants": 1}, {**BASE, "window_size": 41}],
+    )
+    done = project.run(
+        "run_distributed_training.py",
+        "--jobs-config",
+        "jobs.json",
+        "--script-path",
+        "train_base.py",
+        exit_code=1,
+    )
     failures = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
     assert len(failures) == 2, done.stdout
     assert any(re.search(r"loss became (nan|inf) in epoch \d", line) for line in failures)
@@ -366,36 +568,68 @@ def test_in_a_run_such_a_job_fails_by_name_and_the_others_are_done(project: Proj
 
 
 @pytest.mark.parametrize(
-    ("split", "scores"), [("val", ("val_macro_f1", "val_roc_auc", "test_macro_f1_tuned")), ("test", ("test_macro_f1", "test_roc_auc")), ("train", ())]
+    ("split", "scores"),
+    [
+        ("val", ("val_macro_f1", "val_roc_auc", "test_macro_f1_tuned")),
+        ("test", ("test_macro_f1", "test_roc_auc")),
+        ("train", ()),
+    ],
 )
 def test_a_target_with_one_class_is_fine_tuned_and_undefined_scores_are_null_with_the_reason(
     project: Project, split: str, scores: tuple[str, ...]
 ) -> None:
     spoiled(lambda x, y: (x, y * 0), split, "ann")(project)
-    project.run("train_finetune.py", "--base_model_hash", hash_of(project), "--prefix", "p", "--max_epochs", "1")
+    project.run(
+        "train_finetune.py",
+        "--base_model_hash",
+        hash_of(project),
+        "--prefix",
+        "p",
+        "--max_epochs",
+        "1",
+    )
     metrics = json.loads((project.folder / "experiments/p/fold0_ann/metrics.json").read_text())
     for name in scores:
         assert metrics[name] is None
         assert metrics["undefined"][name]
-    others = {name for name in metrics["undefined"] if not name.replace("base_", "").startswith(split) and not name.endswith("tuned")}
+    others = {
+        name
+        for name in metrics["undefined"]
+        if not name.replace("base_", "").startswith(split) and not name.endswith("tuned")
+    }
     assert not others
     assert metrics["val_loss"] is not None
     assert metrics["test_loss"] is not None
 
 
-def test_another_configurations_results_are_refused_and_overwritten_only_when_asked(project: Project) -> None:
-    argv = ("train_finetune.py", "--base_model_hash", hash_of(project), "--prefix", "p", "--max_epochs", "1")
+def test_another_configurations_results_are_refused_and_overwritten_only_when_asked(
+    project: Project,
+) -> None:
+    argv = (
+        "train_finetune.py",
+        "--base_model_hash",
+        hash_of(project),
+        "--prefix",
+        "p",
+        "--max_epochs",
+        "1",
+    )
     project.run(*argv)
     before = project.tree("cache", "locks")
     done = project.run(*argv, "--lr", "0.02", exit_code=2)
     assert (
-        "experiments/p/fold0_ann holds results of another configuration (lr 0.0003 there, 0.02 here): give another --prefix, or --overwrite"
-        in done.stderr
+        "experiments/p/fold0_ann holds results of another configuration (lr 0.0003 there, 0.02"
+        " here): give another --prefix, or --overwrite" in done.stderr
     )
     assert "already published: nothing to train" in project.run(*argv).stdout
     assert project.tree("cache", "locks") == before
     project.run(*argv, "--lr", "0.02", "--overwrite")
-    assert json.loads((project.folder / "experiments/p/fold0_ann/config.json").read_text())["options"]["lr"] == 0.02
+    assert (
+        json.loads((project.folder / "experiments/p/fold0_ann/config.json").read_text())["options"][
+            "lr"
+        ]
+        == 0.02
+    )
     kept = project.folder / "superseded/experiments/p/fold0_ann.0/config.json"
     assert kept.read_bytes() == before["experiments/p/fold0_ann/config.json"]
 
@@ -405,7 +639,14 @@ def test_a_run_refuses_them_before_anything_starts(project: Project) -> None:
     project.run("train_finetune.py", *flags(job))
     project.write("jobs.json", [job | {"lr": 0.02, "base_model_hash": None, "mode": "target_only"}])
     before = project.tree("cache", "locks")
-    done = project.run("run_distributed_training.py", "--jobs-config", "jobs.json", "--script-path", "train_finetune.py", exit_code=2)
+    done = project.run(
+        "run_distributed_training.py",
+        "--jobs-config",
+        "jobs.json",
+        "--script-path",
+        "train_finetune.py",
+        exit_code=2,
+    )
     assert "holds results of another configuration" in failed_in_one_line(done)
     assert project.tree("cache", "locks") == before
 
@@ -415,7 +656,9 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
     """Another file system in the place of `folder`."""
     if os.geteuid() != 0:
         pytest.skip("mounting needs root")
-    done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", *options, str(folder)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
     try:
@@ -428,7 +671,15 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
 def test_a_full_disk_is_told_in_one_line_and_nothing_half_written_counts(project: Project) -> None:
     base_hash = hash_of(project)
     (project.folder / "experiments").mkdir()
-    argv = ("train_finetune.py", "--base_model_hash", base_hash, "--prefix", "p", "--max_epochs", "1")
+    argv = (
+        "train_finetune.py",
+        "--base_model_hash",
+        base_hash,
+        "--prefix",
+        "p",
+        "--max_epochs",
+        "1",
+    )
     with mounted(project.folder / "experiments", "-t", "tmpfs", "-o", "size=24k", "tmpfs"):
         line = failed_in_one_line(project.run(*argv, exit_code=2))
         assert "experiments/p/fold0_ann/" in line
@@ -441,10 +692,15 @@ def test_a_full_disk_is_told_in_one_line_and_nothing_half_written_counts(project
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("script", ["train_base.py", "generate_jobs.py", "run_two_phase_distributed.py"])
+@pytest.mark.parametrize(
+    "script", ["train_base.py", "generate_jobs.py", "run_two_phase_distributed.py"]
+)
 def test_no_permission_is_told_in_one_line(project: Project, script: str) -> None:
     project.generate({"n_base_participants": [1]})
-    argv = {"train_base.py": flags(BASE | {"n_base_participants": 1}), "generate_jobs.py": ["--grid", "grid.json"]}.get(script, [])
+    argv = {
+        "train_base.py": flags(BASE | {"n_base_participants": 1}),
+        "generate_jobs.py": ["--grid", "grid.json"],
+    }.get(script, [])
     shutil.rmtree(project.folder / "cache", ignore_errors=True)
     with mounted(project.folder, "--bind", "-o", "ro", str(project.folder)):
         line = failed_in_one_line(project.run(script, *argv, exit_code=2))
@@ -458,9 +714,20 @@ def test_data_that_nobody_vouches_for_are_used_with_one_line_of_warning(project:
     commands = (
         ("generate_jobs.py", "--grid", "g.json"),
         ("train_base.py", *flags(BASE)),
-        ("train_finetune.py", "--base_model_hash", hash_of(project), "--prefix", "p", "--max_epochs", "1"),
+        (
+            "train_finetune.py",
+            "--base_model_hash",
+            hash_of(project),
+            "--prefix",
+            "p",
+            "--max_epochs",
+            "1",
+        ),
     )
-    warning = "warning: data/made has no dataset.json: leakage between its splits cannot be excluded (prepare_data.py excludes it)\n"
+    warning = (
+        "warning: data/made has no dataset.json: leakage between its splits cannot be excluded"
+        " (prepare_data.py excludes it)\n"
+    )
     assert [project.run(*command).stderr for command in commands] == [warning] * 3
     with_manifest(lambda project: None)(project)
     assert [project.run(*command).stderr for command in commands] == [""] * 3

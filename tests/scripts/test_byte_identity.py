@@ -1,4 +1,6 @@
-"""The same job gives the same bytes: by its own script, in a warm worker, after other jobs, in another order, resumed from a checkpoint."""
+"""The same job gives the same bytes: by its own script, in a warm worker, after other jobs, in
+another order, resumed from a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,13 @@ from tests.scripts.projects import QUICK, Project, flags, made
 
 # Everything that draws random numbers is on.
 OPTIONS = QUICK | {
-    "n_base_participants": 2, "use_augmentation": True, "aug_prob": 0.5, "dropout": 0.2, "normalization": "train", "min_steps_per_epoch": 4,
-}  # fmt: skip
+    "n_base_participants": 2,
+    "use_augmentation": True,
+    "aug_prob": 0.5,
+    "dropout": 0.2,
+    "normalization": "train",
+    "min_steps_per_epoch": 4,
+}
 MODES = ["target_only_fine_tuning", "full_fine_tuning", "head_only_fine_tuning"]
 
 
@@ -45,7 +52,9 @@ def jobs_of(project: Project) -> list[tuple[Any, dict[str, Any]]]:
 def generated(parent: Path) -> Project:
     project = made(parent)
     project.write_cluster(slots=1)
-    project.generate({"mode": MODES, "target_data_pct": [0.5]}, OPTIONS, "--folds", "ann", "--with-baselines")
+    project.generate(
+        {"mode": MODES, "target_data_pct": [0.5]}, OPTIONS, "--folds", "ann", "--with-baselines"
+    )
     return project
 
 
@@ -54,7 +63,11 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Every job by its own script, as the documented commands do it: the reference."""
     project = generated(tmp_path_factory.mktemp("hand"))
     for script, job in jobs_of(project):
-        given = {name: value for name, value in job.items() if name not in ("training_key", "num_dependent_jobs") and value is not None}
+        given = {
+            name: value
+            for name, value in job.items()
+            if name not in ("training_key", "num_dependent_jobs") and value is not None
+        }
         if script is train_base:
             del given["base_model_hash"]
         project.run(f"{script.__name__}.py", *flags(given))
@@ -78,12 +91,16 @@ def test_a_warm_worker_gives_the_bytes_of_the_scripts(by_hand: Project, tmp_path
     assert_same(project, by_hand)
 
 
-def test_after_other_jobs_and_in_another_order_they_are_the_same(by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_other_jobs_and_in_another_order_they_are_the_same(
+    by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = generated(tmp_path)
     monkeypatch.chdir(project.folder)
     (_, base), *finetunes = jobs_of(project)
     other = train_base.run({**base, "fold": 1, "base_model_hash": None}, silent)["base_model_hash"]
-    train_finetune.run({**finetunes[0][1], "fold": 1, "base_model_hash": other, "prefix": "other"}, silent)
+    train_finetune.run(
+        {**finetunes[0][1], "fold": 1, "base_model_hash": other, "prefix": "other"}, silent
+    )
     train_base.run(base, silent)
     for _, job in reversed(finetunes):
         train_finetune.run(job, silent)
@@ -98,7 +115,9 @@ KILLED = """
 import json, os, signal, sys
 from common import {module} as job
 plain = job.settings
-job.settings = lambda options, key, **changes: plain(options, key, checkpoint_seconds=0.0, **changes)
+job.settings = lambda options, key, **changes: plain(
+    options, key, checkpoint_seconds=0.0, **changes
+)
 def progress(state):
     if state["epoch"] == 4:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -107,7 +126,9 @@ job.run(json.load(sys.stdin), progress)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["base", "fine-tune"])
-def test_a_training_killed_and_resumed_gives_the_same(by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_training_killed_and_resumed_gives_the_same(
+    by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
 
     project = generated(tmp_path)
     script, job = jobs_of(project)[number]
@@ -116,7 +137,13 @@ def test_a_training_killed_and_resumed_gives_the_same(by_hand: Project, tmp_path
     code = KILLED.format(module="finetuning" if number else "base_training")
     environment = project.environment | {"PYTHONPATH": str(ROOT)}
     killed = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(job), cwd=project.folder, env=environment, text=True, timeout=100, check=False
+        [sys.executable, "-c", code],
+        input=json.dumps(job),
+        cwd=project.folder,
+        env=environment,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     assert len(os.listdir(project.folder / "checkpoints")) == 1
@@ -125,17 +152,31 @@ def test_a_training_killed_and_resumed_gives_the_same(by_hand: Project, tmp_path
     result = script.run(job, lambda state: epochs.append(state["epoch"]))
     assert result["resumed"]
     assert epochs == [4, 5, 6]
-    assert_same(project, by_hand, "base_models", job["prefix"]) if number else assert_same(project, by_hand, "base_models")
+    (
+        assert_same(project, by_hand, "base_models", job["prefix"])
+        if number
+        else assert_same(project, by_hand, "base_models")
+    )
     assert os.listdir(project.folder / "checkpoints") == []
 
 
-def test_a_damaged_checkpoint_is_left_aside(by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_is_left_aside(
+    by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     project = generated(tmp_path)
     _, job = jobs_of(project)[0]
     environment = project.environment | {"PYTHONPATH": str(ROOT)}
     code = KILLED.format(module="base_training")
-    subprocess.run([sys.executable, "-c", code], input=json.dumps(job), cwd=project.folder, env=environment, text=True, timeout=100, check=False)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(job),
+        cwd=project.folder,
+        env=environment,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     (checkpoint,) = (project.folder / "checkpoints").iterdir()
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
@@ -145,11 +186,15 @@ def test_a_damaged_checkpoint_is_left_aside(by_hand: Project, tmp_path: Path, mo
     assert_same(project, by_hand, "base_models")
 
 
-def test_another_seed_would_have_shown(by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_seed_would_have_shown(
+    by_hand: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The comparison can fail: another seed changes the weights."""
     project = generated(tmp_path)
     monkeypatch.chdir(project.folder)
     _, base = jobs_of(project)[0]
     plain = train_base.run(base, silent)["base_model_hash"]
     other = train_base.run({**base, "seed": 1, "base_model_hash": None}, silent)["base_model_hash"]
-    assert (project.folder / f"base_models/{plain}.pt").read_bytes() != (project.folder / f"base_models/{other}.pt").read_bytes()
+    assert (project.folder / f"base_models/{plain}.pt").read_bytes() != (
+        project.folder / f"base_models/{other}.pt"
+    ).read_bytes()

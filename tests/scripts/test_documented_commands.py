@@ -1,4 +1,6 @@
-"""Every command of the documented workflow, run by bash as it is printed, in a checkout with the seven documented participants."""
+"""Every command of the documented workflow, run by bash as it is printed, in a checkout with the
+seven documented participants.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,24 @@ DOCUMENT = Path(__file__).with_name("documented_commands.md")
 BLOCKS = re.findall(r"```bash\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
 # The grid of a run that a test can wait for: two base models (one training), two fine-tunes each.
 SMALL = {
-    "grid": {"n_base_participants": [1], "mode": ["full_fine_tuning", "target_only_fine_tuning"], "target_data_pct": [0.5]},
+    "grid": {
+        "n_base_participants": [1],
+        "mode": ["full_fine_tuning", "target_only_fine_tuning"],
+        "target_data_pct": [0.5],
+    },
     "fixed": {
-        "participants": list(DOCUMENTED_PEOPLE), "data_path": "data/001_60s_window", "batch_size": 32, "use_augmentation": True,
+        "participants": list(DOCUMENTED_PEOPLE),
+        "data_path": "data/001_60s_window",
+        "batch_size": 32,
+        "use_augmentation": True,
         "max_epochs": 2,
     },
-}  # fmt: skip
+}
 # The configuration of the documented hash; the commands give the rest.
 DOCUMENTED_BASE = shlex.split(
-    "--fold 0 --n_base_participants 1 --model test --data_path data/001_60s_window --window_size 3000 --batch_size 32 --lr 0.0003 "
-    "--early_stopping_patience 50 --use_augmentation --jitter_std 0.005 --magnitude_range 0.98 1.02 --aug_prob 0.3 --participants"
+    "--fold 0 --n_base_participants 1 --model test --data_path data/001_60s_window --window_size"
+    " 3000 --batch_size 32 --lr 0.0003 --early_stopping_patience 50 --use_augmentation --jitter_std"
+    " 0.005 --magnitude_range 0.98 1.02 --aug_prob 0.3 --participants"
 ) + list(DOCUMENTED_PEOPLE)
 
 
@@ -42,9 +52,21 @@ def block(beginning: str) -> str:
 
 
 def run_as_printed(project: Project, commands: str) -> str:
-    """Run a block in bash, `python3` being the environment's; stop at the first command that fails."""
-    environment = project.environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-euc", commands], cwd=project.folder, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    """Run a block in bash, `python3` being the environment's; stop at the first command that
+    fails.
+    """
+    environment = project.environment | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }
+    done = subprocess.run(
+        ["bash", "-euc", commands],
+        cwd=project.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
     assert done.returncode == 0, (commands, done.returncode, done.stdout, done.stderr)
     return done.stdout + done.stderr
 
@@ -55,9 +77,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project.create(tmp_path_factory.mktemp("documented"), "ml-customization")
     for script in ROOT.glob("*.py"):
         shutil.copy(script, project.folder)
-    shutil.copytree(ROOT / "common", project.folder / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "common", project.folder / "common", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(ROOT / "cluster_config.json", project.folder)
-    write_data(project.folder / "data/001_60s_window", DOCUMENTED_PEOPLE, samples=3000, sizes=(4, 2, 2), opposed=True)
+    write_data(
+        project.folder / "data/001_60s_window",
+        DOCUMENTED_PEOPLE,
+        samples=3000,
+        sizes=(4, 2, 2),
+        opposed=True,
+    )
     return project
 
 
@@ -75,19 +105,28 @@ def everything_published(project: Project) -> None:
     for job in project.jobs("base_training_jobs.json"):
         open_base_model(Paths(project.folder), job["base_model_hash"])
     for job in project.jobs("finetune_jobs.json"):
-        open_experiment(project.folder / "experiments" / job["prefix"] / f"fold{job['fold']}_{DOCUMENTED_PEOPLE[job['fold']]}")
+        open_experiment(
+            project.folder
+            / "experiments"
+            / job["prefix"]
+            / f"fold{job['fold']}_{DOCUMENTED_PEOPLE[job['fold']]}"
+        )
     assert not project.events("failed")
 
 
 def test_every_printed_command_is_among_the_tests_below() -> None:
     commands = [re.sub(r"\\\n\s*", "", text) for text in BLOCKS]
-    lines = [line for text in commands for line in text.splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for text in commands for line in text.splitlines() if line and not line.startswith("#")
+    ]
     assert len(BLOCKS) == 9
     assert len(lines) == 15
     assert {line.split()[0] for line in lines} == {"python3", "ls", "rsync"}
 
 
-def test_the_documented_grid_is_1008_fine_tunes_on_84_bases_and_54_trainings(checkout: Project) -> None:
+def test_the_documented_grid_is_1008_fine_tunes_on_84_bases_and_54_trainings(
+    checkout: Project,
+) -> None:
     said = run_as_printed(checkout, "python3 generate_jobs.py")
     assert "finetune_jobs.json: 1,008 fine-tunes" in said
     assert "base_training_jobs.json: 84 base models, 12 fine-tunes each" in said
@@ -97,7 +136,9 @@ def test_the_documented_grid_is_1008_fine_tunes_on_84_bases_and_54_trainings(che
     assert (len(bases), len(finetunes)) == (84, 1008)
     assert {base["num_dependent_jobs"] for base in bases} == {12}
     assert len({base["training_key"] for base in bases}) == 54
-    assert {job["base_model_hash"] for job in finetunes} == {base["base_model_hash"] for base in bases}
+    assert {job["base_model_hash"] for job in finetunes} == {
+        base["base_model_hash"] for base in bases
+    }
     assert "dd8687760fb0bcb2" in {base["base_model_hash"] for base in bases}
     assert len({(job["prefix"], job["fold"]) for job in finetunes}) == 1008
     assert {job["batch_size"] for job in finetunes} == {32, 64}
@@ -115,27 +156,52 @@ def test_without_data_trainings_are_counted_by_configuration_and_it_says_so(tmp_
 
 def test_local_testing_runs_as_printed(checkout: Project) -> None:
     train, finetune = block("# Train a single base model").split("# Fine-tune using")
-    assert "no GPU 0 on this machine: running on the CPU" in run_as_printed(checkout, train) or os.path.exists("/dev/nvidia0")
+    assert "no GPU 0 on this machine: running on the CPU" in run_as_printed(
+        checkout, train
+    ) or os.path.exists("/dev/nvidia0")
     missing = subprocess.run(
-        checkout.command("train_finetune.py", *re.sub(r"\\\n", "", finetune.partition("train_finetune.py")[2]).split()),
-        cwd=checkout.folder, env=checkout.environment, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+        checkout.command(
+            "train_finetune.py",
+            *re.sub(r"\\\n", "", finetune.partition("train_finetune.py")[2]).split(),
+        ),
+        cwd=checkout.folder,
+        env=checkout.environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert missing.returncode == 2
-    assert missing.stderr.splitlines()[-1] == "error: Base model not found: base_models/dd8687760fb0bcb2.pt"
-    assert "base_models/dd8687760fb0bcb2.pt" in checkout.run("train_base.py", *DOCUMENTED_BASE).stdout
+    assert (
+        missing.stderr.splitlines()[-1]
+        == "error: Base model not found: base_models/dd8687760fb0bcb2.pt"
+    )
+    assert (
+        "base_models/dd8687760fb0bcb2.pt" in checkout.run("train_base.py", *DOCUMENTED_BASE).stdout
+    )
     run_as_printed(checkout, "# Fine-tune using" + finetune)
-    metrics = json.loads((checkout.folder / "experiments/test_finetune/fold0_tonmoy/metrics.json").read_text())
+    metrics = json.loads(
+        (checkout.folder / "experiments/test_finetune/fold0_tonmoy/metrics.json").read_text()
+    )
     assert metrics["base_model_hash"] == "dd8687760fb0bcb2"
     assert metrics["target_data_pct"] == 0.1
 
 
 def test_the_complete_workflow_runs_as_printed(checkout: Project) -> None:
-    """The printed generate_jobs.py writes 1,008 jobs; smaller files of the same names stand in for what is run."""
+    """The printed generate_jobs.py writes 1,008 jobs; smaller files of the same names stand in for
+    what is run.
+    """
     small_jobs(checkout)
-    run_as_printed(checkout, block("# 2. Run complete two-phase workflow").partition("python3 generate_jobs.py\n")[2])
+    run_as_printed(
+        checkout,
+        block("# 2. Run complete two-phase workflow").partition("python3 generate_jobs.py\n")[2],
+    )
     everything_published(checkout)
     assert checkout.trainings() == 1
-    assert checkout.run("run_two_phase_distributed.py").stdout.splitlines()[-1] == "nothing to do: all 6 results are there"
+    assert (
+        checkout.run("run_two_phase_distributed.py").stdout.splitlines()[-1]
+        == "nothing to do: all 6 results are there"
+    )
 
 
 def test_the_manual_workflow_and_the_troubleshooting_run_as_printed(checkout: Project) -> None:
@@ -161,7 +227,13 @@ def test_the_manual_workflow_and_the_troubleshooting_run_as_printed(checkout: Pr
 def test_the_advanced_options_run_as_printed(checkout: Project, flags: str) -> None:
     if not (checkout.folder / "base_models").exists():
         small_jobs(checkout)
-        checkout.run("run_distributed_training.py", "--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py")
+        checkout.run(
+            "run_distributed_training.py",
+            "--jobs-config",
+            "base_training_jobs.json",
+            "--script-path",
+            "train_base.py",
+        )
     shutil.rmtree(checkout.folder / "experiments", ignore_errors=True)
     before = checkout.trainings()
     matching = [text for text in BLOCKS if text.rstrip().endswith(flags.strip())]
@@ -183,7 +255,9 @@ def test_custom_job_files_run_as_printed(checkout: Project) -> None:
     everything_published(checkout)
 
 
-def test_a_fine_tune_whose_base_is_nowhere_says_so_in_the_documented_words(checkout: Project) -> None:
+def test_a_fine_tune_whose_base_is_nowhere_says_so_in_the_documented_words(
+    checkout: Project,
+) -> None:
     small_jobs(checkout)
     shutil.rmtree(checkout.folder / "base_models", ignore_errors=True)
     shutil.rmtree(checkout.folder / "experiments", ignore_errors=True)

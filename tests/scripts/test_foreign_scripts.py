@@ -1,4 +1,6 @@
-"""Somebody else's scripts through run_distributed_training.py: in processes of their own, or, with run(options, progress), inside the warm workers."""
+"""Somebody else's scripts through run_distributed_training.py: in processes of their own, or, with
+run(options, progress), inside the warm workers.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ if name == "segfault":
 if name == "parent":
     import subprocess
     for apart in (False, True):
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=apart)
+        argv = [sys.executable, "-c", "import time; time.sleep(1000)"]
+        subprocess.Popen(argv, start_new_session=apart)
 """
 
 # With run(): in the worker's own process.
@@ -55,7 +58,9 @@ if __name__ == "__main__":
 """
 
 
-def prepared(parent: Path, script: str, text: str, jobs: list[dict[str, Any]], slots: int = 1) -> Project:
+def prepared(
+    parent: Path, script: str, text: str, jobs: list[dict[str, Any]], slots: int = 1
+) -> Project:
     project = Project.create(parent)
     (project.folder / script).write_text(text)
     project.write("jobs.json", jobs)
@@ -64,7 +69,14 @@ def prepared(parent: Path, script: str, text: str, jobs: list[dict[str, Any]], s
 
 
 def run(project: Project, script: str, exit_code: int) -> subprocess.CompletedProcess[str]:
-    return project.run("run_distributed_training.py", "--jobs-config", "jobs.json", "--script-path", script, exit_code=exit_code)
+    return project.run(
+        "run_distributed_training.py",
+        "--jobs-config",
+        "jobs.json",
+        "--script-path",
+        script,
+        exit_code=exit_code,
+    )
 
 
 def log_of(project: Project, job: str) -> str:
@@ -73,10 +85,20 @@ def log_of(project: Project, job: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, subprocess.CompletedProcess[str]]:
+def plain(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Project, subprocess.CompletedProcess[str]]:
     """A run of PLAIN with a job of every kind."""
     jobs = [
-        {"name": "good", "lr": 0.1, "verbose": True, "quiet": False, "nothing": None, "people": ["ann", "b b"], "_note": "not passed on"},
+        {
+            "name": "good",
+            "lr": 0.1,
+            "verbose": True,
+            "quiet": False,
+            "nothing": None,
+            "people": ["ann", "b b"],
+            "_note": "not passed on",
+        },
         {"name": "bad"},
         {"name": "segfault"},
         {"name": "parent"},
@@ -93,13 +115,19 @@ def test_a_job_becomes_flags(plain: Ran) -> None:
     project, _ = plain
     argv = json.loads((project.folder / "good.json").read_text())
     assert argv == ["--name=good", "--lr=0.1", "--verbose", "--people", "ann", "b b"]
-    assert json.loads((project.folder / "-x; touch owned.json").read_text()) == ["--name=-x; touch owned"]
+    assert json.loads((project.folder / "-x; touch owned.json").read_text()) == [
+        "--name=-x; touch owned"
+    ]
     assert not (project.folder / "owned").exists()
 
 
 def test_exit_codes_and_signals_fail_the_job_by_name_and_the_log_is_kept(plain: Ran) -> None:
     project, done = plain
-    failed = {line.split()[1].rstrip(":"): line for line in done.stdout.splitlines() if line.startswith("failed: ")}
+    failed = {
+        line.split()[1].rstrip(":"): line
+        for line in done.stdout.splitlines()
+        if line.startswith("failed: ")
+    }
     assert set(failed) == {"job1", "job2"}
     assert "own.py exited with 3: " in failed["job1"]
     assert "words on stderr" in failed["job1"]
@@ -116,10 +144,17 @@ def test_children_of_a_script_do_not_outlive_its_job(plain: Ran) -> None:
 
 
 def test_run_is_called_inside_the_worker_and_prints_do_no_harm(tmp_path: Path) -> None:
-    jobs = [{"name": "one", "device": "7", "list": [1, 2]}, {"name": "raises"}, {"name": "exits"}, {"name": "two"}]
+    jobs = [
+        {"name": "one", "device": "7", "list": [1, 2]},
+        {"name": "raises"},
+        {"name": "exits"},
+        {"name": "two"},
+    ]
     project = prepared(tmp_path, "inside.py", INSIDE, jobs)
     done = run(project, "inside.py", exit_code=1)
-    one, two = (json.loads((project.folder / f"in-{name}.json").read_text()) for name in ("one", "two"))
+    one, two = (
+        json.loads((project.folder / f"in-{name}.json").read_text()) for name in ("one", "two")
+    )
     assert one["pid"] == two["pid"]
     assert one["device"] == "cpu"  # the slot's, not the job's
     assert one["list"] == [1, 2]
@@ -130,11 +165,17 @@ def test_run_is_called_inside_the_worker_and_prints_do_no_harm(tmp_path: Path) -
     assert done.stdout.splitlines()[-1] == "2 done, 2 failed, 0 blocked, 0 left, 0 reused"
 
 
-def test_a_script_that_kills_its_worker_is_tried_twice_and_the_others_are_done(tmp_path: Path) -> None:
-    project = prepared(tmp_path, "inside.py", INSIDE, [{"name": "segfault"}, {"name": "one"}, {"name": "two"}])
+def test_a_script_that_kills_its_worker_is_tried_twice_and_the_others_are_done(
+    tmp_path: Path,
+) -> None:
+    project = prepared(
+        tmp_path, "inside.py", INSIDE, [{"name": "segfault"}, {"name": "one"}, {"name": "two"}]
+    )
     done = run(project, "inside.py", exit_code=1)
     assert project.ran()["job0"] == 2
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
     assert "its worker died" in line
     assert done.stdout.splitlines()[-1] == "2 done, 1 failed, 0 blocked, 0 left, 0 reused"
-    wait_until(lambda: not project.processes(), what="the end of the worker that was started in its place")
+    wait_until(
+        lambda: not project.processes(), what="the end of the worker that was started in its place"
+    )

@@ -35,17 +35,23 @@ def poison(name: str, *splits: str) -> None:
     for split in splits:
         path = Path(f"data/made/{name}_{split}.pt")
         x, y = torch.load(path, weights_only=True)
-        torch.save((1000 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), 1 - y), path)
+        torch.save(
+            (1000 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)), 1 - y), path
+        )
 
 
 def weights_of_base(**changes: object) -> bytes:
     """Train anew; the weights."""
     shutil.rmtree("base_models", ignore_errors=True)
-    return Path(f"base_models/{train_base.run(BASE | changes, silent)['base_model_hash']}.pt").read_bytes()
+    return Path(
+        f"base_models/{train_base.run(BASE | changes, silent)['base_model_hash']}.pt"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("fold", range(4))
-def test_whatever_stands_in_the_targets_files_its_base_model_is_the_same(project: Project, fold: int) -> None:
+def test_whatever_stands_in_the_targets_files_its_base_model_is_the_same(
+    project: Project, fold: int
+) -> None:
     target = QUICK["participants"][fold]  # type: ignore[index]
     before = weights_of_base(fold=fold)
     poison(target, "train", "val", "test")
@@ -63,16 +69,27 @@ def test_the_poison_would_have_shown(project: Project, split: str) -> None:
 
 
 def fine_tune(monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any]) -> dict[str, bytes]:
-    """Fine-tune anew, with random numbers that do not depend on the data (their seed is the experiment's key, of which the data are a part)."""
+    """Fine-tune anew, with random numbers that do not depend on the data (their seed is the
+    experiment's key, of which the data are a part).
+    """
     monkeypatch.setattr("common.identity.experiment_key", lambda *_: "0123456789abcdef")
     shutil.rmtree("experiments", ignore_errors=True)
     folder = Path(train_finetune.run(options, silent)["folder"])
-    return {name: (folder / name).read_bytes() for name in ("best_model.pt", "losses.json", "predictions.csv")}
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("best_model.pt", "losses.json", "predictions.csv")
+    }
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_targets_test_windows_shape_no_model(project: Project, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = {} if mode == "target_only" else {"base_model_hash": train_base.run(BASE, silent)["base_model_hash"]}
+def test_the_targets_test_windows_shape_no_model(
+    project: Project, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (
+        {}
+        if mode == "target_only"
+        else {"base_model_hash": train_base.run(BASE, silent)["base_model_hash"]}
+    )
     options = BASE | base | {"mode": mode, "target_data_pct": 0.5, "prefix": "p"}
     before = fine_tune(monkeypatch, options)
     poison("ann", "test")
@@ -80,10 +97,17 @@ def test_the_targets_test_windows_shape_no_model(project: Project, mode: str, mo
     assert [name for name in before if after[name] != before[name]] == ["predictions.csv"]
 
 
-def test_a_fine_tune_learns_from_its_fraction_only(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fine_tune_learns_from_its_fraction_only(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The later half of the training windows is left alone, whatever stands there."""
     base = train_base.run(BASE, silent)["base_model_hash"]
-    options = BASE | {"base_model_hash": base, "target_data_pct": 0.5, "prefix": "p", "target_order": "time"}
+    options = BASE | {
+        "base_model_hash": base,
+        "target_data_pct": 0.5,
+        "prefix": "p",
+        "target_order": "time",
+    }
     before = fine_tune(monkeypatch, options)
     x, y = torch.load("data/made/ann_train.pt", weights_only=True)
     x[len(x) // 2 :] = 1000.0

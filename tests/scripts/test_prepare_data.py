@@ -1,4 +1,6 @@
-"""prepare_data.py on recordings made up here and on the demo: what it makes, what it refuses, and that refusing leaves nothing behind."""
+"""prepare_data.py on recordings made up here and on the demo: what it makes, what it refuses, and
+that refusing leaves nothing behind.
+"""
 
 import csv
 import json
@@ -23,11 +25,19 @@ WINDOWS = ("--sampling_rate", "10", "--window_seconds", "2", "--stride_seconds",
 MINE = ("--sessions", "rec", "--data_path", "data/mine", *WINDOWS)
 
 
-def write_session(path, seconds=40.0, bouts=((10, 20),), zero=0.0, unit=1, rate=10.0, label="label"):
+def write_session(
+    path, seconds=40.0, bouts=((10, 20),), zero=0.0, unit=1, rate=10.0, label="label"
+):
     """A CSV with a time, two channels and, unless `label` is empty, the labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     times = np.arange(round(seconds * rate)) / rate
-    columns = {"time": [round((zero + t) * unit) if unit > 1 else round(zero + t, 3) for t in times.tolist()], "ax": np.sin(times), "ay": times}
+    columns = {
+        "time": [
+            round((zero + t) * unit) if unit > 1 else round(zero + t, 3) for t in times.tolist()
+        ],
+        "ax": np.sin(times),
+        "ay": times,
+    }
     if label:
         columns[label] = np.array([any(a <= t < b for a, b in bouts) for t in times]).astype(int)
     with path.open("w", newline="") as file:
@@ -61,17 +71,25 @@ def call(project, monkeypatch, capsys):
 
 
 def everything(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def assert_apart(folder, length, rate):
-    """No sample of any session in two splits, by sets of sample numbers; returns the number of windows."""
+    """No sample of any session in two splits, by sets of sample numbers; returns the number of
+    windows.
+    """
     manifest, total = json.loads((folder / "dataset.json").read_text()), 0
     for participant in manifest["participants"]:
         held = []
         for split in ("train", "val", "test"):
             with (folder / f"{participant}_{split}_windows.csv").open(newline="") as file:
-                rows = [(row["session"], round(float(row["start_s"]) * rate)) for row in csv.DictReader(file)]
+                rows = [
+                    (row["session"], round(float(row["start_s"]) * rate))
+                    for row in csv.DictReader(file)
+                ]
             held.append({(session, first + k) for session, first in rows for k in range(length)})
             total += len(rows)
         assert not any(a & b for a, b in combinations(held, 2)), participant
@@ -84,18 +102,35 @@ def test_sessions_become_tuples_lists_of_windows_and_a_manifest(run, rec, projec
     folder = project / "data" / "mine"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["mine"]
     manifest = read_manifest(folder)
-    assert (manifest.sampling_rate_hz, manifest.window_size, manifest.channels, manifest.units) == (10.0, 20, ["ax", "ay"], ["g", "m"])
-    assert manifest.split == {"rule": "session", "seed": 0, "fractions": {"train": 0.6, "val": 0.2, "test": 0.2}, "before_windowing": True}
+    assert (manifest.sampling_rate_hz, manifest.window_size, manifest.channels, manifest.units) == (
+        10.0,
+        20,
+        ["ax", "ay"],
+        ["g", "m"],
+    )
+    assert manifest.split == {
+        "rule": "session",
+        "seed": 0,
+        "fractions": {"train": 0.6, "val": 0.2, "test": 0.2},
+        "before_windowing": True,
+    }
     assert list(manifest.participants) == ["anna", "bo"]
-    assert manifest.files == {path.name: file_sha256(path) for path in folder.iterdir() if path.name != "dataset.json"}
+    assert manifest.files == {
+        path.name: file_sha256(path) for path in folder.iterdir() if path.name != "dataset.json"
+    }
     for participant, splits in manifest.participants.items():
         for split, counts in splits.items():
             x, y = torch.load(folder / f"{participant}_{split}.pt", weights_only=True, mmap=True)
-            assert (x.dtype, y.dtype, tuple(x.shape)) == (torch.float32, torch.int64, (counts.windows, 2, 20))
+            assert (x.dtype, y.dtype, tuple(x.shape)) == (
+                torch.float32,
+                torch.int64,
+                (counts.windows, 2, 20),
+            )
             assert int(y.sum()) == counts.positives > 0
             with (folder / f"{participant}_{split}_windows.csv").open(newline="") as file:
                 starts = [float(row["start_s"]) for row in csv.DictReader(file)]
-            # The second channel is the seconds since the session's start; sessions start at whole hundreds.
+            # The second channel is the seconds since the session's start; sessions start at whole
+            # hundreds.
             assert np.allclose(x[:, 1, 0].numpy(), np.array(starts) % 100, atol=1e-4)
             inside = (np.array(starts) % 100 < 20) & (np.array(starts) % 100 + 2 > 10)
             assert y.tolist() == inside.astype(int).tolist()
@@ -155,16 +190,29 @@ def test_a_folder_that_is_not_its_own_is_never_replaced(call, rec, project):
     (project / "data" / "tuples" / "x_train.pt").write_bytes(b"")
     before = everything(project)
     assert "holds notes.txt" in call(*MINE, "--split_seed", "1", "--overwrite")[2]
-    assert "holds files but no dataset.json" in call(*MINE, "--data_path", "data/tuples", "--overwrite")[2]
+    assert (
+        "holds files but no dataset.json"
+        in call(*MINE, "--data_path", "data/tuples", "--overwrite")[2]
+    )
     assert everything(project) == before
 
 
 def test_bouts_csv_labels_in_the_unit_of_the_time_column(call, project):
     zero = 1_700_000_000
     for number in range(3):
-        write_session(project / "rec" / "anna" / f"s{number}.csv", zero=zero + 100 * number, unit=10**9, label="")
-    lines = [f"anna,s{k},{(zero + 100 * k + 10) * 10**9},{(zero + 100 * k + 20) * 10**9}" for k in range(3)]
-    (project / "rec" / "bouts.csv").write_text("participant,session,start,end\n" + "\n".join(lines) + "\n")
+        write_session(
+            project / "rec" / "anna" / f"s{number}.csv",
+            zero=zero + 100 * number,
+            unit=10**9,
+            label="",
+        )
+    lines = [
+        f"anna,s{k},{(zero + 100 * k + 10) * 10**9},{(zero + 100 * k + 20) * 10**9}"
+        for k in range(3)
+    ]
+    (project / "rec" / "bouts.csv").write_text(
+        "participant,session,start,end\n" + "\n".join(lines) + "\n"
+    )
     code, _, err = call(*MINE, "--time_unit", "ns", "--min_overlap", "1")
     assert (code, err) == (0, "")
     manifest = read_manifest(project / "data" / "mine")
@@ -178,7 +226,10 @@ def test_a_label_column_that_was_named_is_not_replaced_by_a_bouts_csv(call, rec,
     before = everything(project)
     code, _, err = call(*MINE, "--label_column", "smoking")
     assert (code, err.count("\n")) == (2, 1)
-    assert "s0.csv: no column 'smoking' (it has time, ax, ay); correct --label_column, or leave it out to label by rec/bouts.csv" in err
+    assert (
+        "s0.csv: no column 'smoking' (it has time, ax, ay); correct --label_column, or leave it out"
+        " to label by rec/bouts.csv" in err
+    )
     assert everything(project) == before
     assert call(*MINE)[0] == 0
 
@@ -188,33 +239,54 @@ def test_the_label_column_and_a_bouts_csv_say_the_same(call, rec, project, overl
     call(*MINE, "--min_overlap", overlap)
     for path in rec.rglob("*.csv"):
         write_session(path, zero=100 * int(path.stem[1:]), label="")
-    lines = [f"{person},s{k},{100 * k + 10},{100 * k + 20}" for person in ("anna", "bo") for k in range(5)]
+    lines = [
+        f"{person},s{k},{100 * k + 10},{100 * k + 20}"
+        for person in ("anna", "bo")
+        for k in range(5)
+    ]
     (rec / "bouts.csv").write_text("participant,session,start,end\n" + "\n".join(lines) + "\n")
     call(*MINE, "--data_path", "data/bouts", "--min_overlap", overlap)
     tuples = [path.name for path in (project / "data" / "mine").glob("*.pt")]
     assert len(tuples) == 6
     for name in tuples:
-        assert (project / "data" / "mine" / name).read_bytes() == (project / "data" / "bouts" / name).read_bytes()
+        assert (project / "data" / "mine" / name).read_bytes() == (
+            project / "data" / "bouts" / name
+        ).read_bytes()
 
 
 def test_a_split_with_one_class_or_no_window_is_named(call, project):
     for number in range(3):
-        write_session(project / "rec" / "anna" / f"s{number}.csv", zero=100 * number, bouts=[(5, 9)] if number == 1 else [])
+        write_session(
+            project / "rec" / "anna" / f"s{number}.csv",
+            zero=100 * number,
+            bouts=[(5, 9)] if number == 1 else [],
+        )
     code, _, err = call(*MINE, "--split", "chronological")
     assert code == 0
-    assert err.splitlines() == [f"warning: anna {split}: one class only (all 39 windows are 0)" for split in ("train", "test")]
+    assert err.splitlines() == [
+        f"warning: anna {split}: one class only (all 39 windows are 0)"
+        for split in ("train", "test")
+    ]
     write_session(project / "rec" / "anna" / "s0.csv", bouts=[(1, 39.5)])
     for number in (1, 2):
         (project / "rec" / "anna" / f"s{number}.csv").unlink()
     err = call(*MINE, "--split", "time", "--data_path", "data/one")[2]
-    assert err.splitlines()[1:] == ["warning: anna val: no windows", "warning: anna test: no windows"]
+    assert err.splitlines()[1:] == [
+        "warning: anna val: no windows",
+        "warning: anna test: no windows",
+    ]
 
 
 def test_what_the_data_forced_is_said(call, project):
     for number in range(3):
-        write_session(project / "rec" / "anna" / f"s{number}.csv", bouts=[(0, 40)] if number else [(10, 20)])
+        write_session(
+            project / "rec" / "anna" / f"s{number}.csv", bouts=[(0, 40)] if number else [(10, 20)]
+        )
     assert "note: anna: s1, s2: labelled 1 from end to end" in call(*MINE, "--split", "time")[1]
-    assert "note: anna: recordings overlap in time" in call(*MINE, "--split", "chronological", "--data_path", "data/other")[1]
+    assert (
+        "note: anna: recordings overlap in time"
+        in call(*MINE, "--split", "chronological", "--data_path", "data/other")[1]
+    )
 
 
 def edit(path, change):
@@ -235,37 +307,115 @@ def bouts(rec, *rows, header="participant,session,start,end"):
 
 SPOILT = {
     "no folder": (lambda rec: rec.rename(rec.with_name("elsewhere")), "rec: no such folder"),
-    "empty folder": (lambda rec: [os.rename(p, rec.parent / p.name) for p in list(rec.iterdir())], "rec: no participants in it"),
+    "empty folder": (
+        lambda rec: [os.rename(p, rec.parent / p.name) for p in list(rec.iterdir())],
+        "rec: no participants in it",
+    ),
     "nobody's sessions": (lambda rec: (rec / "cy").mkdir(), "rec/cy: no .csv in it"),
     "hostile name": (lambda rec: (rec / "bo").rename(rec / "-rf"), "cannot be part of a file name"),
-    "dotted name": (lambda rec: (rec / "bo" / "s1.csv").rename(rec / "bo" / "a..b.csv"), "cannot be part of a file name"),
-    "control characters": (lambda rec: (rec / "bo").rename(rec / "b\no"), "cannot be part of a file name"),
-    "no time column": (lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace("time,", "tine,", 1)), "no column 'time', did you mean tine?"),
-    "no label column": (lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace(",label", ",lable", 1)), "no column 'label', did you mean lable?"),
-    "another channel": (lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace(",ay", ",az", 1)), "s1.csv: lacks the column ay, unlike"),
-    "column twice": (lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace(",ay", ",ax", 1)), "the column 'ax' is there twice"),
-    "words": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,high,0.3,0"), "ax in row 4 is 'high', not a number"),
-    "NaN": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,nan,0.3,0"), "ax in row 4 is empty or NaN"),
-    "empty cell": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,,0.3,0"), "ax in row 4 is empty or NaN"),
-    "infinite": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,inf,0.3,0"), "ax in row 4 is inf, not a finite number"),
-    "too large": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1e300,0.3,0"), "not a finite 32-bit number"),
-    "label 2": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1,0.3,2"), "label in row 4 is 2: labels are 0 or 1"),
-    "unsorted": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.1,1,0.3,0"), "time does not increase from row 3 (100.2) to row 4 (100.1)"),
-    "time twice": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.2,1,0.3,0"), "time does not increase from row 3 (100.2) to row 4 (100.2)"),
-    "long row": (lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1,0.3,0,7,8"), "not a readable CSV table"),
+    "dotted name": (
+        lambda rec: (rec / "bo" / "s1.csv").rename(rec / "bo" / "a..b.csv"),
+        "cannot be part of a file name",
+    ),
+    "control characters": (
+        lambda rec: (rec / "bo").rename(rec / "b\no"),
+        "cannot be part of a file name",
+    ),
+    "no time column": (
+        lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace("time,", "tine,", 1)),
+        "no column 'time', did you mean tine?",
+    ),
+    "no label column": (
+        lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace(",label", ",lable", 1)),
+        "no column 'label', did you mean lable?",
+    ),
+    "another channel": (
+        lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace(",ay", ",az", 1)),
+        "s1.csv: lacks the column ay, unlike",
+    ),
+    "column twice": (
+        lambda rec: edit(rec / "bo" / "s1.csv", lambda t: t.replace(",ay", ",ax", 1)),
+        "the column 'ax' is there twice",
+    ),
+    "words": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,high,0.3,0"),
+        "ax in row 4 is 'high', not a number",
+    ),
+    "NaN": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,nan,0.3,0"),
+        "ax in row 4 is empty or NaN",
+    ),
+    "empty cell": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,,0.3,0"),
+        "ax in row 4 is empty or NaN",
+    ),
+    "infinite": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,inf,0.3,0"),
+        "ax in row 4 is inf, not a finite number",
+    ),
+    "too large": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1e300,0.3,0"),
+        "not a finite 32-bit number",
+    ),
+    "label 2": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1,0.3,2"),
+        "label in row 4 is 2: labels are 0 or 1",
+    ),
+    "unsorted": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.1,1,0.3,0"),
+        "time does not increase from row 3 (100.2) to row 4 (100.1)",
+    ),
+    "time twice": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.2,1,0.3,0"),
+        "time does not increase from row 3 (100.2) to row 4 (100.2)",
+    ),
+    "long row": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1,0.3,0,7,8"),
+        "not a readable CSV table",
+    ),
     "empty file": (lambda rec: (rec / "bo" / "s1.csv").write_text(""), "not a readable CSV table"),
     "binary file": (lambda rec: (rec / "bo" / "s1.csv").write_bytes(bytes(range(256))), "s1.csv: "),
-    "header only": (lambda rec: (rec / "bo" / "s1.csv").write_text("time,ax,ay,label\n"), "0 sample(s), too short"),
-    "short session": (lambda rec: write_session(rec / "bo" / "s1.csv", seconds=1.5, zero=100), "bo: session s1 is too short"),
-    "few sessions": (lambda rec: [(rec / "bo" / f"s{k}.csv").unlink() for k in (0, 1, 2)], "bo: 2 session(s), but --split session needs one each"),
-    "two labellings": (lambda rec: (rec / "bouts.csv").write_text("participant,session,start,end\n"), "both label it"),
-    "bout columns": (lambda rec: bouts(rec, "anna,s0,1,2", header="participant,session,start,stop"), "bouts.csv: no column 'end'"),
-    "bout of nobody": (lambda rec: bouts(rec, "ana,s0,1,2"), "row 1: unknown participant 'ana', did you mean anna?"),
-    "bout of no session": (lambda rec: bouts(rec, "anna,s0,1,2", "bo,s9,1,2"), "row 2: bo has no session 's9'"),
-    "bout backwards": (lambda rec: bouts(rec, "anna,s0,5,2"), "row 1: the bout ends at 2 s, before it starts (5 s)"),
-    "bout of no length": (lambda rec: bouts(rec, "anna,s0,5,5"), "row 1: the bout ends at 5 s, when it starts"),
+    "header only": (
+        lambda rec: (rec / "bo" / "s1.csv").write_text("time,ax,ay,label\n"),
+        "0 sample(s), too short",
+    ),
+    "short session": (
+        lambda rec: write_session(rec / "bo" / "s1.csv", seconds=1.5, zero=100),
+        "bo: session s1 is too short",
+    ),
+    "few sessions": (
+        lambda rec: [(rec / "bo" / f"s{k}.csv").unlink() for k in (0, 1, 2)],
+        "bo: 2 session(s), but --split session needs one each",
+    ),
+    "two labellings": (
+        lambda rec: (rec / "bouts.csv").write_text("participant,session,start,end\n"),
+        "both label it",
+    ),
+    "bout columns": (
+        lambda rec: bouts(rec, "anna,s0,1,2", header="participant,session,start,stop"),
+        "bouts.csv: no column 'end'",
+    ),
+    "bout of nobody": (
+        lambda rec: bouts(rec, "ana,s0,1,2"),
+        "row 1: unknown participant 'ana', did you mean anna?",
+    ),
+    "bout of no session": (
+        lambda rec: bouts(rec, "anna,s0,1,2", "bo,s9,1,2"),
+        "row 2: bo has no session 's9'",
+    ),
+    "bout backwards": (
+        lambda rec: bouts(rec, "anna,s0,5,2"),
+        "row 1: the bout ends at 2 s, before it starts (5 s)",
+    ),
+    "bout of no length": (
+        lambda rec: bouts(rec, "anna,s0,5,5"),
+        "row 1: the bout ends at 5 s, when it starts",
+    ),
     "bout without end": (lambda rec: bouts(rec, "anna,s0,5,"), "end in row 1 is empty or NaN"),
-    "bout on another clock": (lambda rec: bouts(rec, "anna,s1,5,9"), "the bout from 5 to 9 s lies outside the recording (100 to 139.9 s)"),
+    "bout on another clock": (
+        lambda rec: bouts(rec, "anna,s1,5,9"),
+        "the bout from 5 to 9 s lies outside the recording (100 to 139.9 s)",
+    ),
 }
 
 
@@ -286,8 +436,16 @@ FLAGS = {
     (): "sessions: give --sessions DIR, or --demo",
     ("--demo", "--window_seconds", "3"): "demo: has its own settings: leave out --window_seconds",
     (*MINE, "--time_unit", "h"): "time_unit: Input should be 's', 'ms', 'us' or 'ns' (got 'h')",
-    (*MINE, "--window_secnods", "3"): "unknown argument --window_secnods, did you mean --window_seconds?",
-    (*MINE, "--window_seconds", "2.05"): "window_seconds: 2.05 s is not a whole number of samples at 10 Hz",
+    (
+        *MINE,
+        "--window_secnods",
+        "3",
+    ): "unknown argument --window_secnods, did you mean --window_seconds?",
+    (
+        *MINE,
+        "--window_seconds",
+        "2.05",
+    ): "window_seconds: 2.05 s is not a whole number of samples at 10 Hz",
     (*MINE, "--window_seconds", "-1"): "window_seconds: Input should be greater than 0",
     (*MINE, "--min_overlap", "1.5"): "min_overlap: ",
     (*MINE, "--min_overlap", "0"): "min_overlap: ",
@@ -296,9 +454,22 @@ FLAGS = {
     (*MINE, "--channels", "ax", "ax"): "channels: ax given twice",
     (*MINE, "--units", "g"): "--units: 1 for 2 channels (ax, ay)",
     (*MINE, "--data_path", "../mine"): "data_path: '../mine' leaves the project folder",
-    (*MINE, "--time_unit", "ns"): "s0.csv: samples are 9.975e-11 s apart by time in ns, too near for --sampling_rate 10: is time in s? give --time_unit s",
-    (*MINE, "--time_unit", "us"): "give --time_unit s; or, for a sensor this fast, a higher --sampling_rate",
-    (*MINE, "--split", "time", "--window_seconds", "10"): "anna: session s0 is too short for --split time",
+    (*MINE, "--time_unit", "ns"): (
+        "s0.csv: samples are 9.975e-11 s apart by time in ns, too near for --sampling_rate 10: is"
+        " time in s? give --time_unit s"
+    ),
+    (
+        *MINE,
+        "--time_unit",
+        "us",
+    ): "give --time_unit s; or, for a sensor this fast, a higher --sampling_rate",
+    (
+        *MINE,
+        "--split",
+        "time",
+        "--window_seconds",
+        "10",
+    ): "anna: session s0 is too short for --split time",
 }
 
 
@@ -315,12 +486,28 @@ def test_bad_flags_are_refused_in_one_line_and_nothing_is_written(call, rec, pro
 @pytest.mark.parametrize(
     ("unit", "rate", "says"),
     [
-        (1_000, 10, "s0.csv: samples are 100 s apart by time in s, too far for --sampling_rate 10: is time in ms? give --time_unit ms; or, "),
+        (
+            1_000,
+            10,
+            (
+                "s0.csv: samples are 100 s apart by time in s, too far for --sampling_rate 10: is"
+                " time in ms? give --time_unit ms; or, "
+            ),
+        ),
         (1_000_000, 10, "is time in us? give --time_unit us"),
-        (1, 0.4, "s0.csv: samples are 2.5 s apart by time in s, too far for --sampling_rate 10: for a sensor this slow, --sampling_rate 0.4"),
+        (
+            1,
+            0.4,
+            (
+                "s0.csv: samples are 2.5 s apart by time in s, too far for --sampling_rate 10: for"
+                " a sensor this slow, --sampling_rate 0.4"
+            ),
+        ),
     ],
-)  # fmt: skip
-def test_samples_that_are_too_far_apart_for_the_grid_are_refused_with_the_unit_that_fits(call, project, unit, rate, says):
+)
+def test_samples_that_are_too_far_apart_for_the_grid_are_refused_with_the_unit_that_fits(
+    call, project, unit, rate, says
+):
     write_session(project / "rec" / "anna" / "s0.csv", seconds=400, unit=unit, rate=rate)
     before = everything(project)
     code, _, err = call(*MINE)
@@ -329,16 +516,23 @@ def test_samples_that_are_too_far_apart_for_the_grid_are_refused_with_the_unit_t
     assert everything(project) == before
 
 
-@pytest.mark.parametrize("rate", [0.5, 1, 400])  # 20 times slower than the grid, 10 times, and 40 times faster
-def test_honest_sensors_of_other_rates_are_resampled_and_their_rate_and_time_are_said(call, project, rate):
+# 20 times slower than the grid, 10 times, and 40 times faster
+@pytest.mark.parametrize("rate", [0.5, 1, 400])
+def test_honest_sensors_of_other_rates_are_resampled_and_their_rate_and_time_are_said(
+    call, project, rate
+):
     for number in range(3):
-        write_session(project / "rec" / "anna" / f"s{number}.csv", seconds=240, zero=1000 * number, rate=rate)
+        write_session(
+            project / "rec" / "anna" / f"s{number}.csv", seconds=240, zero=1000 * number, rate=rate
+        )
     code, out, err = call(*MINE)
     assert (code, err) == (0, "")
     assert f"\n0.20 h recorded, sampled at {rate:g} Hz\n" in out
 
 
-def test_a_leak_between_splits_stops_the_command_and_writes_nothing(call, rec, project, monkeypatch):
+def test_a_leak_between_splits_stops_the_command_and_writes_nothing(
+    call, rec, project, monkeypatch
+):
     honest = preparation.split_sessions
 
     def leaky(*arguments):
@@ -353,7 +547,9 @@ def test_a_leak_between_splits_stops_the_command_and_writes_nothing(call, rec, p
     assert everything(project) == before
 
 
-def test_a_full_disk_leaves_nothing_and_an_older_data_set_as_it_was(call, rec, project, monkeypatch):
+def test_a_full_disk_leaves_nothing_and_an_older_data_set_as_it_was(
+    call, rec, project, monkeypatch
+):
     def full(path, content):
         if path.name == "bo_test.pt":
             raise OSError(28, "No space left on device", str(path))
@@ -381,7 +577,15 @@ def test_what_a_killed_run_left_behind_is_used_up(call, rec, project):
     assert call(*MINE)[0] == 0
     assert sorted(path.name for path in (project / "data").iterdir()) == ["mine"]
     assert sorted(path.name for path in (project / "data" / "mine").iterdir()) == sorted(
-        ["dataset.json", *(f"{person}_{split}{end}" for person in ("anna", "bo") for split in ("train", "val", "test") for end in (".pt", "_windows.csv"))]
+        [
+            "dataset.json",
+            *(
+                f"{person}_{split}{end}"
+                for person in ("anna", "bo")
+                for split in ("train", "val", "test")
+                for end in (".pt", "_windows.csv")
+            ),
+        ]
     )
 
 
@@ -428,8 +632,18 @@ def test_the_demo_command_makes_real_data_and_is_idempotent(run, project):
     folder = project / "data" / "watch"
     manifest = read_manifest(folder)
     assert list(manifest.participants) == [f"p{number:02d}" for number in range(1, 11)]
-    assert (manifest.window_size, manifest.sampling_rate_hz, manifest.split["rule"]) == (100, 50.0, "time")
-    assert all(0 < counts.positives < counts.windows for splits in manifest.participants.values() for counts in splits.values())
-    assert assert_apart(folder, 100, 50) == sum(counts.windows for splits in manifest.participants.values() for counts in splits.values())
+    assert (manifest.window_size, manifest.sampling_rate_hz, manifest.split["rule"]) == (
+        100,
+        50.0,
+        "time",
+    )
+    assert all(
+        0 < counts.positives < counts.windows
+        for splits in manifest.participants.values()
+        for counts in splits.values()
+    )
+    assert assert_apart(folder, 100, 50) == sum(
+        counts.windows for splits in manifest.participants.values() for counts in splits.values()
+    )
     again = run("prepare_data.py", "--demo")
     assert (again.returncode, again.stdout) == (0, "data/watch is up to date\n")

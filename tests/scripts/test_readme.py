@@ -16,8 +16,12 @@ from tests.scripts.made import write_data
 from tests.scripts.projects import Project
 
 README = (ROOT / "README.md").read_text()
-# They build environments: the first is tested where nodes are, in tests/cluster/test_upkeep.py, the second is part of `make test`.
-ELSEWHERE = {"python3 run_two_phase_distributed.py --setup-nodes", "python3 -m pip install -r requirements-slurm.txt"}
+# They build environments: the first is tested where nodes are, in tests/cluster/test_upkeep.py, the
+# second is part of `make test`.
+ELSEWHERE = {
+    "python3 run_two_phase_distributed.py --setup-nodes",
+    "python3 -m pip install -r requirements-slurm.txt",
+}
 
 
 def commands() -> list[str]:
@@ -28,7 +32,9 @@ def commands() -> list[str]:
 
 
 def write_recordings(folder: Path) -> None:
-    """Three sessions of ten minutes for three people, at 25 Hz, with a bout of two minutes in each."""
+    """Three sessions of ten minutes for three people, at 25 Hz, with a bout of two minutes in
+    each.
+    """
     rng = np.random.default_rng(0)
     bouts = ["participant,session,start,end"]
     for person in ("ann", "bob", "cyd"):
@@ -37,17 +43,26 @@ def write_recordings(folder: Path) -> None:
             time = np.arange(0, 600_000, 40)
             rows = np.column_stack([time, rng.normal(size=(len(time), 3)).round(4)])
             lines = [f"{int(row[0])},{row[1]},{row[2]},{row[3]}" for row in rows]
-            (folder / person / f"{session}.csv").write_text("\n".join(["time,ax,ay,az", *lines]) + "\n")
+            (folder / person / f"{session}.csv").write_text(
+                "\n".join(["time,ax,ay,az", *lines]) + "\n"
+            )
             bouts.append(f"{person},{session},120000,240000")
     (folder / "bouts.csv").write_text("\n".join(bouts) + "\n")
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """What README takes for granted: recordings, the demo's data (small here), this machine as the one node."""
+    """What README takes for granted: recordings, the demo's data (small here), this machine as the
+    one node.
+    """
     made = Project.create(tmp_path_factory.mktemp("readme"))
     write_recordings(made.folder / "recordings")
-    write_data(made.folder / "data" / "watch", [f"p{number:02}" for number in range(1, 11)], manifest=True, samples=100)
+    write_data(
+        made.folder / "data" / "watch",
+        [f"p{number:02}" for number in range(1, 11)],
+        manifest=True,
+        samples=100,
+    )
     (mine,) = re.findall(r'^```json\n(\{"grid.*?)^```', README, re.DOTALL | re.MULTILINE)
     (made.folder / "my_grid.json").write_text(mine)
     grid = json.loads((ROOT / "demo_grid.json").read_text())

@@ -1,4 +1,6 @@
-"""Nothing is trained twice, and nothing stale is reused: which jobs run again is counted from the event log. One project, changed step by step."""
+"""Nothing is trained twice, and nothing stale is reused: which jobs run again is counted from the
+event log. One project, changed step by step.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ FIXED = QUICK | {"max_epochs": 2}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Four people, one base participant each: bob, cyd and dan all start from ann's base, ann from bob's."""
+    """Four people, one base participant each: bob, cyd and dan all start from ann's base, ann from
+    bob's.
+    """
     project = made(tmp_path_factory.mktemp("reuse"))
     project.generate(AXES, FIXED)
     return project
@@ -49,10 +53,14 @@ def test_two_hashes_with_one_training_key_are_trained_once(project: Project) -> 
     assert (bases(ran), targets(ran)) == (2, ["ann", "bob", "cyd", "dan"])
     assert set(ran.values()) == {1}
     assert "4 new; 2 trainings to run" in said
-    models = [artifacts.open_base_model(Paths(project.folder), job["base_model_hash"]) for job in jobs]
+    models = [
+        artifacts.open_base_model(Paths(project.folder), job["base_model_hash"]) for job in jobs
+    ]
     equal = [model for model in models if model.metadata["base_participants"] == ["ann"]]
     assert len({model.weights for model in equal}) == 1
-    assert {model.metadata["provenance"]["trained_as"] for model in equal} == {jobs[1]["base_model_hash"]}
+    assert {model.metadata["provenance"]["trained_as"] for model in equal} == {
+        jobs[1]["base_model_hash"]
+    }
     assert [model.metadata["target_participant"] for model in models] == list(PEOPLE)
 
 
@@ -74,9 +82,13 @@ def test_another_grid_value_runs_only_its_own_cells(project: Project) -> None:
 
 
 def test_one_more_participant_runs_only_that_person(project: Project) -> None:
-    """Every hash is another one, as the list of participants is part of it; no training and no other person's result is."""
+    """Every hash is another one, as the list of participants is part of it; no training and no
+    other person's result is.
+    """
     write_person(project.folder / "data/made", "eve")
-    said = project.generate(AXES | {"target_data_pct": [0.5, 1.0]}, FIXED | {"participants": [*PEOPLE, "eve"]})
+    said = project.generate(
+        AXES | {"target_data_pct": [0.5, 1.0]}, FIXED | {"participants": [*PEOPLE, "eve"]}
+    )
     assert "base models: 5 new (5 of them only copied from an equal training)" in said
     ran, said = newly_run(project)
     assert (bases(ran), targets(ran)) == (0, ["eve", "eve"])
@@ -111,12 +123,18 @@ def test_data_written_again_with_the_same_content_run_nothing(project: Project) 
 def test_what_is_damaged_or_half_written_is_made_anew_with_the_same_bytes(project: Project) -> None:
     before = project.published()
     jobs = project.jobs("base_training_jobs.json")
-    trained = next(job["base_model_hash"] for job in jobs if job["fold"] == 0)  # no other hash of today's list shares ann's base
+    # no other hash of today's list shares ann's base
+    trained = next(job["base_model_hash"] for job in jobs if job["fold"] == 0)
     weights = project.folder / f"base_models/{trained}.pt"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(bytes(content))
-    half = project.folder / "experiments" / project.jobs("finetune_jobs.json")[3]["prefix"] / "fold1_bob"
+    half = (
+        project.folder
+        / "experiments"
+        / project.jobs("finetune_jobs.json")[3]["prefix"]
+        / "fold1_bob"
+    )
     (half / "metrics.json").unlink()
     ran, said = newly_run(project)
     assert bases(ran) == 1
@@ -127,7 +145,11 @@ def test_what_is_damaged_or_half_written_is_made_anew_with_the_same_bytes(projec
 
 
 def test_a_damaged_copy_is_copied_again_not_trained(project: Project) -> None:
-    shared = [job["base_model_hash"] for job in project.jobs("base_training_jobs.json") if job["fold"] != 0]
+    shared = [
+        job["base_model_hash"]
+        for job in project.jobs("base_training_jobs.json")
+        if job["fold"] != 0
+    ]
     for base_hash in shared[:2]:
         (project.folder / f"base_models/{base_hash}.pt").write_bytes(b"cut")
     ran, _ = newly_run(project)
@@ -136,14 +158,20 @@ def test_a_damaged_copy_is_copied_again_not_trained(project: Project) -> None:
         artifacts.open_base_model(Paths(project.folder), base_hash)
 
 
-def test_what_a_killed_head_was_writing_leaves_with_the_next_unless_somebody_writes_there(project: Project) -> None:
+def test_what_a_killed_head_was_writing_leaves_with_the_next_unless_somebody_writes_there(
+    project: Project,
+) -> None:
     paths = Paths(project.folder)
     base_hash = project.jobs("base_training_jobs.json")[0]["base_model_hash"]
     half = paths.base_models / f".writing.{base_hash}.pt.x"
     tuned = next(paths.experiments.glob("*/fold*")) / ".writing.config.json.x"
     for path in (half, tuned):
         path.write_text("half")
-    with artifacts.lock(paths.training_lock(artifacts.read_base_metadata(paths, base_hash)["training_key"]), wait=True, owner="by hand"):
+    with artifacts.lock(
+        paths.training_lock(artifacts.read_base_metadata(paths, base_hash)["training_key"]),
+        wait=True,
+        owner="by hand",
+    ):
         assert not newly_run(project)[0]
     assert half.exists()
     assert not tuned.exists()
@@ -151,13 +179,25 @@ def test_what_a_killed_head_was_writing_leaves_with_the_next_unless_somebody_wri
     assert not half.exists()
 
 
-def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain(project: Project) -> None:
+def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain(
+    project: Project,
+) -> None:
     paths = Paths(project.folder)
     before = project.published()
-    (base_hash,) = (job["base_model_hash"] for job in project.jobs("base_training_jobs.json") if job["fold"] == 0)
+    (base_hash,) = (
+        job["base_model_hash"]
+        for job in project.jobs("base_training_jobs.json")
+        if job["fold"] == 0
+    )
     model = artifacts.open_base_model(paths, base_hash)
     artifacts.publish_base_model(
-        paths, base_hash, model.weights, {**model.metadata, "code_fingerprints": {**model.metadata["code_fingerprints"], "models.py": "0" * 64}}
+        paths,
+        base_hash,
+        model.weights,
+        {
+            **model.metadata,
+            "code_fingerprints": {**model.metadata["code_fingerprints"], "models.py": "0" * 64},
+        },
     )
     # One whose base is made anew, with the same weights as before, and one whose base is not.
     for fold, name in ((0, "fold0_ann"), (2, "fold2_cyd")):
@@ -165,12 +205,20 @@ def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain
         folder = paths.experiment(job["prefix"], name)
         found = artifacts.open_experiment(folder)
         files = {file: (folder / file).read_bytes() for file in found.metrics["files"]}
-        files["config.json"] = artifacts.to_json({**found.config, "code_fingerprints": {**found.config["code_fingerprints"], "training.py": "0" * 64}})
+        files["config.json"] = artifacts.to_json(
+            {
+                **found.config,
+                "code_fingerprints": {**found.config["code_fingerprints"], "training.py": "0" * 64},
+            }
+        )
         artifacts.publish_experiment(paths, job["prefix"], name, files, found.metrics)
 
     ran, said = newly_run(project)
     assert not ran
-    assert "3 results made by other versions of models.py, training.py are reused; --retrain makes them anew" in said
+    assert (
+        "3 results made by other versions of models.py, training.py are reused; --retrain makes"
+        " them anew" in said
+    )
     dry = project.run("run_two_phase_distributed.py", "--retrain", "--dry-run").stdout
     assert f"would train {base_hash}" in dry
     ran, said = newly_run(project, "--retrain")
@@ -182,13 +230,23 @@ def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain
 def test_by_hand_the_same_rules_hold(project: Project) -> None:
     from tests.scripts.projects import flags
 
-    again = project.run("train_base.py", *flags(FIXED | {"n_base_participants": 1, "fold": 1, "participants": [*PEOPLE, "eve"]})).stdout
+    again = project.run(
+        "train_base.py",
+        *flags(FIXED | {"n_base_participants": 1, "fold": 1, "participants": [*PEOPLE, "eve"]}),
+    ).stdout
     assert "(already published: nothing to train)" in again
-    copied = project.run("train_base.py", *flags(FIXED | {"n_base_participants": 1, "fold": 1, "participants": ["ann", "eve", "bob"]})).stdout
+    copied = project.run(
+        "train_base.py",
+        *flags(
+            FIXED | {"n_base_participants": 1, "fold": 1, "participants": ["ann", "eve", "bob"]}
+        ),
+    ).stdout
     assert "an equal training: nothing to train)" in copied
 
 
-def test_what_changes_while_it_is_trained_is_not_published(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changes_while_it_is_trained_is_not_published(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import train_base
     from common.errors import TrainingError
 
@@ -200,7 +258,11 @@ def test_what_changes_while_it_is_trained_is_not_published(project: Project, mon
         write_person(Path("data/made"), "dan", seed=5)
 
     with pytest.raises(TrainingError, match="the data changed while it was trained"):
-        train_base.run(FIXED | {"fold": 0, "n_base_participants": 3, "base_order_seed": 3}, progress)
+        train_base.run(
+            FIXED | {"fold": 0, "n_base_participants": 3, "base_order_seed": 3}, progress
+        )
     after = project.tree("cache", "locks")
-    assert [name for name in after if after[name] != before.get(name) and not name.startswith("data/")] == []
+    assert [
+        name for name in after if after[name] != before.get(name) and not name.startswith("data/")
+    ] == []
     assert json.dumps(sorted(after)) == json.dumps(sorted(before))

@@ -1,4 +1,6 @@
-"""A real Slurm of one node on this machine: munged, slurmctld and slurmd with a configuration, ports and state folders of their own."""
+"""A real Slurm of one node on this machine: munged, slurmctld and slurmd with a configuration,
+ports and state folders of their own.
+"""
 
 from __future__ import annotations
 
@@ -82,14 +84,23 @@ def _free_ports(number: int) -> list[int]:
 
 
 class SlurmCluster:
-    """One node with a few CPUs. Everything that it started is ended by process id when it is closed."""
+    """One node with a few CPUs. Everything that it started is ended by process id when it is
+    closed.
+    """
 
     def __init__(self, max_array: int = 1001) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.folder.chmod(0o755)
         self.host = socket.gethostname().partition(".")[0]
         self.configuration = self.folder / "slurm.conf"
-        text = CONFIGURATION.format(folder=self.folder, host=self.host, ports=_free_ports(2), cpus=CPUS, kill=KILL_SECONDS, max_array=max_array)
+        text = CONFIGURATION.format(
+            folder=self.folder,
+            host=self.host,
+            ports=_free_ports(2),
+            cpus=CPUS,
+            kill=KILL_SECONDS,
+            max_array=max_array,
+        )
         self.configuration.write_text(text)
         (self.folder / "plugstack.conf").touch()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -101,9 +112,13 @@ class SlurmCluster:
             for name in ("state", "spool"):
                 (self.folder / name).mkdir()
             self._start(["slurmctld", "-D", "-f", str(self.configuration)])
-            wait_until(lambda: self.ask("scontrol", "ping").returncode == 0, what="slurmctld's answer")
+            wait_until(
+                lambda: self.ask("scontrol", "ping").returncode == 0, what="slurmctld's answer"
+            )
             self._start(["slurmd", "-D", "-f", str(self.configuration)])
-            wait_until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t").stdout, what="an idle node")
+            wait_until(
+                lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t").stdout, what="an idle node"
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -129,7 +144,13 @@ class SlurmCluster:
         key.chmod(0o400)
         for path in (folder, key):
             shutil.chown(path, "munge", "munge")
-        names = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "munged.seed"}
+        names = {
+            "socket": "munge.socket",
+            "key-file": "munge.key",
+            "pid-file": "munged.pid",
+            "log-file": "munged.log",
+            "seed-file": "munged.seed",
+        }
         flags = [f"--{flag}={folder / name}" for flag, name in names.items()]
         self._start(["munged", "--foreground", *flags], user="munge")
         wait_until(lambda: (folder / "munge.socket").exists(), what="munged's socket")
@@ -139,7 +160,14 @@ class SlurmCluster:
         assert program
         with (self.folder / f"{argv[0]}.out").open("wb") as out:
             self._processes.append(
-                subprocess.Popen([program, *argv[1:]], env=self.environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, user=user)
+                subprocess.Popen(
+                    [program, *argv[1:]],
+                    env=self.environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    user=user,
+                )
             )
 
     def environment(self) -> dict[str, str]:
@@ -148,7 +176,9 @@ class SlurmCluster:
 
     def ask(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands."""
-        return subprocess.run(argv, env=self.environment(), capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            argv, env=self.environment(), capture_output=True, text=True, timeout=60, check=False
+        )
 
     def do(self, *argv: str) -> str:
         """Run one of Slurm's commands that must succeed; its output."""
@@ -157,9 +187,20 @@ class SlurmCluster:
         return done.stdout
 
     def tasks(self, states: str = "all") -> list[dict[str, str]]:
-        """Every task that Slurm still knows: array, index, raw (its number), state, reason, name, id (ARRAY_INDEX)."""
+        """Every task that Slurm still knows: array, index, raw (its number), state, reason, name,
+        id (ARRAY_INDEX).
+        """
         lines = self.do("squeue", "-h", "-r", "-t", states, "-o", "%F|%K|%A|%T|%r|%j").splitlines()
-        tasks = [dict(zip(("array", "index", "raw", "state", "reason", "name"), line.split("|"), strict=True)) for line in lines]
+        tasks = [
+            dict(
+                zip(
+                    ("array", "index", "raw", "state", "reason", "name"),
+                    line.split("|"),
+                    strict=True,
+                )
+            )
+            for line in lines
+        ]
         return [{**task, "id": f"{task['array']}_{task['index']}"} for task in tasks]
 
     def waiting_or_running(self) -> list[dict[str, str]]:
@@ -167,12 +208,20 @@ class SlurmCluster:
         return self.tasks("pending,running,suspended,completing,configuring")
 
     def start_requeued(self) -> None:
-        """Slurm lets a requeued task wait for two minutes, since its kill signals go by job number and would meet the new attempt. Wait for those only."""
-        waiting = {task["id"]: task["raw"] for task in self.tasks("pending") if task["reason"] == "BeginTime"}
+        """Slurm lets a requeued task wait for two minutes, since its kill signals go by job number
+        and would meet the new attempt. Wait for those only.
+        """
+        waiting = {
+            task["id"]: task["raw"]
+            for task in self.tasks("pending")
+            if task["reason"] == "BeginTime"
+        }
         self._requeued = {task: self._requeued.get(task, time.monotonic()) for task in waiting}
         steps = self.steps()
         for task, raw in waiting.items():
-            if time.monotonic() - self._requeued[task] > KILL_SECONDS + 2 and not any(f"[{raw}." in step for step in steps):
+            if time.monotonic() - self._requeued[task] > KILL_SECONDS + 2 and not any(
+                f"[{raw}." in step for step in steps
+            ):
                 self.ask("scontrol", "update", f"JobId={task}", "StartTime=now")
 
     def steps(self) -> list[str]:
@@ -188,7 +237,13 @@ class SlurmCluster:
     def reset(self) -> None:
         """End all tasks."""
         self.ask("scancel", "--user=root")
-        wait_until(lambda: not self.waiting_or_running() and not self.steps(), seconds=60, what="the end of all tasks")
+        wait_until(
+            lambda: not self.waiting_or_running() and not self.steps(),
+            seconds=60,
+            what="the end of all tasks",
+        )
         if "idle" not in self.ask("sinfo", "-h", "-o", "%T").stdout:
             self.ask("scontrol", "update", f"NodeName={self.host}", "State=RESUME")
-            wait_until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T").stdout, what="an idle node")
+            wait_until(
+                lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T").stdout, what="an idle node"
+            )

@@ -37,7 +37,9 @@ def write_config(project: Project, **more: object) -> None:
 
 @pytest.fixture
 def slurm_project(slurm: SlurmCluster, tmp_path: Path) -> Project:
-    """A project with the little data set, whose configuration names Slurm; a space in its folder's name."""
+    """A project with the little data set, whose configuration names Slurm; a space in its folder's
+    name.
+    """
     project = made(tmp_path, "my project")
     write_config(project)
     return project

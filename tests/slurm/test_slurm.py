@@ -1,4 +1,6 @@
-"""Grids on a real Slurm: results as from a local run, nothing doubled, requeued tasks that go on, and errors in Slurm's own words."""
+"""Grids on a real Slurm: results as from a local run, nothing doubled, requeued tasks that go on,
+and errors in Slurm's own words.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,14 @@ def count_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def command(project: Project, *argv: object) -> Iterator[subprocess.Popen[str]]:
     """The orchestrator, left alone while the test acts; its tasks are Slurm's and outlive it."""
     with (project.folder.parent / f"{project.folder.name}-output.txt").open("w+") as output:
-        process = subprocess.Popen(project.command(*argv), cwd=project.folder, env=project.environment, stdout=output, stderr=output, text=True)  # type: ignore[arg-type]
+        process = subprocess.Popen(
+            project.command(*argv),
+            cwd=project.folder,
+            env=project.environment,
+            stdout=output,
+            stderr=output,
+            text=True,
+        )  # type: ignore[arg-type]
         try:
             yield process
         finally:
@@ -68,7 +77,12 @@ def command(project: Project, *argv: object) -> Iterator[subprocess.Popen[str]]:
 def test_a_grid_whose_command_is_killed_and_started_again_ends_as_the_local_run(
     slurm: SlurmCluster, slurm_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axes = {"mode": ["target_only_fine_tuning", "target_only"], "target_data_pct": [0.5, 1.0], "n_base_participants": [1], "fold": [0, 1, 2]}
+    axes = {
+        "mode": ["target_only_fine_tuning", "target_only"],
+        "target_data_pct": [0.5, 1.0],
+        "n_base_participants": [1],
+        "fold": [0, 1, 2],
+    }
     calls = count_sbatch(tmp_path, monkeypatch)
     slurm_project.generate(axes)
     with command(slurm_project, TWO_PHASES) as process:
@@ -80,7 +94,9 @@ def test_a_grid_whose_command_is_killed_and_started_again_ends_as_the_local_run(
     assert len(calls.read_text().splitlines()) == 3  # bases, their fine-tunes, those from scratch
     jobs = [job["base_model_hash"] for job in slurm_project.jobs("base_training_jobs.json")]
     assert len(jobs) == 3
-    assert sorted(event["job"] for event in events(slurm_project, "started")) == sorted({event["job"] for event in events(slurm_project, "started")})
+    assert sorted(event["job"] for event in events(slurm_project, "started")) == sorted(
+        {event["job"] for event in events(slurm_project, "started")}
+    )
 
     local = made(tmp_path, "local")
     local.generate(axes)
@@ -93,20 +109,46 @@ def test_a_grid_whose_command_is_killed_and_started_again_ends_as_the_local_run(
     assert len(calls.read_text().splitlines()) == 3
 
 
-def test_fine_tunes_of_a_failing_base_never_start_and_the_others_are_not_held_up(slurm: SlurmCluster, slurm_project: Project) -> None:
-    axes = {"mode": ["target_only_fine_tuning"], "target_data_pct": [0.5], "n_base_participants": [2], "fold": [0], "lr": [0.01, 1e30]}
+def test_fine_tunes_of_a_failing_base_never_start_and_the_others_are_not_held_up(
+    slurm: SlurmCluster, slurm_project: Project
+) -> None:
+    axes = {
+        "mode": ["target_only_fine_tuning"],
+        "target_data_pct": [0.5],
+        "n_base_participants": [2],
+        "fold": [0],
+        "lr": [0.01, 1e30],
+    }
     slurm_project.generate(axes, {name: value for name, value in QUICK.items() if name != "lr"})
-    by_rate = {job["lr"]: job["base_model_hash"] for job in slurm_project.jobs("base_training_jobs.json")}
+    by_rate = {
+        job["lr"]: job["base_model_hash"] for job in slurm_project.jobs("base_training_jobs.json")
+    }
     done = slurm_project.run(TWO_PHASES, exit_code=1, timeout=200)
     assert f"failed: {by_rate[1e30]}: the training loss became nan" in done.stdout
     assert "2 done, 1 failed, 1 blocked, 0 left" in done.stdout
-    assert "Traceback" in (slurm_project.folder / events(slurm_project, "failed")[0]["log"]).read_text()
+    assert (
+        "Traceback"
+        in (slurm_project.folder / events(slurm_project, "failed")[0]["log"]).read_text()
+    )
     wait_until(lambda: not slurm.waiting_or_running(), what="the end of what can never start")
     mark = project_mark(Paths(slurm_project.folder))
-    mine = [task for task in slurm.tasks() if task["name"].startswith(mark) and task["name"].endswith("tune0c0")]
-    assert sorted((task["state"], task["reason"]) for task in mine) == [("CANCELLED", "DependencyNeverSatisfied"), ("COMPLETED", "None")]
-    bases = {job["prefix"]: job["base_model_hash"] for job in slurm_project.jobs("finetune_jobs.json")}
-    assert {bases[event["job"].partition("/")[0]] for event in events(slurm_project, "started") if "/" in event["job"]} == {by_rate[0.01]}
+    mine = [
+        task
+        for task in slurm.tasks()
+        if task["name"].startswith(mark) and task["name"].endswith("tune0c0")
+    ]
+    assert sorted((task["state"], task["reason"]) for task in mine) == [
+        ("CANCELLED", "DependencyNeverSatisfied"),
+        ("COMPLETED", "None"),
+    ]
+    bases = {
+        job["prefix"]: job["base_model_hash"] for job in slurm_project.jobs("finetune_jobs.json")
+    }
+    assert {
+        bases[event["job"].partition("/")[0]]
+        for event in events(slurm_project, "started")
+        if "/" in event["job"]
+    } == {by_rate[0.01]}
     failed = slurm_project.run(TWO_PHASES, "--only", "failed", "--dry-run").stdout
     assert f"would train {by_rate[1e30]}" in failed
     assert by_rate[0.01] not in failed
@@ -125,7 +167,14 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_notice_and_ends_in
         begun = [event["time"] for event in events(slurm_project, "started")]
         return len(begun) == times and progress is not None and progress.stat().st_mtime > begun[-1]
 
-    with command(slurm_project, ONE_PHASE, "--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py") as process:
+    with command(
+        slurm_project,
+        ONE_PHASE,
+        "--jobs-config",
+        "base_training_jobs.json",
+        "--script-path",
+        "train_base.py",
+    ) as process:
         wait_until(lambda: running(1), what="an epoch")
         (task,) = slurm.waiting_or_running()
         slurm.do("scontrol", "update", f"NodeName={slurm.host}", "State=DOWN", "Reason=test")
@@ -136,8 +185,14 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_notice_and_ends_in
         slurm.do("scancel", "--signal=USR2", task["id"])
         wait_until(lambda: events(slurm_project, "job"), what="the task's own requeue")
         assert list(slurm_project.folder.glob("checkpoints/*.ckpt"))
-        wait_until(lambda: slurm.start_requeued() or process.poll() is not None, seconds=120, what="the end")
-    assert process.returncode == 0, (slurm_project.folder.parent / "my project-output.txt").read_text()
+        wait_until(
+            lambda: slurm.start_requeued() or process.poll() is not None,
+            seconds=120,
+            what="the end",
+        )
+    assert process.returncode == 0, (
+        slurm_project.folder.parent / "my project-output.txt"
+    ).read_text()
     (done,) = events(slurm_project, "done")
     assert done["seconds"] is None  # it was resumed, so its time says nothing
     base = done["job"]
@@ -146,7 +201,9 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_notice_and_ends_in
 
     local = made(tmp_path, "local")
     local.write("base_training_jobs.json", [job])
-    local.run(ONE_PHASE, "--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py")
+    local.run(
+        ONE_PHASE, "--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py"
+    )
     assert slurm_project.published() == local.published()
 
 
@@ -154,20 +211,38 @@ def test_at_its_time_limit_a_task_checkpoints_and_requeues_itself_and_cancel_end
     slurm: SlurmCluster, slurm_project: Project, tmp_path: Path
 ) -> None:
     write_config(slurm_project, time="1", notice_seconds=20)
-    slurm_project.write("base_training_jobs.json", [{**ENDLESS, "fold": 0, "n_base_participants": 1}])
+    slurm_project.write(
+        "base_training_jobs.json", [{**ENDLESS, "fold": 0, "n_base_participants": 1}]
+    )
     other = tmp_path / "other.sh"
     other.write_text("#!/bin/sh\nexec sleep 600\n")
-    others = slurm.do("sbatch", "--parsable", "--mem=10M", f"--output={tmp_path}/other.out", str(other)).strip()
+    others = slurm.do(
+        "sbatch", "--parsable", "--mem=10M", f"--output={tmp_path}/other.out", str(other)
+    ).strip()
     flags = ("--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py")
     with command(slurm_project, ONE_PHASE, *flags) as process:
-        wait_until(lambda: events(slurm_project, "job"), seconds=120, what="the requeue before the time limit")
+        wait_until(
+            lambda: events(slurm_project, "job"),
+            seconds=120,
+            what="the requeue before the time limit",
+        )
         (checkpoint,) = slurm_project.folder.glob("checkpoints/*.ckpt")
         before = checkpoint.stat().st_mtime_ns
         (task,) = [task for task in slurm.waiting_or_running() if task["array"] != others]
-        slurm.do("scontrol", "update", f"JobId={task['id']}", "TimeLimit=30")  # or the next notice comes while the test looks
-        wait_until(lambda: slurm.start_requeued() or len(events(slurm_project, "started")) == 2, what="the second start")
+        # or the next notice comes while the test looks
+        slurm.do("scontrol", "update", f"JobId={task['id']}", "TimeLimit=30")
+        wait_until(
+            lambda: slurm.start_requeued() or len(events(slurm_project, "started")) == 2,
+            what="the second start",
+        )
         (progress,) = slurm_project.folder.glob("runs/*/slurm/*.progress.json")
-        wait_until(lambda: progress.stat().st_mtime_ns > before and json.loads(progress.read_bytes())["epoch"] > 100, what="later epochs")
+        wait_until(
+            lambda: (
+                progress.stat().st_mtime_ns > before
+                and json.loads(progress.read_bytes())["epoch"] > 100
+            ),
+            what="later epochs",
+        )
         assert "1 running" in slurm_project.run(ONE_PHASE, "--status").stdout
         said = slurm_project.run(ONE_PHASE, "--cancel").stdout
         assert "1 tasks of this project are cancelled" in said
@@ -177,14 +252,25 @@ def test_at_its_time_limit_a_task_checkpoints_and_requeues_itself_and_cancel_end
     assert "no tasks of this project" in slurm_project.run(ONE_PHASE, "--cancel").stdout
 
 
-def test_the_documented_grid_takes_a_handful_of_sbatch_calls_and_is_not_doubled(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_grid_takes_a_handful_of_sbatch_calls_and_is_not_doubled(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = Project.create(tmp_path)
-    write_data(project.folder / "data/001_60s_window", DOCUMENTED_PEOPLE, samples=3000, sizes=(4, 2, 2))
+    write_data(
+        project.folder / "data/001_60s_window", DOCUMENTED_PEOPLE, samples=3000, sizes=(4, 2, 2)
+    )
     write_config(project, sbatch={"hold": True})
     calls = count_sbatch(tmp_path, monkeypatch)
     said = project.run("generate_jobs.py").stdout
     assert "1,008" in said
-    with command(project, ONE_PHASE, "--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py") as process:
+    with command(
+        project,
+        ONE_PHASE,
+        "--jobs-config",
+        "base_training_jobs.json",
+        "--script-path",
+        "train_base.py",
+    ) as process:
         wait_until(lambda: events(project, "start"), what="the submission of the bases")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
@@ -192,32 +278,51 @@ def test_the_documented_grid_takes_a_handful_of_sbatch_calls_and_is_not_doubled(
     (bases,) = {task["array"] for task in slurm.waiting_or_running()}
     assert len(slurm.waiting_or_running()) == 54
     with command(project, TWO_PHASES) as process:
-        wait_until(lambda: len(events(project, "start")) == 2, what="the submission of the fine-tunes")
+        wait_until(
+            lambda: len(events(project, "start")) == 2, what="the submission of the fine-tunes"
+        )
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
     output = (project.folder.parent / "project-output.txt").read_text()
     assert "the jobs go on in Slurm" in output
     submitted = len(calls.read_text().splitlines())
-    assert submitted == 7  # 72 fine-tunes at most share a training: six arrays of twelve a task, and the bases
+    # 72 fine-tunes at most share a training: six arrays of twelve a task, and the bases
+    assert submitted == 7
     tasks = slurm.waiting_or_running()
     assert len(tasks) == 54 + 1008 // 12
     dependencies = set(slurm.do("squeue", "-h", "-t", "pending", "-o", "%F %E").splitlines())
-    assert all(line.split() == [bases, "(null)"] or f"aftercorr:{bases}" in line for line in dependencies)
+    assert all(
+        line.split() == [bases, "(null)"] or f"aftercorr:{bases}" in line for line in dependencies
+    )
     with command(project, TWO_PHASES) as process:
         wait_until(lambda: len(events(project, "start")) == 3, what="the third start")
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
     assert len(calls.read_text().splitlines()) == submitted
-    assert "all of it is with Slurm already" in (project.folder.parent / "project-output.txt").read_text()
+    assert (
+        "all of it is with Slurm already"
+        in (project.folder.parent / "project-output.txt").read_text()
+    )
     assert "138 tasks of this project are cancelled" in project.run(TWO_PHASES, "--cancel").stdout
 
 
-def test_in_two_literal_phases_nothing_starts_before_the_last_base_and_under_nohup_a_hangup_ends_nothing(slurm: SlurmCluster, slurm_project: Project) -> None:
+def test_in_two_literal_phases_no_fine_tune_starts_early_and_under_nohup_a_hangup_ends_nothing(
+    slurm: SlurmCluster, slurm_project: Project
+) -> None:
     write_config(slurm_project, sbatch={"hold": True})
-    slurm_project.generate({"mode": ["target_only_fine_tuning", "target_only"], "target_data_pct": [1.0], "n_base_participants": [1], "fold": [0, 1]})
+    slurm_project.generate(
+        {
+            "mode": ["target_only_fine_tuning", "target_only"],
+            "target_data_pct": [1.0],
+            "n_base_participants": [1],
+            "fold": [0, 1],
+        }
+    )
     argv = ["nohup", *slurm_project.command(TWO_PHASES, "--wait-for-all-bases")]
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(argv, cwd=slurm_project.folder, env=slurm_project.environment, **quiet) as process:
+    with subprocess.Popen(
+        argv, cwd=slurm_project.folder, env=slurm_project.environment, **quiet
+    ) as process:
         try:
             wait_until(lambda: events(slurm_project, "start"), what="the submission")
             process.send_signal(signal.SIGHUP)
@@ -227,25 +332,39 @@ def test_in_two_literal_phases_nothing_starts_before_the_last_base_and_under_noh
         finally:
             process.kill()
     trained = [event["time"] for event in events(slurm_project, "done") if "/" not in event["job"]]
-    assert min(event["time"] for event in events(slurm_project, "started") if "/" in event["job"]) > max(trained)
+    assert min(
+        event["time"] for event in events(slurm_project, "started") if "/" in event["job"]
+    ) > max(trained)
 
 
-def test_a_script_of_the_users_own_runs_and_a_task_that_dies_is_a_failure(slurm: SlurmCluster, slurm_project: Project) -> None:
+def test_a_script_of_the_users_own_runs_and_a_task_that_dies_is_a_failure(
+    slurm: SlurmCluster, slurm_project: Project
+) -> None:
     (slurm_project.folder / "mine.py").write_text(
-        "import os, signal, sys\nassert sys.argv[1] in ('--n=1', '--n=2')\nsys.argv[1] == '--n=2' and os.kill(os.getppid(), signal.SIGKILL)\n"
+        "import os, signal, sys\nassert sys.argv[1] in ('--n=1', '--n=2')\nsys.argv[1] == '--n=2'"
+        " and os.kill(os.getppid(), signal.SIGKILL)\n"
     )
     slurm_project.write("jobs.json", [{"n": 1}, {"n": 2}])
-    done = slurm_project.run(ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "mine.py", exit_code=1)
+    done = slurm_project.run(
+        ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "mine.py", exit_code=1
+    )
     assert "1 done, 1 failed, 0 blocked, 0 left" in done.stdout
-    assert "failed: job1: its Slurm task ended (FAILED) before it was done (log: runs/" in done.stdout
+    assert (
+        "failed: job1: its Slurm task ended (FAILED) before it was done (log: runs/" in done.stdout
+    )
     assert [event["job"] for event in events(slurm_project, "failed")] == ["job1"]
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"partition": "nope"}, "invalid partition specified: nope"), ({"partition": "short", "time": "60"}, "Requested time limit is invalid")],
+    [
+        ({"partition": "nope"}, "invalid partition specified: nope"),
+        ({"partition": "short", "time": "60"}, "Requested time limit is invalid"),
+    ],
 )
-def test_what_slurm_refuses_is_told_in_its_own_words(slurm: SlurmCluster, slurm_project: Project, settings: dict[str, object], words: str) -> None:
+def test_what_slurm_refuses_is_told_in_its_own_words(
+    slurm: SlurmCluster, slurm_project: Project, settings: dict[str, object], words: str
+) -> None:
     write_config(slurm_project, **settings)
     slurm_project.generate({"mode": ["target_only"], "target_data_pct": [1.0]})
     line = failed_in_one_line(slurm_project.run(TWO_PHASES, exit_code=2))
@@ -256,7 +375,9 @@ def test_what_slurm_refuses_is_told_in_its_own_words(slurm: SlurmCluster, slurm_
     assert not slurm.waiting_or_running()
 
 
-def test_a_machine_without_slurm_is_told_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_told_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = made(tmp_path)
     write_config(project)
     project.generate({"mode": ["target_only"], "target_data_pct": [1.0]})

@@ -1,7 +1,9 @@
 """What a crash may leave on the disk: all states between any two operations of a recorded trace.
 
-The model is what a program may rely on, and no more (POSIX; Pillai and others, "All file systems are not created equal", OSDI 2014): content is safe
-once its file was synced, a name once its folder was. What is not safe may be there or lost, content also in part or as zeros, names in any combination.
+The model is what a program may rely on, and no more (POSIX; Pillai and others, "All file systems
+are not created equal", OSDI 2014): content is safe once its file was synced, a name once its folder
+was. What is not safe may be there or lost, content also in part or as zeros, names in any
+combination.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class _File:
         if not rest:
             return [whole]
         safe = whole[: self.safe]
-        return list(dict.fromkeys([safe, whole[: self.safe + rest // 2], safe + bytes(rest), whole]))
+        return list(
+            dict.fromkeys([safe, whole[: self.safe + rest // 2], safe + bytes(rest), whole])
+        )
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,18 @@ class _Entry:
 
 def read_tree(folder: Path) -> Tree:
     """What is there before a trace begins; all of it is safe."""
-    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
 
 
-def states(before: Tree, operations: Sequence[Operation], root: Path, seed: int = 0) -> Iterator[tuple[int, Tree]]:
-    """(number of operations before the crash, tree) for every crash point; equal trees are given once a point. The last point is after the trace's end."""
+def states(
+    before: Tree, operations: Sequence[Operation], root: Path, seed: int = 0
+) -> Iterator[tuple[int, Tree]]:
+    """(number of operations before the crash, tree) for every crash point; equal trees are given
+    once a point. The last point is after the trace's end.
+    """
     disk = _Model(before, str(os.path.realpath(root)), random.Random(seed))
     for number, operation in enumerate(operations):
         yield from ((number, tree) for tree in disk.trees())
@@ -65,7 +76,8 @@ class _Model:
     def __init__(self, before: Tree, root: str, rng: random.Random) -> None:
         self.root, self.rng = root, rng
         self.files: dict[int, _File] = {}
-        self.safe: dict[str, int | bytes | None] = dict(before)  # names that are safe -> file number, content from before, or a folder
+        # names that are safe -> file number, content from before, or a folder
+        self.safe: dict[str, int | bytes | None] = dict(before)
         self.pending: list[_Entry] = []
 
     def relative(self, path: str) -> str:
@@ -92,13 +104,23 @@ class _Model:
             self.pending.append(_Entry(call, path, other, operation.file, folders))
 
     def _sync(self, folder: str) -> None:
-        """Names in `folder` are safe now, in the order in which they were made; a rename between two folders waits for the other one."""
+        """Names in `folder` are safe now, in the order in which they were made; a rename between
+        two folders waits for the other one.
+        """
         left: list[_Entry] = []
         for entry in self.pending:
             remaining = entry.folders - {folder}
-            blocked = any(entry.folders & earlier.folders and {entry.path, entry.other} & {earlier.path, earlier.other} for earlier in left)
+            blocked = any(
+                entry.folders & earlier.folders
+                and {entry.path, entry.other} & {earlier.path, earlier.other}
+                for earlier in left
+            )
             if remaining or blocked:
-                left.append(_Entry(entry.call, entry.path, entry.other, entry.file, remaining or entry.folders))
+                left.append(
+                    _Entry(
+                        entry.call, entry.path, entry.other, entry.file, remaining or entry.folders
+                    )
+                )
             else:
                 _change(self.safe, entry)
         self.pending = left
@@ -134,7 +156,9 @@ class _Model:
         for path, what in names.items():
             if isinstance(what, int):
                 variants = self.files.get(what, _File()).variants()
-                choices.append([variants[-1]] if os.path.basename(path).startswith(".") else list(variants))
+                choices.append(
+                    [variants[-1]] if os.path.basename(path).startswith(".") else list(variants)
+                )
             else:
                 choices.append([what])
         for contents in itertools.product(*choices):
@@ -150,7 +174,11 @@ def _change(names: dict[str, int | bytes | None], entry: _Entry) -> None:
     elif entry.call == "unlink":
         names.pop(entry.path, None)
     elif entry.call == "rename":
-        moved = {path: what for path, what in names.items() if path == entry.path or path.startswith(entry.path + "/")}
+        moved = {
+            path: what
+            for path, what in names.items()
+            if path == entry.path or path.startswith(entry.path + "/")
+        }
         if not moved and entry.file >= 0:
             moved = {entry.path: entry.file}  # the old name was lost, the new one was not
         for path, what in moved.items():

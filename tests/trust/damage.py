@@ -1,4 +1,6 @@
-"""Trials: bits flipped, files cut short, pages zeroed, in everything that is published or loaded; and data changed behind the product's back."""
+"""Trials: bits flipped, files cut short, pages zeroed, in everything that is published or loaded;
+and data changed behind the product's back.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ PAGES = (512, 4096)
 
 
 def harm(content: bytes, rng: random.Random) -> bytes:
-    """Other bytes: bits flipped, cut short, pages zeroed, a piece doubled or something behind the end."""
+    """Other bytes: bits flipped, cut short, pages zeroed, a piece doubled or something behind the
+    end.
+    """
     data = bytearray(content)
     while bytes(data) == content:
         kind = rng.choice(("flip", "flip", "cut", "zero", "double", "append"))
@@ -54,12 +58,16 @@ def harm(content: bytes, rng: random.Random) -> bytes:
 @contextmanager
 def nothing_loaded() -> Iterator[None]:
     """torch.load is not called in this block: the bytes are refused before."""
-    with mock.patch.object(torch, "load", side_effect=AssertionError("loaded before it was checked")):
+    with mock.patch.object(
+        torch, "load", side_effect=AssertionError("loaded before it was checked")
+    ):
         yield
 
 
 def refusal(act: Callable[[], object], kind: type[Exception]) -> str:
-    """What is said when `act` is refused with an error of this kind; empty when it is not refused."""
+    """What is said when `act` is refused with an error of this kind; empty when it is not
+    refused.
+    """
     try:
         act()
     except kind as error:
@@ -87,15 +95,22 @@ class Published:
 
     def again(self) -> list[dict[str, Any]]:
         """What the next run does."""
-        return [here(self.world.folder, "base", BASE), here(self.world.folder, "finetune", self.tune)]
+        return [
+            here(self.world.folder, "base", BASE),
+            here(self.world.folder, "finetune", self.tune),
+        ]
 
     def targets(self) -> dict[str, Callable[[], object]]:
         """Published files, and how the product opens each."""
         place = self.world.folder / "experiments/p/fold0_ann"
         openers: dict[str, Callable[[], object]] = {
-            name: lambda: artifacts.open_base_model(self.paths, self.base) for name in (f"base_models/{self.base}.pt", f"base_models/{self.base}_metadata.json")
+            name: lambda: artifacts.open_base_model(self.paths, self.base)
+            for name in (f"base_models/{self.base}.pt", f"base_models/{self.base}_metadata.json")
         }
-        return openers | {f"experiments/p/fold0_ann/{name}": lambda: artifacts.open_experiment(place) for name in (*EXPERIMENT_FILES, "metrics.json")}
+        return openers | {
+            f"experiments/p/fold0_ann/{name}": lambda: artifacts.open_experiment(place)
+            for name in (*EXPERIMENT_FILES, "metrics.json")
+        }
 
 
 def published(world: World) -> Published:
@@ -106,7 +121,9 @@ def published(world: World) -> Published:
 
 
 def damaged_artifacts(seed: int, parent: Path, trials: int = 400, repair_every: int = 40) -> int:
-    """Each refused before it is loaded; now and then the next run makes it anew, to the same bytes, and the damaged one is kept aside."""
+    """Each refused before it is loaded; now and then the next run makes it anew, to the same bytes,
+    and the damaged one is kept aside.
+    """
     rng = random.Random(seed)
     with opened(parent, f"damaged {seed}") as world:
         there = published(world)
@@ -121,14 +138,18 @@ def damaged_artifacts(seed: int, parent: Path, trials: int = 400, repair_every: 
             if trial % repair_every == 0:
                 there.again()
                 assert contents(world.folder) == there.whole, f"{name}: not made anew"
-                assert list((world.folder / "superseded").rglob("*.0")), "the damaged one was not kept"
+                assert list((world.folder / "superseded").rglob("*.0")), (
+                    "the damaged one was not kept"
+                )
             else:
                 path.write_bytes(good)
     return trials
 
 
 def repaired_from_a_copy(seed: int, parent: Path, trials: int = 5) -> int:
-    """A damaged base model of which an equal training is published is copied from there, not trained."""
+    """A damaged base model of which an equal training is published is copied from there, not
+    trained.
+    """
     rng = random.Random(seed)
     with opened(parent, f"copies {seed}") as world:
         # Folds 1 and 2 learn from ann, with one base participant: one training under two hashes.
@@ -137,7 +158,9 @@ def repaired_from_a_copy(seed: int, parent: Path, trials: int = 5) -> int:
         whole = contents(world.folder)
         for _ in range(trials):
             number = rng.randrange(2)
-            path = world.folder / rng.choice((f"base_models/{hashes[number]}.pt", f"base_models/{hashes[number]}_metadata.json"))
+            path = world.folder / rng.choice(
+                (f"base_models/{hashes[number]}.pt", f"base_models/{hashes[number]}_metadata.json")
+            )
             path.write_bytes(harm(path.read_bytes(), rng))
             done = here(world.folder, "base", values[number])
             assert hashes[1 - number] in str(done.get("reused")), done
@@ -173,7 +196,8 @@ def damaged_cache(seed: int, parent: Path, trials: int = 50) -> int:
         os.utime(file, (1e9, 1e9))
     right = [file_sha256(file) for file in files]
     cache = folder / "sha256.json"
-    with mock.patch("common.manifest.SETTLED_SECONDS", -1e9):  # else files as young as these are not kept
+    # else files as young as these are not kept
+    with mock.patch("common.manifest.SETTLED_SECONDS", -1e9):
         assert [Sha256Cache(cache).sha256(file) for file in files] == right
         good = cache.read_bytes()
         assert all(digest in good.decode() for digest in right)
@@ -184,7 +208,9 @@ def damaged_cache(seed: int, parent: Path, trials: int = 50) -> int:
 
 
 def damaged_data(seed: int, parent: Path, trials: int = 10) -> int:
-    """Data that dataset.json describes and that are damaged are refused by name before anything is loaded, and nothing is published from them."""
+    """Data that dataset.json describes and that are damaged are refused by name before anything is
+    loaded, and nothing is published from them.
+    """
     rng = random.Random(seed)
     with opened(parent, f"damaged data {seed}") as world:
         folder = world.folder / "data/tiny"
@@ -205,19 +231,33 @@ def damaged_data(seed: int, parent: Path, trials: int = 10) -> int:
 def write_manifest(folder: Path) -> None:
     """dataset.json for the tiny data."""
     files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.pt"))}
-    counts = {name: {split: {"windows": 12, "positives": 6} for split in ("train", "val", "test")} for name in PEOPLE}
+    counts = {
+        name: {split: {"windows": 12, "positives": 6} for split in ("train", "val", "test")}
+        for name in PEOPLE
+    }
     manifest = {
-        "sampling_rate_hz": 8, "channels": ["a", "b"], "units": ["g", "g"], "window_seconds": 2, "stride_seconds": 2, "window_size": 16, "labelling": {},
-        "split": {}, "source": {}, "participants": counts, "files": files,
-    }  # fmt: skip
+        "sampling_rate_hz": 8,
+        "channels": ["a", "b"],
+        "units": ["g", "g"],
+        "window_seconds": 2,
+        "stride_seconds": 2,
+        "window_size": 16,
+        "labelling": {},
+        "split": {},
+        "source": {},
+        "participants": counts,
+        "files": files,
+    }
     (folder / "dataset.json").write_text(json.dumps(manifest))
 
 
-# -- data changed ---------------------------------------------------------------------------------------------------------------------------
+# -- data changed
 
 
 def change(path: Path, seed: int) -> bytes:
-    """Other windows under the same path, inode, size and times (as far as a program can set them). Returns the bytes before."""
+    """Other windows under the same path, inode, size and times (as far as a program can set them).
+    Returns the bytes before.
+    """
     before, status = path.read_bytes(), path.stat()
     other = path.parent.parent / "other" / path.name
     write_split(other, 1000 + seed)
@@ -225,7 +265,11 @@ def change(path: Path, seed: int) -> bytes:
     _overwrite(path, other.read_bytes())
     other.unlink()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert (path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ino) == (status.st_size, status.st_mtime_ns, status.st_ino)
+    assert (path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ino) == (
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ino,
+    )
     return before
 
 
@@ -242,11 +286,17 @@ def restore(path: Path, content: bytes) -> None:
 
 
 def changed_before(seed: int, parent: Path) -> int:
-    """Data changed after the results: both are stale by name, and made anew as a project makes them that never saw the old data."""
+    """Data changed after the results: both are stale by name, and made anew as a project makes them
+    that never saw the old data.
+    """
     rng = random.Random(seed)
     # Else files as young as these would be read again in any case.
     settled = mock.patch("common.manifest.SETTLED_SECONDS", -1e9)
-    with settled, opened(parent, f"changed {seed}") as world, opened(parent, f"fresh {seed}") as fresh:
+    with (
+        settled,
+        opened(parent, f"changed {seed}") as world,
+        opened(parent, f"fresh {seed}") as fresh,
+    ):
         there = published(world)
         name = rng.choice(("bob_train.pt", "bob_val.pt", "bob_test.pt"))
         change(world.folder / "data/tiny" / name, seed)
@@ -267,17 +317,32 @@ def changed_before(seed: int, parent: Path) -> int:
     return 1
 
 
-GRID_OF_ONE: dict[str, list[Any]] = {"fold": [0], "mode": ["full_fine_tuning"], "target_data_pct": [1.0]}
+GRID_OF_ONE: dict[str, list[Any]] = {
+    "fold": [0],
+    "mode": ["full_fine_tuning"],
+    "target_data_pct": [1.0],
+}
 
 
 def changed_during(seed: int, parent: Path, kind: str) -> int:
-    """Data changed while a training reads them: an error by name and nothing published; put back, the next run is as if nothing had been."""
+    """Data changed while a training reads them: an error by name and nothing published; put back,
+    the next run is as if nothing had been.
+    """
     rng = random.Random(seed)
-    with opened(parent, f"changed during {kind} {seed}") as world, opened(parent, f"undisturbed {kind} {seed}") as other:
+    with (
+        opened(parent, f"changed during {kind} {seed}") as world,
+        opened(parent, f"undisturbed {kind} {seed}") as other,
+    ):
         base = here(world.folder, "base", BASE)["base_model_hash"]
         here(other.folder, "base", BASE)
-        values = {**BASE, "seed": 1} if kind == "base" else finetune_values(base, seed_finetune=seed)
-        files = [f"{name}_{split}.pt" for name in (["bob"] if kind == "base" else ["ann", "bob"]) for split in ("train", "val", "test")]
+        values = (
+            {**BASE, "seed": 1} if kind == "base" else finetune_values(base, seed_finetune=seed)
+        )
+        files = [
+            f"{name}_{split}.pt"
+            for name in (["bob"] if kind == "base" else ["ann", "bob"])
+            for split in ("train", "val", "test")
+        ]
         files = [name for name in files if kind == "base" or name != "bob_test.pt"]
         path = world.folder / "data/tiny" / rng.choice(files)
         epoch, before, kept = rng.randint(0, 3), b"", contents(world.folder)
@@ -293,9 +358,14 @@ def changed_during(seed: int, parent: Path, kind: str) -> int:
 
         with cold_worker():
             module = base_training if kind == "base" else finetuning
-            with checkpoint_every_epoch() if rng.random() < 0.5 else nullcontext(), mock.patch.object(module, "prepare", begin):
+            with (
+                checkpoint_every_epoch() if rng.random() < 0.5 else nullcontext(),
+                mock.patch.object(module, "prepare", begin),
+            ):
                 said = refusal(lambda: _run(world.folder, kind, values, progress), TrainingError)
-            assert "data changed while it was trained" in said, f"{path.name} changed in epoch {epoch}: {said}"
+            assert "data changed while it was trained" in said, (
+                f"{path.name} changed in epoch {epoch}: {said}"
+            )
             assert contents(world.folder) == kept
             restore(path, before)
             here(world.folder, kind, values)
@@ -308,16 +378,19 @@ def changed_during(seed: int, parent: Path, kind: str) -> int:
 @contextmanager
 def cold_worker() -> Iterator[None]:
     """A worker that has kept nothing of earlier jobs."""
-    with mock.patch.object(finetuning, "_untouched", type(finetuning._untouched)(32)), mock.patch.object(finetuning, "_bases", type(finetuning._bases)(4)):
+    with (
+        mock.patch.object(finetuning, "_untouched", type(finetuning._untouched)(32)),
+        mock.patch.object(finetuning, "_bases", type(finetuning._bases)(4)),
+    ):
         yield
 
 
-def _run(folder: Path, kind: str, values: dict[str, Any], progress: Callable[[dict[str, Any]], None]) -> None:
+def _run(
+    folder: Path, kind: str, values: dict[str, Any], progress: Callable[[dict[str, Any]], None]
+) -> None:
     before = Path.cwd()
     os.chdir(folder)
     try:
         (base_training if kind == "base" else finetuning).run(values, progress)
     finally:
         os.chdir(before)
-
-

@@ -1,4 +1,5 @@
-"""The disk as this process sees it: every create, write, fsync, rename, mkdir, unlink below one folder, counted, recorded, and failing where a trial says so.
+"""The disk as this process sees it: every create, write, fsync, rename, mkdir, unlink below one
+folder, counted, recorded, and failing where a trial says so.
 
     with Disk(folder) as disk:                          # only looks
         publish(...)
@@ -6,8 +7,8 @@
         with Disk(folder, fail_at=number, error=errno.ENOSPC):
             publish(...)                                # that one call fails, once
 
-Patched are the functions of `os` and the raw files beneath `open`, so that a buffered write counts where it reaches the system. Nothing is really synced:
-the trace says what was, and trials are many.
+Patched are the functions of `os` and the raw files beneath `open`, so that a buffered write counts
+where it reaches the system. Nothing is really synced: the trace says what was, and trials are many.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ CALLS = ("create", "write", "truncate", "fsync", "fsync folder", "rename", "mkdi
 
 @dataclass(frozen=True)
 class Operation:
-    """One call that reached the system. `file` numbers the files in order of creation, so that a renamed file stays itself."""
+    """One call that reached the system. `file` numbers the files in order of creation, so that a
+    renamed file stays itself.
+    """
 
     call: str
     path: str
@@ -47,34 +50,52 @@ class Disk:
         self._files: dict[tuple[int, int], int] = {}  # device and inode -> number
         self._numbers = itertools.count()
         self._patches = ExitStack()
-        self._real = {name: getattr(os, name) for name in ("open", "replace", "rename", "mkdir", "unlink", "remove", "fstat")}
+        self._real = {
+            name: getattr(os, name)
+            for name in ("open", "replace", "rename", "mkdir", "unlink", "remove", "fstat")
+        }
         self._real_open = io.open
 
     def __enter__(self) -> Disk:
         patches: dict[str, Callable[..., Any]] = {
-            "open": self._open, "fsync": self._fsync, "mkdir": self._mkdir, "unlink": self._unlink, "remove": self._unlink,
-            "replace": self._rename, "rename": self._rename,
-        }  # fmt: skip
+            "open": self._open,
+            "fsync": self._fsync,
+            "mkdir": self._mkdir,
+            "unlink": self._unlink,
+            "remove": self._unlink,
+            "replace": self._rename,
+            "rename": self._rename,
+        }
         for name, function in patches.items():
             self._patches.enter_context(mock.patch.object(os, name, function))
         for module in (io, builtins):
             self._patches.enter_context(mock.patch.object(module, "open", self._open_file))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._patches.close()
 
-    # -- what is counted --------------------------------------------------------------------------------------------------------------
+    # -- what is counted
 
     def ours(self, path: Any) -> str | None:
         """The path of a file or descriptor, absolute, if it lies below the folder."""
         if isinstance(path, int):
             whole = os.readlink(f"/proc/self/fd/{path}")
             return whole if whole == self.root or whole.startswith(self.root + os.sep) else None
-        whole = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(os.fspath(path)))), os.path.basename(os.fspath(path)))
+        whole = os.path.join(
+            os.path.realpath(os.path.dirname(os.path.abspath(os.fspath(path)))),
+            os.path.basename(os.fspath(path)),
+        )
         return whole if whole.startswith(self.root + os.sep) or whole == self.root else None
 
-    def happens(self, call: str, path: str, other: str = "", data: bytes = b"", file: int = -1) -> None:
+    def happens(
+        self, call: str, path: str, other: str = "", data: bytes = b"", file: int = -1
+    ) -> None:
         """Count a call that is about to reach the system, or let it fail."""
         number = len(self.operations)
         self.operations.append(Operation(call, path, other, data, file))
@@ -103,7 +124,9 @@ class Disk:
         return descriptor
 
     def created(self, descriptor: int) -> None:
-        """The last operation made this file: a new one, also where the system gives it the inode of one that is gone."""
+        """The last operation made this file: a new one, also where the system gives it the inode of
+        one that is gone.
+        """
         status, last = self._real["fstat"](descriptor), self.operations[-1]
         number = self._files[status.st_dev, status.st_ino] = next(self._numbers)
         self.operations[-1] = Operation(last.call, last.path, file=number)
@@ -112,7 +135,11 @@ class Disk:
         number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
         if ours := self.ours(number):
             folder = os.path.isdir(ours)
-            self.happens("fsync folder" if folder else "fsync", ours, file=-1 if folder else self.number(number))
+            self.happens(
+                "fsync folder" if folder else "fsync",
+                ours,
+                file=-1 if folder else self.number(number),
+            )
 
     def _mkdir(self, path: Any, mode: int = 0o777, **more: Any) -> None:
         if not more and (ours := self.ours(path)) and not os.path.lexists(ours):
@@ -125,20 +152,36 @@ class Disk:
         self._real["unlink"](path, **more)
 
     def _rename(self, source: Any, target: Any, **more: Any) -> None:
-        if not more and (ours := self.ours(source)) and (other := self.ours(target)) and os.path.lexists(ours):
+        if (
+            not more
+            and (ours := self.ours(source))
+            and (other := self.ours(target))
+            and os.path.lexists(ours)
+        ):
             status = os.lstat(ours)
-            self.happens("rename", ours, other, file=self._files.get((status.st_dev, status.st_ino), -1))
+            self.happens(
+                "rename", ours, other, file=self._files.get((status.st_dev, status.st_ino), -1)
+            )
         self._real["rename"](source, target, **more)
 
-    # -- files opened for writing -------------------------------------------------------------------------------------------------------
+    # -- files opened for writing
 
     def _open_file(
-        self, file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, errors: str | None = None, newline: str | None = None,
-        closefd: bool = True, opener: Any = None,
-    ) -> Any:  # fmt: skip
+        self,
+        file: Any,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        closefd: bool = True,
+        opener: Any = None,
+    ) -> Any:
         ours = self.ours(file)
         if ours is None or not set(mode) & set("wax+"):
-            return self._real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
+            return self._real_open(
+                file, mode, buffering, encoding, errors, newline, closefd, opener
+            )
         creates = not isinstance(file, int) and not os.path.lexists(ours)
         if creates:
             self.happens("create", ours)
@@ -156,7 +199,9 @@ class Disk:
 class _Raw(io.FileIO):
     """A file whose writes are counted."""
 
-    def __init__(self, disk: Disk, path: str, file: Any, mode: str, closefd: bool, opener: Any) -> None:
+    def __init__(
+        self, disk: Disk, path: str, file: Any, mode: str, closefd: bool, opener: Any
+    ) -> None:
         self._disk, self._path = disk, path
         super().__init__(file, mode, closefd, opener)
 

@@ -1,4 +1,6 @@
-"""Trials: every call to the disk failing once, and every state that a crash leaves between two of them."""
+"""Trials: every call to the disk failing once, and every state that a crash leaves between two of
+them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ TOPS = ("base_models", "experiments", "superseded", "checkpoints", "jobs.json")
 
 @dataclass(frozen=True)
 class Publish:
-    """One way to publish something: what stands there before, the act, and what may stand there afterwards, told by `read`."""
+    """One way to publish something: what stands there before, the act, and what may stand there
+    afterwards, told by `read`.
+    """
 
     before: Callable[[Path], None]
     act: Callable[[Path], object]
@@ -40,20 +44,33 @@ class Publish:
 
 
 def _base(folder: Path, number: int) -> None:
-    artifacts.publish_base_model(Paths(folder), HASH, f"weights {number} ".encode() * 20, {"training_key": f"k{number}", "provenance": {"host": "h"}})
+    artifacts.publish_base_model(
+        Paths(folder),
+        HASH,
+        f"weights {number} ".encode() * 20,
+        {"training_key": f"k{number}", "provenance": {"host": "h"}},
+    )
 
 
 def _experiment(folder: Path, number: int) -> None:
-    files = {name: f"{name} {number} ".encode() * 9 for name in EXPERIMENT_FILES} | {"config.json": artifacts.to_json({"fold": number})}
-    artifacts.publish_experiment(Paths(folder), "p", "fold0_x", files, {"test_macro_f1": number, "provenance": {}}, log="log")
+    files = {name: f"{name} {number} ".encode() * 9 for name in EXPERIMENT_FILES} | {
+        "config.json": artifacts.to_json({"fold": number})
+    }
+    artifacts.publish_experiment(
+        Paths(folder), "p", "fold0_x", files, {"test_macro_f1": number, "provenance": {}}, log="log"
+    )
 
 
 def read_base(folder: Path) -> bytes | None:
-    """Weights of what counts as a published base model, by the product's eyes, which the checker's must confirm."""
+    """Weights of what counts as a published base model, by the product's eyes, which the checker's
+    must confirm.
+    """
     try:
         weights = artifacts.open_base_model(Paths(folder), HASH).weights
     except BaseModelNotFound:
-        assert not (folder / f"base_models/{HASH}_metadata.json").exists(), "the metadata are there, the weights are not"
+        assert not (folder / f"base_models/{HASH}_metadata.json").exists(), (
+            "the metadata are there, the weights are not"
+        )
         return None
     assert not list(base_bytes(folder / "base_models", HASH))
     return weights
@@ -85,7 +102,9 @@ def _nothing(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
 
 
-def _again(publish: Callable[[Path, int], None], supersede: Callable[[Path], None]) -> Callable[[Path], None]:
+def _again(
+    publish: Callable[[Path, int], None], supersede: Callable[[Path], None]
+) -> Callable[[Path], None]:
     def act(folder: Path) -> None:
         supersede(folder)
         publish(folder, 2)
@@ -113,31 +132,74 @@ JOBS_1, JOBS_2 = artifacts.to_json([{"a": 1}]), artifacts.to_json([{"a": 2}])
 PUBLISHES: dict[str, Publish] = {
     "a base model": Publish(_nothing, lambda folder: _base(folder, 1), read_base, None, WEIGHTS_1),
     "a base model over half of one": Publish(
-        lambda folder: artifacts.write_file(Paths(folder).base_weights(HASH), b"half"), lambda folder: _base(folder, 1), read_base, None, WEIGHTS_1
+        lambda folder: artifacts.write_file(Paths(folder).base_weights(HASH), b"half"),
+        lambda folder: _base(folder, 1),
+        read_base,
+        None,
+        WEIGHTS_1,
     ),
     "a base model instead of a stale one": Publish(
-        lambda folder: _base(folder, 1), _again(_base, lambda folder: artifacts.supersede_base_model(Paths(folder), HASH)), read_base, WEIGHTS_1, WEIGHTS_2
+        lambda folder: _base(folder, 1),
+        _again(_base, lambda folder: artifacts.supersede_base_model(Paths(folder), HASH)),
+        read_base,
+        WEIGHTS_1,
+        WEIGHTS_2,
     ),
     "a base model from a node": Publish(
-        _node(_base), lambda folder: artifacts.adopt_base_model(Paths(folder), Paths(folder.with_name("node")), HASH), read_base, None, WEIGHTS_1
+        _node(_base),
+        lambda folder: artifacts.adopt_base_model(
+            Paths(folder), Paths(folder.with_name("node")), HASH
+        ),
+        read_base,
+        None,
+        WEIGHTS_1,
     ),
-    "an experiment": Publish(_nothing, lambda folder: _experiment(folder, 1), read_experiment, None, 1),
+    "an experiment": Publish(
+        _nothing, lambda folder: _experiment(folder, 1), read_experiment, None, 1
+    ),
     "an experiment instead of a stale one": Publish(
         lambda folder: _experiment(folder, 1),
-        _again(_experiment, lambda folder: artifacts.supersede_experiment(Paths(folder), folder / "experiments/p/fold0_x")),
-        read_experiment, 1, 2,
+        _again(
+            _experiment,
+            lambda folder: artifacts.supersede_experiment(
+                Paths(folder), folder / "experiments/p/fold0_x"
+            ),
+        ),
+        read_experiment,
+        1,
+        2,
     ),
     "an experiment from a node": Publish(
-        _node(_experiment), lambda folder: artifacts.adopt_experiment(Paths(folder), Paths(folder.with_name("node")), "p", "fold0_x"), read_experiment, None, 1
+        _node(_experiment),
+        lambda folder: artifacts.adopt_experiment(
+            Paths(folder), Paths(folder.with_name("node")), "p", "fold0_x"
+        ),
+        read_experiment,
+        None,
+        1,
     ),
-    "a checkpoint": Publish(_nothing, lambda folder: _checkpoint(folder, b"one" * 30), read_checkpoint, None, b"one" * 30),
+    "a checkpoint": Publish(
+        _nothing,
+        lambda folder: _checkpoint(folder, b"one" * 30),
+        read_checkpoint,
+        None,
+        b"one" * 30,
+    ),
     "a later checkpoint": Publish(
-        lambda folder: _checkpoint(folder, b"one" * 30), lambda folder: _checkpoint(folder, b"two" * 30), read_checkpoint, b"one" * 30, b"two" * 30
+        lambda folder: _checkpoint(folder, b"one" * 30),
+        lambda folder: _checkpoint(folder, b"two" * 30),
+        read_checkpoint,
+        b"one" * 30,
+        b"two" * 30,
     ),
     "a job file": Publish(
-        lambda folder: write_jobs(folder / "jobs.json", [{"a": 1}]), lambda folder: write_jobs(folder / "jobs.json", [{"a": 2}]), read_file, JOBS_1, JOBS_2
+        lambda folder: write_jobs(folder / "jobs.json", [{"a": 1}]),
+        lambda folder: write_jobs(folder / "jobs.json", [{"a": 2}]),
+        read_file,
+        JOBS_1,
+        JOBS_2,
     ),
-}  # fmt: skip
+}
 
 
 def record(publish: Publish, folder: Path) -> tuple[crashes.Tree, Disk]:
@@ -159,20 +221,29 @@ def nothing_synced() -> Iterator[None]:
 
 @nothing_synced()
 def every_crash(name: str, parent: Path, seed: int = 0) -> int:
-    """All states that a crash during this publish may leave: what was there, what is new, or nothing; and what is new once it has returned."""
+    """All states that a crash during this publish may leave: what was there, what is new, or
+    nothing; and what is new once it has returned.
+    """
     publish, folder, count = PUBLISHES[name], parent / "recorded", 0
     before, disk = record(publish, folder)
     for number, tree in crashes.states(before, disk.operations, folder, seed):
         state = parent / f"state {count}"
         state.mkdir()
         crashes.build(tree, state)
-        where = f"{name}: crash before call {number} of {len(disk.operations)}: {disk.operations[number : number + 1]}, left {sorted(tree)}"
+        where = (
+            f"{name}: crash before call {number} of {len(disk.operations)}:"
+            f" {disk.operations[number : number + 1]}, left {sorted(tree)}"
+        )
         try:
             found = publish.read(state)
         except (CorruptArtifact, AssertionError) as error:
             raise AssertionError(f"{where}: neither whole nor absent: {error}") from None
-        assert found in (publish.old, publish.new) or (found is None and "stale" in name), f"{where}: {found!r}"
-        assert number < len(disk.operations) or found == publish.new, f"{where}: it had returned, and is lost"
+        assert found in (publish.old, publish.new) or (found is None and "stale" in name), (
+            f"{where}: {found!r}"
+        )
+        assert number < len(disk.operations) or found == publish.new, (
+            f"{where}: it had returned, and is lost"
+        )
         shutil.rmtree(state)
         count += 1
     return count
@@ -180,7 +251,9 @@ def every_crash(name: str, parent: Path, seed: int = 0) -> int:
 
 @nothing_synced()
 def every_failure(name: str, parent: Path) -> int:
-    """Every call of this publish failing once, with each error: an error that names a path, nothing half-published, and done when tried again."""
+    """Every call of this publish failing once, with each error: an error that names a path, nothing
+    half-published, and done when tried again.
+    """
     publish, count = PUBLISHES[name], 0
     _, disk = record(publish, parent / "recorded")
     for number, operation in enumerate(disk.operations):
@@ -188,14 +261,19 @@ def every_failure(name: str, parent: Path) -> int:
             folder = parent / f"failure {count}" / "project"
             folder.parent.mkdir()
             publish.before(folder)
-            where = f"{name}: call {number}, {operation.call} {Path(operation.path).name}, {errno.errorcode[error]}"
+            where = (
+                f"{name}: call {number}, {operation.call} {Path(operation.path).name},"
+                f" {errno.errorcode[error]}"
+            )
             with Disk(folder, number, error):
                 must_name_the_path(lambda folder=folder: publish.act(folder), error, folder, where)  # type: ignore[misc]
             assert publish.read(folder) in (publish.old, publish.new, None), where
             assert not broken(folder), where
             publish.act(folder)
             assert publish.read(folder) == publish.new, where
-            assert operation.call == "unlink" or not list(folder.rglob(f"{TEMPORARY}*")), f"{where}: left over"
+            assert operation.call == "unlink" or not list(folder.rglob(f"{TEMPORARY}*")), (
+                f"{where}: left over"
+            )
             shutil.rmtree(folder.parent)
             count += 1
     return count
@@ -210,10 +288,12 @@ def must_name_the_path(act: Callable[[], object], error: int, folder: Path, wher
         raised = said
     if raised is not None:
         assert raised.errno == error, f"{where}: {raised!r}"
-        assert str(raised.filename).startswith(str(folder)), f"{where}: {raised!r} names no path of the project"
+        assert str(raised.filename).startswith(str(folder)), (
+            f"{where}: {raised!r} names no path of the project"
+        )
 
 
-# -- whole trainings -----------------------------------------------------------------------------------------------------------------------
+# -- whole trainings
 
 
 @contextmanager
@@ -224,13 +304,18 @@ def checkpoint_every_epoch() -> Iterator[None]:
     def often(real: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **more: replace(real(*args, **more), checkpoint_seconds=0.0)
 
-    with mock.patch.object(base_training, "settings", often(base_training.settings)), mock.patch.object(finetuning, "settings", often(finetuning.settings)):
+    with (
+        mock.patch.object(base_training, "settings", often(base_training.settings)),
+        mock.patch.object(finetuning, "settings", often(finetuning.settings)),
+    ):
         yield
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training in a project of its own, ready to be done: its kind, its options, and what it must leave."""
+    """A training in a project of its own, ready to be done: its kind, its options, and what it must
+    leave.
+    """
 
     kind: str
     values: Mapping[str, Any]
@@ -262,8 +347,16 @@ def trainings(parent: Path) -> list[Training]:
 
 
 @nothing_synced()
-def every_failure_of_a_training(training: Training, parent: Path, errors: tuple[int, ...] = ERRORS, every: int = 1, first: int = 0) -> int:
-    """As every_failure, for a whole training with checkpoints; `every` n-th call from `first` on."""
+def every_failure_of_a_training(
+    training: Training,
+    parent: Path,
+    errors: tuple[int, ...] = ERRORS,
+    every: int = 1,
+    first: int = 0,
+) -> int:
+    """As every_failure, for a whole training with checkpoints; `every` n-th call from `first`
+    on.
+    """
     count = 0
     with checkpoint_every_epoch():
         counted = parent / "counted"
@@ -274,13 +367,22 @@ def every_failure_of_a_training(training: Training, parent: Path, errors: tuple[
             for error in errors:
                 folder = parent / f"failure {count}"
                 training.copy(folder)
-                where = f"{training.kind}: call {number}, {operation.call} {os.path.relpath(operation.path, counted)}, {errno.errorcode[error]}"
+                where = (
+                    f"{training.kind}: call {number}, {operation.call}"
+                    f" {os.path.relpath(operation.path, counted)}, {errno.errorcode[error]}"
+                )
                 with Disk(folder, number, error):
-                    must_name_the_path(lambda folder=folder: training.run(folder), error, folder, where)  # type: ignore[misc]
+                    must_name_the_path(
+                        lambda folder=folder: training.run(folder), error, folder, where
+                    )  # type: ignore[misc]
                 assert not broken(folder), f"{where}: {broken(folder)}"
                 training.run(folder)
                 assert contents(folder) == training.result, where
-                left = [str(path) for path in folder.rglob(f"{TEMPORARY}*") if path.parent.name != "checkpoints"]
+                left = [
+                    str(path)
+                    for path in folder.rglob(f"{TEMPORARY}*")
+                    if path.parent.name != "checkpoints"
+                ]
                 assert not left or operation.call == "unlink", f"{where}: left over: {left}"
                 shutil.rmtree(folder)
                 count += 1
@@ -288,15 +390,27 @@ def every_failure_of_a_training(training: Training, parent: Path, errors: tuple[
 
 
 @nothing_synced()
-def every_crash_of_a_training(training: Training, parent: Path, seed: int = 0, every: int = 1, first: int = 0) -> int:
-    """As every_crash, for a whole training with checkpoints: nothing is half-published. Of `every` n-th state the training is done again, to the same bytes."""
+def every_crash_of_a_training(
+    training: Training, parent: Path, seed: int = 0, every: int = 1, first: int = 0
+) -> int:
+    """As every_crash, for a whole training with checkpoints: nothing is half-published. Of `every`
+    n-th state the training is done again, to the same bytes.
+    """
     count = 0
     recorded = parent / "recorded"
     training.copy(recorded)
-    before = {path: content for path, content in crashes.read_tree(recorded).items() if path.startswith(TOPS)}
+    before = {
+        path: content
+        for path, content in crashes.read_tree(recorded).items()
+        if path.startswith(TOPS)
+    }
     with checkpoint_every_epoch(), Disk(recorded) as disk:
         training.run(recorded)
-    operations = [operation for operation in disk.operations if os.path.relpath(operation.path, recorded).startswith(TOPS)]
+    operations = [
+        operation
+        for operation in disk.operations
+        if os.path.relpath(operation.path, recorded).startswith(TOPS)
+    ]
     for number, tree in crashes.states(before, operations, recorded, seed):
         state = parent / f"state {count}"
         training.copy(state)
@@ -306,7 +420,9 @@ def every_crash_of_a_training(training: Training, parent: Path, seed: int = 0, e
         assert not broken(state), f"{training.kind}: crash before call {number}: {broken(state)}"
         if count % every == first % every:
             training.run(state)
-            assert contents(state) == training.result, f"{training.kind}: crash before call {number}: other bytes when done again"
+            assert contents(state) == training.result, (
+                f"{training.kind}: crash before call {number}: other bytes when done again"
+            )
         shutil.rmtree(state)
         count += 1
     return count

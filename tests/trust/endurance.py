@@ -1,4 +1,6 @@
-"""Trials: many tiny jobs, after which nothing has grown; and planted secrets, which are found nowhere."""
+"""Trials: many tiny jobs, after which nothing has grown; and planted secrets, which are found
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +39,27 @@ class Size:
     @classmethod
     def of(cls, pid: int) -> Size:
         """Now: memory that is its own (anonymous), open descriptors, threads."""
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-        return cls(int(status["RssAnon"].split()[0]), len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]))
+        status = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if ":" in line
+        )
+        return cls(
+            int(status["RssAnon"].split()[0]),
+            len(os.listdir(f"/proc/{pid}/fd")),
+            int(status["Threads"]),
+        )
 
 
 def tiny_jobs(parent: Path, jobs: int = 2_000, seed: int = 0, script: str = TINY_SCRIPT) -> int:
-    """So many jobs of milliseconds through two local workers: memory of head and workers, descriptors, threads and event log stay flat."""
+    """So many jobs of milliseconds through two local workers: memory of head and workers,
+    descriptors, threads and event log stay flat.
+    """
     with opened(parent, f"tiny {seed}", data=False) as world:
         (world.folder / "tiny.py").write_text(script)
-        (world.folder / "jobs.json").write_text(json.dumps([{"number": number} for number in range(jobs)]))
+        (world.folder / "jobs.json").write_text(
+            json.dumps([{"number": number} for number in range(jobs)])
+        )
         head = world.start(ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "tiny.py")
         log = _Log(world)
         wait_until(lambda: log.done() >= SETTLED or head.poll() is not None, 600, f"{SETTLED} jobs")
@@ -55,7 +69,11 @@ def tiny_jobs(parent: Path, jobs: int = 2_000, seed: int = 0, script: str = TINY
         late = dict(early)
         while head.poll() is None:  # until just before the end
             before = log.done()
-            wait_until(lambda before=before: log.done() > before or head.poll() is not None, 600, "the next job")  # type: ignore[misc]
+            wait_until(
+                lambda before=before: log.done() > before or head.poll() is not None,
+                600,
+                "the next job",
+            )  # type: ignore[misc]
             with contextlib.suppress(OSError, KeyError):  # they may end at any moment
                 late = {pid: Size.of(pid) for pid in pids}
         assert head.wait(60) == 0, world.said
@@ -63,7 +81,9 @@ def tiny_jobs(parent: Path, jobs: int = 2_000, seed: int = 0, script: str = TINY
         for pid in pids:
             who = "head" if pid == head.pid else "worker"
             was, now = early[pid], late[pid]
-            assert now.kilobytes <= was.kilobytes * GROWTH, f"{who}: {was.kilobytes} kB after {SETTLED} jobs, {now.kilobytes} kB at the end"
+            assert now.kilobytes <= was.kilobytes * GROWTH, (
+                f"{who}: {was.kilobytes} kB after {SETTLED} jobs, {now.kilobytes} kB at the end"
+            )
             assert now.descriptors <= was.descriptors + 2, f"{who}: {was} -> {now}"
             assert now.threads <= was.threads, f"{who}: {was} -> {now}"
         assert log.size() < EVENT_BYTES * jobs, f"{log.size()} bytes of events for {jobs} jobs"
@@ -98,11 +118,13 @@ class _Log:
         return path.stat().st_size if path else 0
 
 
-# -- secrets ---------------------------------------------------------------------------------------------------------------------------------
+# -- secrets
 
 
 class Watch(threading.Thread):
-    """Reads the command lines of all processes of the machine, over and over, and keeps those that hold a secret."""
+    """Reads the command lines of all processes of the machine, over and over, and keeps those that
+    hold a secret.
+    """
 
     def __init__(self, planted: list[bytes]) -> None:
         super().__init__(daemon=True)
@@ -142,22 +164,38 @@ def watched(*planted: str) -> Iterator[Watch]:
 
 def files_with(folder: Path, *planted: str) -> list[str]:
     """Files that hold one of these, as text or in hexadecimal."""
-    wanted = [form for secret in planted for form in (secret.encode(), secret.encode().hex().encode())]
-    return [str(path) for path in folder.rglob("*") if path.is_file() and any(form in path.read_bytes() for form in wanted)]
+    wanted = [
+        form for secret in planted for form in (secret.encode(), secret.encode().hex().encode())
+    ]
+    return [
+        str(path)
+        for path in folder.rglob("*")
+        if path.is_file() and any(form in path.read_bytes() for form in wanted)
+    ]
 
 
 def planted_secrets(seed: int, parent: Path) -> int:
-    """Secrets in the head's environment: in no log, command line, artifact, report or output, of a run with a failing job too."""
+    """Secrets in the head's environment: in no log, command line, artifact, report or output, of a
+    run with a failing job too.
+    """
     secret, other = secrets.token_hex(16), f"pass phrase {secrets.token_hex(8)}"
-    environment = {"API_TOKEN": secret, "AWS_SECRET_ACCESS_KEY": other, "SSH_ASKPASS_PASSWORD": other}
+    environment = {
+        "API_TOKEN": secret,
+        "AWS_SECRET_ACCESS_KEY": other,
+        "SSH_ASKPASS_PASSWORD": other,
+    }
     (parent / f"secrets {seed}").mkdir()
     with opened(parent / f"secrets {seed}") as world, watched(secret, other):
         world.jobs()
-        (world.folder / "failing.py").write_text("def run(options, progress):\n    raise RuntimeError('no')\n")
+        (world.folder / "failing.py").write_text(
+            "def run(options, progress):\n    raise RuntimeError('no')\n"
+        )
         (world.folder / "jobs.json").write_text(json.dumps([{"number": 1}]))
         code, said = world.run(TWO_PHASE, **environment)
         assert code == 0, said
-        code, said = world.run(ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "failing.py", **environment)
+        code, said = world.run(
+            ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "failing.py", **environment
+        )
         assert code == 1, said
         code, said = world.run("report.py", **environment)
         assert code == 0, said

@@ -1,4 +1,6 @@
-"""Trials: a node that lies. Its results are sealed with right checksums and tell something else; its messages and facts have any form."""
+"""Trials: a node that lies. Its results are sealed with right checksums and tell something else;
+its messages and facts have any form.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,23 @@ from tests.trust.kills import here
 from tests.trust.names import HOSTILE, many, values
 from tests.trust.world import BASE, World, call, opened
 
-LIES: tuple[Any, ...] = (*HOSTILE, None, True, -1, 0, 1e308, 2**70, [], {}, [[]], {"a": []}, "../../../etc/passwd", "cem", "\x1b]0;title\x07", "<script>")
+LIES: tuple[Any, ...] = (
+    *HOSTILE,
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    2**70,
+    [],
+    {},
+    [[]],
+    {"a": []},
+    "../../../etc/passwd",
+    "cem",
+    "\x1b]0;title\x07",
+    "<script>",
+)
 Place = tuple[str | int, ...]
 
 
@@ -36,7 +54,13 @@ class Pair:
         there = published(node)
         data = Data(Paths(head.folder))
         self.base: Job = base_job(dict(BASE), "x", data)
-        tune = {**BASE, "early_stopping_patience_target": 50, "mode": "full_fine_tuning", "prefix": "p", "base_model_hash": there.base}
+        tune = {
+            **BASE,
+            "early_stopping_patience_target": 50,
+            "mode": "full_fine_tuning",
+            "prefix": "p",
+            "base_model_hash": there.base,
+        }
         self.tune: Job = finetune_job(tune, "x", data)
         alone = {**tune, "mode": "target_only", "prefix": "alone", "base_model_hash": None}
         here(node.folder, "finetune", alone)
@@ -47,7 +71,10 @@ class Pair:
         """What the node says of a result."""
         if job.kind == "base":
             return [self.node.folder / f"base_models/{job.id}_metadata.json"]
-        return [self.node.folder / f"experiments/{job.id}/{name}" for name in ("config.json", "metrics.json")]
+        return [
+            self.node.folder / f"experiments/{job.id}/{name}"
+            for name in ("config.json", "metrics.json")
+        ]
 
     def accept(self, job: Job) -> str:
         """The head takes it, or says why not."""
@@ -88,7 +115,12 @@ def write_sealed(path: Path, record: Any) -> None:
 
 
 def _bytes(record: Any) -> bytes:
-    return json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False).encode(errors="surrogatepass") + b"\n"
+    return (
+        json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False).encode(
+            errors="surrogatepass"
+        )
+        + b"\n"
+    )
 
 
 def reseal_metrics(folder: Path) -> None:
@@ -100,7 +132,9 @@ def reseal_metrics(folder: Path) -> None:
 
 
 def lying_records(seed: int, parent: Path, trials: int = 200) -> int:
-    """One value of a record is a lie: refused in one line with nothing published, or it changes nothing that the head goes by."""
+    """One value of a record is a lie: refused in one line with nothing published, or it changes
+    nothing that the head goes by.
+    """
     rng = random.Random(seed)
     with opened(parent, f"node {seed}") as node, opened(parent, f"head {seed}") as head:
         pair = Pair(node, head)
@@ -114,16 +148,25 @@ def lying_records(seed: int, parent: Path, trials: int = 200) -> int:
             write_sealed(path, put(record, place, lie if place else rng.choice(([], "x", 7))))
             if path.name == "config.json":
                 reseal_metrics(path.parent)
-            shutil.rmtree(head.folder / ("base_models" if job.kind == "base" else "experiments"), ignore_errors=True)
+            shutil.rmtree(
+                head.folder / ("base_models" if job.kind == "base" else "experiments"),
+                ignore_errors=True,
+            )
             said = pair.accept(job)
             where = f"{path.name} {place} = {lie!r}"
             assert all(c.isprintable() for c in said), f"{where}: {said!r}"
             there = contents(head.folder)
-            mine = [name for name in there if name.startswith("base_models" if job.kind == "base" else "experiments")]
+            mine = [
+                name
+                for name in there
+                if name.startswith("base_models" if job.kind == "base" else "experiments")
+            ]
             assert not (said and mine), f"{where}: refused ({said}) and published {mine}"
             if not said:
                 problems = Checker(head.folder).check(complete=False)
-                assert not [problem for problem in problems if "test_macro_f1" not in problem], f"{where}: {problems}"
+                assert not [problem for problem in problems if "test_macro_f1" not in problem], (
+                    f"{where}: {problems}"
+                )
                 closing_table(Paths(head.folder), [pair.tune, pair.alone])
                 if number % 10 == 0:
                     code, out, err = call(head.folder, "report.py")
@@ -140,8 +183,27 @@ def lying_records(seed: int, parent: Path, trials: int = 200) -> int:
 
 def lying_messages(seed: int, examples: int = 500) -> int:
     """Messages of workers, in any form: known keys of known types, or ValueError."""
-    keys = st.sampled_from(["hello", "progress", "done", "failed", "result", "seconds", "log", "cause", "error", "epoch", "of", "refused", "beat"])
-    said = st.one_of(values, st.dictionaries(keys, st.one_of(values, st.just("mine"), st.just("other")), max_size=5))
+    keys = st.sampled_from(
+        [
+            "hello",
+            "progress",
+            "done",
+            "failed",
+            "result",
+            "seconds",
+            "log",
+            "cause",
+            "error",
+            "epoch",
+            "of",
+            "refused",
+            "beat",
+        ]
+    )
+    said = st.one_of(
+        values,
+        st.dictionaries(keys, st.one_of(values, st.just("mine"), st.just("other")), max_size=5),
+    )
 
     def test(message: Any) -> None:
         try:
@@ -160,9 +222,17 @@ def lying_messages(seed: int, examples: int = 500) -> int:
 def lying_facts(seed: int, examples: int = 300) -> int:
     """What a probe tells, in any form."""
     good = {
-        "host": "h", "python": "3.11", "versions": {"torch": "2"}, "cores": 4, "gpus": [{"id": "0", "name": "n", "used_by": ""}], "driver": None,
-        "free_bytes": 10, "clock": 1.0, "code": {"a.py": "0"}, "data": [None],
-    }  # fmt: skip
+        "host": "h",
+        "python": "3.11",
+        "versions": {"torch": "2"},
+        "cores": 4,
+        "gpus": [{"id": "0", "name": "n", "used_by": ""}],
+        "driver": None,
+        "free_bytes": 10,
+        "clock": 1.0,
+        "code": {"a.py": "0"},
+        "data": [None],
+    }
     assert answers.facts(good)["cores"] == 4
 
     def test(key: str, value: Any) -> None:

@@ -1,4 +1,6 @@
-"""Trials: processes killed at random moments, and two heads at once. Each function makes its trials from a seed and returns how many there were."""
+"""Trials: processes killed at random moments, and two heads at once. Each function makes its trials
+from a seed and returns how many there were.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,18 @@ from typing import Any
 
 from tests.conftest import wait_until
 from tests.trust.checker import Planned, contents, whole
-from tests.trust.world import BASE, GRID, ONE_PHASE, TWO_PHASE, World, opened, random_moment, run_seconds, same_bytes, undisturbed
+from tests.trust.world import (
+    BASE,
+    GRID,
+    ONE_PHASE,
+    TWO_PHASE,
+    World,
+    opened,
+    random_moment,
+    run_seconds,
+    same_bytes,
+    undisturbed,
+)
 
 # Runs inside the worker until the trial lets it go.
 WAITING_SCRIPT = """
@@ -52,20 +65,28 @@ run_script(run_two_phase_distributed.main)
 """
 
 
-def wait_for(process: subprocess.Popen[bytes], world: World, rng: random.Random, seconds: float) -> None:
-    """Until a random moment of the run: one of the next `seconds`, or one shortly after a random event of its log."""
+def wait_for(
+    process: subprocess.Popen[bytes], world: World, rng: random.Random, seconds: float
+) -> None:
+    """Until a random moment of the run: one of the next `seconds`, or one shortly after a random
+    event of its log.
+    """
     if rng.random() < 0.5:
         moment = random_moment(rng, seconds)
     else:
         more = len(world.events()) + rng.randint(1, 20)
-        wait_until(lambda: len(world.events()) >= more or process.poll() is not None, 120, "the next event")
+        wait_until(
+            lambda: len(world.events()) >= more or process.poll() is not None, 120, "the next event"
+        )
         moment = random_moment(rng, 0.2)
     with suppress(subprocess.TimeoutExpired):
         process.wait(max(0.0, moment - time.monotonic()))
 
 
 def not_made_again(world: World, kept: Mapping[str, bytes]) -> dict[str, bytes]:
-    """What was whole is still there, to the last byte of its provenance. Returns what is whole now."""
+    """What was whole is still there, to the last byte of its provenance. Returns what is whole
+    now.
+    """
     now = whole(world.folder)
     changed = [name for name, content in kept.items() if now.get(name) != content]
     assert not changed, f"made again or lost: {changed}"
@@ -80,12 +101,17 @@ def head_killed(seed: int, parent: Path, kills: int = 5) -> int:
     return hits
 
 
-def killed_again_and_again(world: World, planned: Planned, rng: random.Random, parent: Path, kills: int) -> int:
-    """Heads killed at random moments, each going on where the one before was stopped; the last is left alone. Returns how many were at work."""
+def killed_again_and_again(
+    world: World, planned: Planned, rng: random.Random, parent: Path, kills: int
+) -> int:
+    """Heads killed at random moments, each going on where the one before was stopped; the last is
+    left alone. Returns how many were at work.
+    """
     hits, kept, reference = 0, dict[str, bytes](), undisturbed(parent)
     for _ in range(kills):
         head = world.start(TWO_PHASE)
-        wait_for(head, world, rng, 0.7 * run_seconds(parent))  # late moments come with the runs that have less to do
+        # late moments come with the runs that have less to do
+        wait_for(head, world, rng, 0.7 * run_seconds(parent))
         hits += head.poll() is None
         head.kill()
         head.wait()
@@ -99,7 +125,9 @@ def killed_again_and_again(world: World, planned: Planned, rng: random.Random, p
 
 
 def worker_killed(seed: int, parent: Path, kills: int = 3) -> int:
-    """A run whose workers are killed; it goes on by itself. A job that was hit twice on its only node is told as failed, and done by the next start."""
+    """A run whose workers are killed; it goes on by itself. A job that was hit twice on its only
+    node is told as failed, and done by the next start.
+    """
     rng, reference = random.Random(seed), undisturbed(parent)
     hits = 0
     with opened(parent, f"worker killed {seed}") as world:
@@ -115,7 +143,11 @@ def worker_killed(seed: int, parent: Path, kills: int = 3) -> int:
         code, failed = head.wait(180), world.failures()
         assert code == bool(failed), (code, failed, world.said, world.events()[-20:])
         assert "Traceback" not in world.said, world.said
-        world.must_be_whole(type(planned)(planned.bases, planned.experiments, frozenset(failed)), reference, complete=not failed)
+        world.must_be_whole(
+            type(planned)(planned.bases, planned.experiments, frozenset(failed)),
+            reference,
+            complete=not failed,
+        )
         kept = whole(world.folder)
         if failed:
             world.finish()
@@ -126,17 +158,29 @@ def worker_killed(seed: int, parent: Path, kills: int = 3) -> int:
 
 
 def idle_worker_killed(seed: int, parent: Path) -> int:
-    """A worker that has nothing to do is killed, and work for it appears before the next one is there: it is not given to the dead one."""
+    """A worker that has nothing to do is killed, and work for it appears before the next one is
+    there: it is not given to the dead one.
+    """
     with opened(parent, f"idle worker killed {seed}") as world:
         planned = world.jobs({**GRID, "fold": [0]})
-        (world.folder / "slow_to_restart.py").write_text(SLOW_TO_RESTART.format(root=str(world.code)))
+        (world.folder / "slow_to_restart.py").write_text(
+            SLOW_TO_RESTART.format(root=str(world.code))
+        )
         head = world.start("slow_to_restart.py")
-        wait_until(lambda: any(event["event"] == "started" for event in world.events()), 60, "the base training")
+        wait_until(
+            lambda: any(event["event"] == "started" for event in world.events()),
+            60,
+            "the base training",
+        )
         (busy,) = [event["slot"] for event in world.events() if event["event"] == "started"]
         wait_until(lambda: len(world.workers()) == 2, 60, "both workers")
         (idle,) = world.processes(f"--slot=cpu{1 - busy}")
         os.kill(idle, signal.SIGKILL)
-        wait_until(lambda: any(event["event"] == "worker" for event in world.events()), 60, "the end of the worker")
+        wait_until(
+            lambda: any(event["event"] == "worker" for event in world.events()),
+            60,
+            "the end of the worker",
+        )
         assert head.wait(120) == 0, world.said
         world.must_be_whole(planned)
         (ended,) = [event for event in world.events() if event["event"] == "worker"]
@@ -144,7 +188,7 @@ def idle_worker_killed(seed: int, parent: Path) -> int:
     return 1
 
 
-# -- trainings, in forks of this process: torch is imported only once -----------------------------------------------------------------------
+# -- trainings, in forks of this process: torch is imported only once
 
 
 def fork(work: Callable[[], object], said: Path) -> int:
@@ -189,23 +233,42 @@ def here(folder: Path, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def finetune_values(base_hash: str, **more: Any) -> dict[str, Any]:
     """A short fine-tune of the base model."""
-    return {"base_model_hash": base_hash, "mode": "full_fine_tuning", "prefix": "p", "batch_size": 8, "lr": 0.01, "max_epochs": 3, **more}
+    return {
+        "base_model_hash": base_hash,
+        "mode": "full_fine_tuning",
+        "prefix": "p",
+        "batch_size": 8,
+        "lr": 0.01,
+        "max_epochs": 3,
+        **more,
+    }
 
 
 def training_killed(seed: int, parent: Path, kills: int = 20) -> int:
-    """A base training and its fine-tune, killed at random moments and started again until done; then the same anew."""
+    """A base training and its fine-tune, killed at random moments and started again until done;
+    then the same anew.
+    """
     rng, hits = random.Random(seed), 0
-    with opened(parent, f"training killed {seed}") as world, opened(parent, f"training left alone {seed}") as other:
+    with (
+        opened(parent, f"training killed {seed}") as world,
+        opened(parent, f"training left alone {seed}") as other,
+    ):
         values = {**BASE, "max_epochs": 40}
         tune = finetune_values(here(other.folder, "base", values)["base_model_hash"], max_epochs=40)
-        for kind, place, options in (("base", "base_models", values), ("finetune", "experiments", tune)):
+        for kind, place, options in (
+            ("base", "base_models", values),
+            ("finetune", "experiments", tune),
+        ):
             shutil.rmtree(other.folder / place, ignore_errors=True)
             began = time.monotonic()
             here(other.folder, kind, options)
             seconds, reference = 1.2 * (time.monotonic() - began), contents(other.folder)
             for _ in range(kills // 2):
                 kept = whole(world.folder)
-                hits += _killed_after(fork(train(world.folder, kind, options), world.temporary / "said"), rng.uniform(0, seconds))
+                hits += _killed_after(
+                    fork(train(world.folder, kind, options), world.temporary / "said"),
+                    rng.uniform(0, seconds),
+                )
                 not_made_again(world, kept)
                 if any(name.startswith(place) for name in whole(world.folder)):
                     same_bytes(contents(world.folder), reference, complete=True)
@@ -223,17 +286,21 @@ def _killed_after(pid: int, seconds: float) -> bool:
         ended, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "the training failed by itself"
+        assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, (
+            "the training failed by itself"
+        )
         return not ended
     finally:
         os.close(descriptor)
 
 
-# -- two at once -------------------------------------------------------------------------------------------------------------------------
+# -- two at once
 
 
 def two_heads(seed: int, parent: Path, **world_form: Any) -> int:
-    """Two heads started at once, or a moment apart: exactly one runs, the other is refused and names it."""
+    """Two heads started at once, or a moment apart: exactly one runs, the other is refused and
+    names it.
+    """
     rng = random.Random(seed)
     with opened(parent, f"two heads {seed}", data=False, cores=1, **world_form) as world:
         (world.folder / "waiting.py").write_text(WAITING_SCRIPT)
@@ -244,13 +311,18 @@ def two_heads(seed: int, parent: Path, **world_form: Any) -> int:
             first.wait(rng.choice([0.0, rng.uniform(0, 1.5)]))
         second = world.start(*argv)
         heads = (first, second)
-        wait_until(lambda: any(head.poll() is not None for head in heads), 60, "the end of one head")
+        wait_until(
+            lambda: any(head.poll() is not None for head in heads), 60, "the end of one head"
+        )
         (world.folder / "go").touch()
         codes = [head.wait(60) for head in heads]
         said = [world._output(number).read_text() for number in (1, 2)]
         assert sorted(codes) == [0, 2], (codes, said)
         winner, loser = codes.index(0), codes.index(2)
-        assert f"another orchestrator runs in this project folder (process {heads[winner].pid} on " in said[loser], said
+        assert (
+            f"another orchestrator runs in this project folder (process {heads[winner].pid} on "
+            in said[loser]
+        ), said
         assert len(said[loser].splitlines()) == 1, said
         assert sum(event["event"] == "done" for event in world.events()) == 1
         world.nothing_runs()
@@ -261,7 +333,10 @@ def two_trainings(seed: int, parent: Path) -> int:
     """The same training twice at once: one trains, the other waits and takes what it published."""
     with opened(parent, f"two trainings {seed}") as world:
         outputs = [world.temporary / f"said {number}" for number in range(2)]
-        pids = [fork(train(world.folder, "base", {**BASE, "max_epochs": 20}), output) for output in outputs]
+        pids = [
+            fork(train(world.folder, "base", {**BASE, "max_epochs": 20}), output)
+            for output in outputs
+        ]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         said = [output.read_text() for output in outputs]
         assert codes == [0, 0], said

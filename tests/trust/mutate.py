@@ -1,4 +1,6 @@
-"""The product, broken on purpose: a piece of a module's source replaced, in this process (and in its forks) or in a copy of the whole tree."""
+"""The product, broken on purpose: a piece of a module's source replaced, in this process (and in
+its forks) or in a copy of the whole tree.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from tests.conftest import ROOT
 
 @contextmanager
 def broken(module: str, function: str, old: str, new: str) -> Iterator[None]:
-    """In this block `function` ("name" or "Class.name") of `module` has `new` where its source has `old`, for everybody who uses it."""
+    """In this block `function` ("name" or "Class.name") of `module` has `new` where its source has
+    `old`, for everybody who uses it.
+    """
     owner = importlib.import_module(module)
     *outer, name = function.split(".")
     holder = getattr(owner, outer[0]) if outer else owner
@@ -23,7 +27,11 @@ def broken(module: str, function: str, old: str, new: str) -> Iterator[None]:
     plain = inspect.unwrap(real.__func__ if isinstance(real, classmethod) else real)
     made = _replaced(plain, old, new, vars(owner), name)
     setattr(holder, name, made)
-    others = [other for other in list(sys.modules.values()) if other and other.__name__.startswith("common.") and vars(other).get(name) is real]
+    others = [
+        other
+        for other in list(sys.modules.values())
+        if other and other.__name__.startswith("common.") and vars(other).get(name) is real
+    ]
     for other in others:
         setattr(other, name, made)
     try:
@@ -38,7 +46,12 @@ def _replaced(function: object, old: str, new: str, scope: dict[str, object], na
     source = inspect.cleandoc("\n" + inspect.getsource(function))  # type: ignore[arg-type]
     assert source.count(old) >= 1, f"{name} has no {old!r} any more: what broke it no longer does"
     found: dict[str, object] = {}
-    exec(compile(source.replace(old, new), f"<{name}, broken>", "exec", flags=0x1000000), scope, found)  # annotations stay text
+    # annotations stay text
+    exec(
+        compile(source.replace(old, new), f"<{name}, broken>", "exec", flags=0x1000000),
+        scope,
+        found,
+    )
     return found[name]
 
 

@@ -24,44 +24,168 @@ from tests.trust.world import BASE, FIXED, GRID, PEOPLE, World, call, opened, wr
 
 MARK = "pwned"
 HOSTILE = (
-    f"$(touch {MARK})", f"`touch {MARK}`", f"; touch {MARK} ;", f"a' ; touch {MARK} ; '", f'" && touch {MARK} && "', f"| touch {MARK}", f"a\ntouch {MARK}\n",
-    "../outside", "..", ".", "a/../../outside", "/tmp/outside", "~", "~root", "$HOME", "%n%s%d", "{0.__class__}", "-rf", "--help", "--device=cpu", "-", "", " ",
-    "a b", "a\tb", "\x1b[31mred\x1b[0m", "\x00", "\u202eevil", "\ud800", "*", "?", "[a]", "a,b", "a=b", "#a", "a\\b", "con", "é", "e\u0301",
-    "名前", "😀", "a" * 300, "NaN", "null", "true", "1e999", "__proto__", "<script>alert(1)</script>", "host:/path", "user@host", "::1",
-    "-oProxyCommand=touch pwned", "file\r\nname",
-)  # fmt: skip
-names = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=40), st.text(st.sampled_from("ab.-_/\\ $`'\"|;&<>*?{}[]()#~!%^\n\r\t\0é"), max_size=20))
+    f"$(touch {MARK})",
+    f"`touch {MARK}`",
+    f"; touch {MARK} ;",
+    f"a' ; touch {MARK} ; '",
+    f'" && touch {MARK} && "',
+    f"| touch {MARK}",
+    f"a\ntouch {MARK}\n",
+    "../outside",
+    "..",
+    ".",
+    "a/../../outside",
+    "/tmp/outside",
+    "~",
+    "~root",
+    "$HOME",
+    "%n%s%d",
+    "{0.__class__}",
+    "-rf",
+    "--help",
+    "--device=cpu",
+    "-",
+    "",
+    " ",
+    "a b",
+    "a\tb",
+    "\x1b[31mred\x1b[0m",
+    "\x00",
+    "\u202eevil",
+    "\ud800",
+    "*",
+    "?",
+    "[a]",
+    "a,b",
+    "a=b",
+    "#a",
+    "a\\b",
+    "con",
+    "é",
+    "e\u0301",
+    "名前",
+    "😀",
+    "a" * 300,
+    "NaN",
+    "null",
+    "true",
+    "1e999",
+    "__proto__",
+    "<script>alert(1)</script>",
+    "host:/path",
+    "user@host",
+    "::1",
+    "-oProxyCommand=touch pwned",
+    "file\r\nname",
+)
+names = st.one_of(
+    st.sampled_from(HOSTILE),
+    st.text(max_size=40),
+    st.text(st.sampled_from("ab.-_/\\ $`'\"|;&<>*?{}[]()#~!%^\n\r\t\0é"), max_size=20),
+)
 numbers = st.one_of(
-    st.integers(), st.floats(), st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64, 10**400, 1e-320, 1e308, float("nan"), float("inf"), -0.0, True, False])
+    st.integers(),
+    st.floats(),
+    st.sampled_from(
+        [
+            0,
+            -1,
+            1,
+            2**31,
+            2**63,
+            2**64,
+            10**400,
+            1e-320,
+            1e308,
+            float("nan"),
+            float("inf"),
+            -0.0,
+            True,
+            False,
+        ]
+    ),
 )
 scalars = st.one_of(st.none(), st.booleans(), numbers, names)
-values = st.recursive(scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(names, inner, max_size=4)), max_leaves=8)
-FILES = (b"", b"[" * 100_000, b'{"a":' * 5_000, b"\xff\xfe[\x00]\x00", b"\xef\xbb\xbf[]", b"9" * 10_000)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(names, inner, max_size=4)),
+    max_leaves=8,
+)
+FILES = (
+    b"",
+    b"[" * 100_000,
+    b'{"a":' * 5_000,
+    b"\xff\xfe[\x00]\x00",
+    b"\xef\xbb\xbf[]",
+    b"9" * 10_000,
+)
 text_files = st.one_of(st.binary(max_size=200), st.sampled_from(FILES))
 KEYS = (
-    "host", "user", "port", "ssh_key", "gpus", "jobs_per_gpu", "cpu_slots", "path", "python", "host_key", "ssh_config", "servers", "engine", "slurm",
-    "password", "heartbeat_seconds", "suspect_seconds", "close_seconds",
-)  # fmt: skip
+    "host",
+    "user",
+    "port",
+    "ssh_key",
+    "gpus",
+    "jobs_per_gpu",
+    "cpu_slots",
+    "path",
+    "python",
+    "host_key",
+    "ssh_config",
+    "servers",
+    "engine",
+    "slurm",
+    "password",
+    "heartbeat_seconds",
+    "suspect_seconds",
+    "close_seconds",
+)
 FLAGS = (
-    "participants", "prefix", "data_path", "model", "fold", "base_model_hash", "mode", "lr", "window_size", "device", "target_data_pct", "seed", "only",
-    "script-path", "jobs-config", "base-jobs", "cluster-config", "max-retries", "magnitude_range",
-)  # fmt: skip
+    "participants",
+    "prefix",
+    "data_path",
+    "model",
+    "fold",
+    "base_model_hash",
+    "mode",
+    "lr",
+    "window_size",
+    "device",
+    "target_data_pct",
+    "seed",
+    "only",
+    "script-path",
+    "jobs-config",
+    "base-jobs",
+    "cluster-config",
+    "max-retries",
+    "magnitude_range",
+)
 
 
 class Sandbox:
-    """A project inside a folder in which nothing else may change, and the scripts called in this process."""
+    """A project inside a folder in which nothing else may change, and the scripts called in this
+    process.
+    """
 
     def __init__(self, world: World) -> None:
         self.world, self.outer = world, world.folder.parent
         self.before = self._outside()
 
     def _outside(self) -> list[str]:
-        return sorted(str(path) for path in self.outer.rglob("*") if not path.is_relative_to(self.world.folder))
+        return sorted(
+            str(path)
+            for path in self.outer.rglob("*")
+            if not path.is_relative_to(self.world.folder)
+        )
 
     def call(self, script: str, argv: Sequence[str]) -> tuple[int, str, str]:
         """The script's exit code and what it said, judged."""
         refused = mock.Mock(side_effect=NodeError("no node is asked here"))
-        with mock.patch("common.cluster.orchestrate.connect", refused), mock.patch.object(subprocess, "Popen", side_effect=_only_git(subprocess.Popen)):
+        with (
+            mock.patch("common.cluster.orchestrate.connect", refused),
+            mock.patch.object(subprocess, "Popen", side_effect=_only_git(subprocess.Popen)),
+        ):
             code, out, err = call(self.world.folder, script, *argv)
         self.judge(code, out, err, f"{script} {argv!r}")
         return code, out, err
@@ -102,7 +226,14 @@ def many(examples: int, number: int, test: Any, *strategies: Any) -> int:
     count = 0
 
     @seed(number)
-    @settings(max_examples=examples, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate], print_blob=False)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+        print_blob=False,
+    )
     @given(st.tuples(*strategies))
     def run(drawn: Any) -> None:
         nonlocal count
@@ -113,14 +244,17 @@ def many(examples: int, number: int, test: Any, *strategies: Any) -> int:
     return count
 
 
-# -- what is tried --------------------------------------------------------------------------------------------------------------------------
+# -- what is tried
 
 
 def hostile_job_files(number: int, parent: Path, examples: int) -> int:
     """One option of a good job file replaced, or the file by anything."""
     with sandbox(parent, f"job files {number}") as box:
         folder = box.world.folder
-        good = {name: json.loads((folder / name).read_bytes()) for name in ("base_training_jobs.json", "finetune_jobs.json")}
+        good = {
+            name: json.loads((folder / name).read_bytes())
+            for name in ("base_training_jobs.json", "finetune_jobs.json")
+        }
         raw = {name: (folder / name).read_bytes() for name in good}
 
         def test(name: str, key: str, value: Any, other: str, content: bytes | None) -> None:
@@ -130,9 +264,13 @@ def hostile_job_files(number: int, parent: Path, examples: int) -> int:
             box.call("run_two_phase_distributed.py", ["--dry-run"])
             (folder / name).write_bytes(raw[name])
 
-        keys = st.sampled_from([*sorted(good["finetune_jobs.json"][0]), "", "training_key", "num_dependent_jobs"])
+        keys = st.sampled_from(
+            [*sorted(good["finetune_jobs.json"][0]), "", "training_key", "num_dependent_jobs"]
+        )
         maybe = st.one_of(st.none(), st.none(), st.none(), text_files)
-        return many(examples, number, test, st.sampled_from(sorted(good)), keys, values, names, maybe)
+        return many(
+            examples, number, test, st.sampled_from(sorted(good)), keys, values, names, maybe
+        )
 
 
 def hostile_grids(number: int, parent: Path, examples: int) -> int:
@@ -144,13 +282,31 @@ def hostile_grids(number: int, parent: Path, examples: int) -> int:
             grid[place] = {**grid[place], key: value} if place in grid else value
             raw = json.dumps(grid).encode() if content is None else content
             (box.world.folder / "hostile.json").write_bytes(raw)
-            box.call("generate_jobs.py", ["--grid", "hostile.json", "--output-dir", "out", *(["--folds", *folds] if folds else [])])
+            box.call(
+                "generate_jobs.py",
+                [
+                    "--grid",
+                    "hostile.json",
+                    "--output-dir",
+                    "out",
+                    *(["--folds", *folds] if folds else []),
+                ],
+            )
             shutil.rmtree(box.world.folder / "out", ignore_errors=True)
 
         keys = st.one_of(st.sampled_from([*FIXED, *GRID, "fold", "prefix", "seed"]), names)
         places = st.sampled_from(["fixed", "fixed", "grid", "other"])
         words = st.lists(names.filter(lambda text: "\0" not in text), max_size=2)
-        return many(examples, number, test, keys, values, places, words, st.one_of(st.none(), st.none(), st.none(), text_files))
+        return many(
+            examples,
+            number,
+            test,
+            keys,
+            values,
+            places,
+            words,
+            st.one_of(st.none(), st.none(), st.none(), text_files),
+        )
 
 
 def hostile_clusters(number: int, parent: Path, examples: int) -> int:
@@ -161,14 +317,24 @@ def hostile_clusters(number: int, parent: Path, examples: int) -> int:
         def test(key: str, value: Any, top: bool, content: bytes | None) -> None:
             config: dict[str, Any] = {"servers": [{"host": "localhost", "cpu_slots": 1}]}
             (config if top else config["servers"][0])[key] = value
-            (box.world.folder / "cluster_config.json").write_bytes(json.dumps(config).encode() if content is None else content)
+            (box.world.folder / "cluster_config.json").write_bytes(
+                json.dumps(config).encode() if content is None else content
+            )
             code, _, err = box.call("run_two_phase_distributed.py", ["--dry-run"])
             if "pass" in key.lower() and isinstance(value, str) and len(value) > 8 and code == 2:
                 assert value not in err, "a password was shown"
             (box.world.folder / "cluster_config.json").write_bytes(good)
 
         keys = st.one_of(st.sampled_from(KEYS), names)
-        return many(examples, number, test, keys, values, st.booleans(), st.one_of(st.none(), st.none(), st.none(), text_files))
+        return many(
+            examples,
+            number,
+            test,
+            keys,
+            values,
+            st.booleans(),
+            st.one_of(st.none(), st.none(), st.none(), text_files),
+        )
 
 
 def hostile_flags(number: int, parent: Path, examples: int) -> int:
@@ -177,20 +343,34 @@ def hostile_flags(number: int, parent: Path, examples: int) -> int:
         scripts = {
             "train_base.py": ["--participants", *PEOPLE, "--data_path", "data/none"],
             "train_finetune.py": ["--base_model_hash", "0" * 16],
-            "run_distributed_training.py": ["--jobs-config", "finetune_jobs.json", "--script-path", "train_finetune.py", "--dry-run"],
+            "run_distributed_training.py": [
+                "--jobs-config",
+                "finetune_jobs.json",
+                "--script-path",
+                "train_finetune.py",
+                "--dry-run",
+            ],
             "run_two_phase_distributed.py": ["--dry-run"],
         }
 
         def test(script: str, flag: str, word: str) -> None:
-            box.call(script, [*scripts[script], f"--{flag}={word}"] if word else [*scripts[script], f"--{flag}"])
+            box.call(
+                script,
+                [*scripts[script], f"--{flag}={word}"] if word else [*scripts[script], f"--{flag}"],
+            )
 
-        flags = st.one_of(st.sampled_from(FLAGS), names.filter(lambda text: "\0" not in text and "help" not in text))
+        flags = st.one_of(
+            st.sampled_from(FLAGS),
+            names.filter(lambda text: "\0" not in text and "help" not in text),
+        )
         words = st.one_of(names, numbers.map(str)).filter(lambda text: "\0" not in text)
         return many(examples, number, test, st.sampled_from(sorted(scripts)), flags, words)
 
 
 def literal_names(number: int, parent: Path, examples: int) -> int:
-    """A participant and a prefix of these names, trained and fine-tuned: the names on disk and in the records are these, or they are refused."""
+    """A participant and a prefix of these names, trained and fine-tuned: the names on disk and in
+    the records are these, or they are refused.
+    """
     with sandbox(parent, f"literal {number}") as box:
         folder = box.world.folder
         box.before = box._outside()
@@ -201,14 +381,22 @@ def literal_names(number: int, parent: Path, examples: int) -> int:
                 for place, split in enumerate(("train", "val", "test")):
                     with contextlib.suppress(OSError, ValueError):
                         write_split(folder / f"data/names/{person}_{split}.pt", place)
-            common = {"participants": [name, "base", "other"], "data_path": "data/names", "max_epochs": 1}
-            (folder / "grid.json").write_text(json.dumps({"grid": {"fold": [0]}, "fixed": {**FIXED, **common, "prefix": prefix}}))
+            common = {
+                "participants": [name, "base", "other"],
+                "data_path": "data/names",
+                "max_epochs": 1,
+            }
+            (folder / "grid.json").write_text(
+                json.dumps({"grid": {"fold": [0]}, "fixed": {**FIXED, **common, "prefix": prefix}})
+            )
             code, _, _ = box.call("generate_jobs.py", ["--grid", "grid.json"])
             if code == 0:
                 (job,) = json.loads((folder / "finetune_jobs.json").read_bytes())
                 assert (job["participants"][0], job["prefix"]) == (name, prefix)
                 base = here(folder, "base", {**BASE, **common})["base_model_hash"]
-                done = here(folder, "finetune", {**finetune_values(base), "prefix": prefix, "max_epochs": 1})
+                done = here(
+                    folder, "finetune", {**finetune_values(base), "prefix": prefix, "max_epochs": 1}
+                )
                 assert done["folder"] == f"experiments/{prefix}/fold0_{name}"
                 record = json.loads((folder / done["folder"] / "config.json").read_bytes())
                 assert (record["target_participant"], record["options"]["prefix"]) == (name, prefix)

@@ -1,4 +1,6 @@
-"""Trials: files that would run something if they were unpickled carelessly, in every place from which the product loads. Twenty kinds; none may run."""
+"""Trials: files that would run something if they were unpickled carelessly, in every place from
+which the product loads. Twenty kinds; none may run.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ from tests.trust.damage import Published, cold_worker, refusal
 from tests.trust.kills import fork, here
 from tests.trust.world import BASE
 
-Make = Callable[[str], bytes]  # the file that the payload would touch -> bytes of a file that is loaded
+# the file that the payload would touch -> bytes of a file that is loaded
+Make = Callable[[str], bytes]
 
 
 class _Calls:
@@ -80,7 +83,9 @@ def _objects(mark: str) -> dict[str, Any]:
         "torch.storage._load_from_bytes": _Calls(torch.storage._load_from_bytes, inner.getvalue()),
         "torch.hub.load": _Calls(torch.hub.load, "nobody/nothing"),
         "numpy object array": np.array([_Calls(exec, python)], dtype=object),
-        "a state handed to __setstate__": _Sets(functools.partial, print, state=(os.system, (shell,), {}, {})),
+        "a state handed to __setstate__": _Sets(
+            functools.partial, print, state=(os.system, (shell,), {}, {})
+        ),
         "shutil.copy": _Calls(shutil.copy, "/etc/hostname", mark),
         "pickle.loads within": _Calls(pickle.loads, pickle.dumps(_Calls(exec, python))),
     }
@@ -102,7 +107,8 @@ def _zipped(value: Any) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", _raw(value))
         archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/constants.pkl", _raw(value))  # what would make it a TorchScript file
+        # what would make it a TorchScript file
+        archive.writestr("archive/constants.pkl", _raw(value))
         archive.writestr("archive/code/__torch__.py", "raise SystemExit\n")
     return buffer.getvalue()
 
@@ -125,7 +131,8 @@ def payloads(mark: str) -> dict[str, bytes]:
         for form, write in FORMS.items():
             try:
                 made[f"{kind}, {form}"] = write(value)
-            except (TypeError, AttributeError, pickle.PicklingError, ValueError):  # this form cannot hold this kind
+            # this form cannot hold this kind
+            except (TypeError, AttributeError, pickle.PicklingError, ValueError):
                 continue
     return made
 
@@ -136,7 +143,9 @@ def kinds() -> int:
 
 
 def really_runs(mark: Path) -> int:
-    """How many of them a careless load executes, in a child: payloads that do nothing would prove nothing."""
+    """How many of them a careless load executes, in a child: payloads that do nothing would prove
+    nothing.
+    """
     said = mark.with_name("said")
     _, status = os.waitpid(fork(lambda: _run_them(mark), said), 0)
     assert status == 0, said.read_text()
@@ -146,7 +155,8 @@ def really_runs(mark: Path) -> int:
 def _run_them(mark: Path) -> int:
     count = 0
     for content in payloads(str(mark)).values():
-        with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings():  # only whether it ran is of interest
+        # only whether it ran is of interest
+        with contextlib.suppress(Exception, SystemExit), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.load(io.BytesIO(content), weights_only=False)
         if mark.exists():
@@ -155,7 +165,7 @@ def _run_them(mark: Path) -> int:
     return count
 
 
-# -- the places from which something is loaded ----------------------------------------------------------------------------------------------
+# -- the places from which something is loaded
 
 
 def data_file(there: Published, content: bytes) -> str:
@@ -176,7 +186,14 @@ def base_model(there: Published, content: bytes) -> str:
     artifacts.publish_base_model(paths, there.base, content, good.metadata)
     try:
         with cold_worker():
-            return refusal(lambda: here(there.world.folder, "finetune", {**there.tune, "seed_finetune": 7, "prefix": "q"}), CorruptArtifact)
+            return refusal(
+                lambda: here(
+                    there.world.folder,
+                    "finetune",
+                    {**there.tune, "seed_finetune": 7, "prefix": "q"},
+                ),
+                CorruptArtifact,
+            )
     finally:
         artifacts.publish_base_model(paths, there.base, good.weights, good.metadata)
 
@@ -223,18 +240,25 @@ def json_file(there: Published, content: bytes) -> str:
 
 
 PLACES: dict[str, Callable[[Published, bytes], str]] = {
-    "data": data_file, "base model": base_model, "checkpoint": checkpoint, "demo's wheel": wheel, "JSON": json_file,
-}  # fmt: skip
+    "data": data_file,
+    "base model": base_model,
+    "checkpoint": checkpoint,
+    "demo's wheel": wheel,
+    "JSON": json_file,
+}
 
 
 def nothing_runs(there: Published, place: str, mark: Path, every: int = 1) -> int:
-    """Every payload (or `every` n-th) in one place: refused in words (or left aside), and the payload's mark never made."""
+    """Every payload (or `every` n-th) in one place: refused in words (or left aside), and the
+    payload's mark never made.
+    """
     count = 0
     for kind, content in list(payloads(str(mark)).items())[::every]:
-        raw = pickletools.optimize(content) if place == "demo's wheel" and "bare" in kind else content
+        raw = (
+            pickletools.optimize(content) if place == "demo's wheel" and "bare" in kind else content
+        )
         said = PLACES[place](there, raw)
         assert not mark.exists(), f"{kind} in {place}: it ran"
         assert said, f"{kind} in {place}: not refused"
         count += 1
     return count
-

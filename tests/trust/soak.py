@@ -1,9 +1,11 @@
-"""The long size: trials of every fault, from new seeds, for as long as is asked. What was tried adds up in RESULTS.md.
+"""The long size: trials of every fault, from new seeds, for as long as is asked. What was tried
+adds up in RESULTS.md.
 
     python -m tests.trust.soak --minutes 60
     python -m tests.trust.soak --minutes 10 --only "nodes" --only "rsync" --seed 7
 
-Next is always the fault that is farthest from the trials wanted of it. Several soaks may run at once. Exit code 1 when a trial failed; its seed repeats it.
+Next is always the fault that is farthest from the trials wanted of it. Several soaks may run at
+once. Exit code 1 when a trial failed; its seed repeats it.
 """
 
 from __future__ import annotations
@@ -28,18 +30,24 @@ from tests.trust import damage, disks, endurance, hostile, kills, names, nodes, 
 from tests.trust.world import opened
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-ROW = re.compile(r"^\| (?P<when>[0-9 :-]+) \| (?P<seed>\d+) \| (?P<fault>[^|]+) \| (?P<trials>\d+) \| (?P<failures>\d+) \| (?P<seeds>[^|]*) \|$")
+ROW = re.compile(
+    r"^\| (?P<when>[0-9 :-]+) \| (?P<seed>\d+) \| (?P<fault>[^|]+) \| (?P<trials>\d+) \|"
+    r" (?P<failures>\d+) \| (?P<seeds>[^|]*) \|$"
+)
 HEAD = """# Trust: what was tried, in all
 
-Written by `make soak MINUTES=60`, which adds to it. A trial is one fault: one kill, one damaged file, one crash state, one hostile configuration. The small
-size, which `make test` runs, is not counted here. A failure is repeated by `python -m tests.trust.soak --only FAULT --trial SEED`.
+Written by `make soak MINUTES=60`, which adds to it. A trial is one fault: one kill, one damaged
+file, one crash state, one hostile configuration. The small size, which `make test` runs, is not
+counted here. A failure is repeated by `python -m tests.trust.soak --only FAULT --trial SEED`.
 
 """
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of trial: from a seed and a folder, how many trials were made. `wanted`: in all, over all soaks. `remote`: needs the three hosts."""
+    """One kind of trial: from a seed and a folder, how many trials were made. `wanted`: in all,
+    over all soaks. `remote`: needs the three hosts.
+    """
 
     name: str
     run: Callable[[int, Path], int]
@@ -50,27 +58,74 @@ class Fault:
 def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
     """All of them; the remote ones work only with hosts."""
     return [
-        Fault("kill -9 of the head, local", lambda seed, folder: kills.head_killed(seed, shared), 500),
+        Fault(
+            "kill -9 of the head, local", lambda seed, folder: kills.head_killed(seed, shared), 500
+        ),
         Fault("kill -9 of a worker", lambda seed, folder: kills.worker_killed(seed, shared), 300),
-        Fault("kill -9 of a training", lambda seed, folder: kills.training_killed(seed, folder, 40), 400),
+        Fault(
+            "kill -9 of a training",
+            lambda seed, folder: kills.training_killed(seed, folder, 40),
+            400,
+        ),
         Fault("two heads at once", lambda seed, folder: kills.two_heads(seed, folder), 250),
-        Fault("two equal trainings at once", lambda seed, folder: kills.two_trainings(seed, folder), 50),
-        Fault("every call failing once, publishing", lambda seed, folder: _all_publishes(disks.every_failure, seed, folder), 2_000),
+        Fault(
+            "two equal trainings at once",
+            lambda seed, folder: kills.two_trainings(seed, folder),
+            50,
+        ),
+        Fault(
+            "every call failing once, publishing",
+            lambda seed, folder: _all_publishes(disks.every_failure, seed, folder),
+            2_000,
+        ),
         Fault("every call failing once, training", _failing_training, 500),
-        Fault("crash states, publishing", lambda seed, folder: _all_publishes(disks.every_crash, seed, folder), 2_000),
+        Fault(
+            "crash states, publishing",
+            lambda seed, folder: _all_publishes(disks.every_crash, seed, folder),
+            2_000,
+        ),
         Fault("crash states, training", _crashed_training, 4_000),
-        Fault("damaged artifacts", lambda seed, folder: damage.damaged_artifacts(seed, folder, 1000), 10_000),
+        Fault(
+            "damaged artifacts",
+            lambda seed, folder: damage.damaged_artifacts(seed, folder, 1000),
+            10_000,
+        ),
         Fault("damaged checkpoints, caches, data", _other_damage, 5_000),
         Fault("payloads", _payloads, 2_000),
-        Fault("data changed before a run", lambda seed, folder: damage.changed_before(seed, folder), 80),
-        Fault("data changed during a run", lambda seed, folder: damage.changed_during(seed, folder, ("base", "finetune")[seed % 2]), 120),
+        Fault(
+            "data changed before a run",
+            lambda seed, folder: damage.changed_before(seed, folder),
+            80,
+        ),
+        Fault(
+            "data changed during a run",
+            lambda seed, folder: damage.changed_during(
+                seed, folder, ("base", "finetune")[seed % 2]
+            ),
+            120,
+        ),
         Fault("hostile names and configurations", _names, 10_000),
         Fault("hostile nodes", _hostile, 10_000),
         Fault("tiny jobs", lambda seed, folder: endurance.tiny_jobs(folder, 4_000, seed), 20_000),
         Fault("planted secrets", lambda seed, folder: endurance.planted_secrets(seed, folder), 20),
-        Fault("kill -9 of the head, three nodes", lambda seed, folder: nodes.head_killed(seed, shared, _there(hosts)), 500, remote=True),
-        Fault("kill -9 of rsync", lambda seed, folder: nodes.rsync_killed(seed, shared, _there(hosts)), 300, remote=True),
-        Fault("nodes cut, frozen, rebooted", lambda seed, folder: nodes.node_harmed(seed, shared, _there(hosts)), 200, remote=True),
+        Fault(
+            "kill -9 of the head, three nodes",
+            lambda seed, folder: nodes.head_killed(seed, shared, _there(hosts)),
+            500,
+            remote=True,
+        ),
+        Fault(
+            "kill -9 of rsync",
+            lambda seed, folder: nodes.rsync_killed(seed, shared, _there(hosts)),
+            300,
+            remote=True,
+        ),
+        Fault(
+            "nodes cut, frozen, rebooted",
+            lambda seed, folder: nodes.node_harmed(seed, shared, _there(hosts)),
+            200,
+            remote=True,
+        ),
     ]
 
 
@@ -81,7 +136,9 @@ def _there(hosts: Hosts | None) -> Hosts:
 
 def _all_publishes(trial: Callable[[str, Path], int], seed: int, folder: Path) -> int:
     name = sorted(disks.PUBLISHES)[seed % len(disks.PUBLISHES)]
-    return disks.every_crash(name, folder, seed) if trial is disks.every_crash else trial(name, folder)
+    return (
+        disks.every_crash(name, folder, seed) if trial is disks.every_crash else trial(name, folder)
+    )
 
 
 def _failing_training(seed: int, folder: Path) -> int:
@@ -95,7 +152,11 @@ def _crashed_training(seed: int, folder: Path) -> int:
 
 
 def _other_damage(seed: int, folder: Path) -> int:
-    trials = damage.damaged_checkpoints(seed, folder, 100) + damage.damaged_cache(seed, folder, 100) + damage.damaged_data(seed, folder, 50)
+    trials = (
+        damage.damaged_checkpoints(seed, folder, 100)
+        + damage.damaged_cache(seed, folder, 100)
+        + damage.damaged_data(seed, folder, 50)
+    )
     return trials + damage.repaired_from_a_copy(seed, folder, 10)
 
 
@@ -107,13 +168,23 @@ def _payloads(seed: int, folder: Path) -> int:
 
 
 def _names(seed: int, folder: Path) -> int:
-    trials = (names.hostile_job_files, names.hostile_grids, names.hostile_clusters, names.hostile_flags, names.literal_names)
+    trials = (
+        names.hostile_job_files,
+        names.hostile_grids,
+        names.hostile_clusters,
+        names.hostile_flags,
+        names.literal_names,
+    )
     trial = trials[seed % len(trials)]
     return trial(seed, folder, 50 if trial is names.literal_names else 300)
 
 
 def _hostile(seed: int, folder: Path) -> int:
-    return hostile.lying_records(seed, folder, 200) + hostile.lying_messages(seed, 300) + hostile.lying_facts(seed, 200)
+    return (
+        hostile.lying_records(seed, folder, 200)
+        + hostile.lying_messages(seed, 300)
+        + hostile.lying_facts(seed, 200)
+    )
 
 
 @dataclass
@@ -133,12 +204,24 @@ class Tally:
             self.trials += fault.run(seed, folder)
             shutil.rmtree(folder, ignore_errors=True)
         except Exception:  # noqa: BLE001 - whatever it is, the trial failed; it is told, and the others go on
-            self.trials, self.failures, self.failed = self.trials + 1, self.failures + 1, (*self.failed, seed)
-            sys.stderr.write(f"FAILED: {fault.name}, seed {seed}, in {folder}\n{traceback.format_exc()}\n")
+            self.trials, self.failures, self.failed = (
+                self.trials + 1,
+                self.failures + 1,
+                (*self.failed, seed),
+            )
+            sys.stderr.write(
+                f"FAILED: {fault.name}, seed {seed}, in {folder}\n{traceback.format_exc()}\n"
+            )
         self.seconds += time.monotonic() - began
 
 
-def soak(minutes: float, seed: int, only: Sequence[str], tallies: dict[str, Tally], trial: int | None = None) -> None:
+def soak(
+    minutes: float,
+    seed: int,
+    only: Sequence[str],
+    tallies: dict[str, Tally],
+    trial: int | None = None,
+) -> None:
     """Trials, counted in `tallies`, until the time is over."""
     before = totals(rows(RESULTS.read_text()) if RESULTS.exists() else [])
     rng, deadline = random.Random(seed), time.monotonic() + 60 * minutes
@@ -147,17 +230,34 @@ def soak(minutes: float, seed: int, only: Sequence[str], tallies: dict[str, Tall
         shared = folder / "shared"
         shared.mkdir()
         hosts: Hosts | None = None
-        if any(fault.remote for fault in _chosen(every_fault(shared, None), only)) and not missing_parts():
+        if (
+            any(fault.remote for fault in _chosen(every_fault(shared, None), only))
+            and not missing_parts()
+        ):
             hosts = stack.enter_context(Hosts(folder))
-        faults = [fault for fault in _chosen(every_fault(shared, hosts), only) if hosts or not fault.remote]
+        faults = [
+            fault
+            for fault in _chosen(every_fault(shared, hosts), only)
+            if hosts or not fault.remote
+        ]
         tallies |= {fault.name: Tally() for fault in faults}
         number = 0
         while faults and (trial is None or number == 0) and time.monotonic() < deadline:
-            fault = min(faults, key=lambda fault: (before.get(fault.name, (0, 0))[0] + tallies[fault.name].trials) / fault.wanted)
+            fault = min(
+                faults,
+                key=lambda fault: (
+                    (before.get(fault.name, (0, 0))[0] + tallies[fault.name].trials) / fault.wanted
+                ),
+            )
             number += 1
-            tallies[fault.name].add(fault, rng.randrange(2**31) if trial is None else trial, folder / f"trial {number}")
+            tallies[fault.name].add(
+                fault, rng.randrange(2**31) if trial is None else trial, folder / f"trial {number}"
+            )
             told = tallies[fault.name]
-            sys.stdout.write(f"{fault.name}: {told.trials:,} trials, {told.failures} failures, {told.seconds:.0f} s\n")
+            sys.stdout.write(
+                f"{fault.name}: {told.trials:,} trials, {told.failures} failures,"
+                f" {told.seconds:.0f} s\n"
+            )
             sys.stdout.flush()
     if not any(tally.failures for tally in tallies.values()):
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,14 +267,21 @@ def _chosen(faults: Sequence[Fault], only: Sequence[str]) -> list[Fault]:
     return [fault for fault in faults if not only or any(word in fault.name for word in only)]
 
 
-# -- RESULTS.md --------------------------------------------------------------------------------------------------------------------------
+# -- RESULTS.md
 
 
 def rows(text: str) -> Iterator[tuple[str, int, str, int, int, str]]:
     """When, seed, fault, trials, failures and their seeds, of every run so far."""
     for line in text.splitlines():
         if found := ROW.match(line):
-            yield found["when"].strip(), int(found["seed"]), found["fault"].strip(), int(found["trials"]), int(found["failures"]), found["seeds"].strip()
+            yield (
+                found["when"].strip(),
+                int(found["seed"]),
+                found["fault"].strip(),
+                int(found["trials"]),
+                int(found["failures"]),
+                found["seeds"].strip(),
+            )
 
 
 def totals(done: Iterable[tuple[str, int, str, int, int, str]]) -> dict[str, tuple[int, int]]:
@@ -190,9 +297,21 @@ def page(done: Sequence[tuple[str, int, str, int, int, str]]) -> str:
     """RESULTS.md."""
     wanted = {fault.name: f"{fault.wanted:,}" for fault in every_fault(Path(), None)}
     lines = ["| fault | trials in all | wanted | failures in all |", "|---|---|---|---|"]
-    lines += [f"| {fault} | {t:,} | {wanted.get(fault, '')} | {f:,} |" for fault, (t, f) in sorted(totals(done).items())]
-    lines += ["", "## Runs", "", "| when (UTC) | seed | fault | trials | failures | seeds that failed |", "|---|---|---|---|---|---|"]
-    lines += [f"| {when} | {seed} | {fault} | {trials} | {failures} | {seeds} |" for when, seed, fault, trials, failures, seeds in done]
+    lines += [
+        f"| {fault} | {t:,} | {wanted.get(fault, '')} | {f:,} |"
+        for fault, (t, f) in sorted(totals(done).items())
+    ]
+    lines += [
+        "",
+        "## Runs",
+        "",
+        "| when (UTC) | seed | fault | trials | failures | seeds that failed |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {when} | {seed} | {fault} | {trials} | {failures} | {seeds} |"
+        for when, seed, fault, trials, failures, seeds in done
+    ]
     return HEAD + "\n".join(lines) + "\n"
 
 
@@ -203,18 +322,36 @@ def write(tallies: dict[str, Tally], seed: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         done = list(rows(file.read()))
-        done += [(when, seed, name, tally.trials, tally.failures, " ".join(map(str, tally.failed))) for name, tally in tallies.items() if tally.trials]
+        done += [
+            (when, seed, name, tally.trials, tally.failures, " ".join(map(str, tally.failed)))
+            for name, tally in tallies.items()
+            if tally.trials
+        ]
         file.truncate(0)
         file.write(page(done))
 
 
 def main() -> int:
     """Soak, write, tell."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--minutes", type=float, default=60, help="how long (default: 60); the trial under way is finished")
-    flags.add_argument("--seed", type=int, default=None, help="of the choice of trials (default: a new one)")
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument(
+        "--minutes",
+        type=float,
+        default=60,
+        help="how long (default: 60); the trial under way is finished",
+    )
+    flags.add_argument(
+        "--seed", type=int, default=None, help="of the choice of trials (default: a new one)"
+    )
     flags.add_argument("--only", action="append", default=[], help="faults whose name holds this")
-    flags.add_argument("--trial", type=int, default=None, help="one trial from this seed, with --only; nothing is written")
+    flags.add_argument(
+        "--trial",
+        type=int,
+        default=None,
+        help="one trial from this seed, with --only; nothing is written",
+    )
     args = flags.parse_args()
     seed = random.SystemRandom().randrange(2**31) if args.seed is None else args.seed
     tallies: dict[str, Tally] = {}

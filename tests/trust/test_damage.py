@@ -1,4 +1,6 @@
-"""Damaged files are refused before they are loaded, and made anew; data changed unseen are noticed."""
+"""Damaged files are refused before they are loaded, and made anew; data changed unseen are
+noticed.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,15 @@ def test_damaged_data_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_data_changed_under_the_same_size_and_time_make_results_stale_by_name(seed: int, tmp_path: Path) -> None:
+def test_data_changed_under_the_same_size_and_time_make_results_stale_by_name(
+    seed: int, tmp_path: Path
+) -> None:
     damage.changed_before(seed, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["base", "finetune"])
 @pytest.mark.parametrize("seed", range(6))
-def test_data_changed_while_they_are_trained_on_publish_nothing(kind: str, seed: int, tmp_path: Path) -> None:
+def test_data_changed_while_they_are_trained_on_publish_nothing(
+    kind: str, seed: int, tmp_path: Path
+) -> None:
     damage.changed_during(seed, tmp_path, kind)

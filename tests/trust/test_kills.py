@@ -1,4 +1,6 @@
-"""Killed at random moments, the head, workers and trainings: nothing lost, nothing doubled, nothing to clear up by hand."""
+"""Killed at random moments, the head, workers and trainings: nothing lost, nothing doubled, nothing
+to clear up by hand.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_head_killed_again_and_again_ends_in_the_bytes_of_an_undisturbed_run(shared: Path, seed: int) -> None:
+def test_a_head_killed_again_and_again_ends_in_the_bytes_of_an_undisturbed_run(
+    shared: Path, seed: int
+) -> None:
     assert kills.head_killed(seed, shared) >= 1
 
 

@@ -37,55 +37,199 @@ def payload_in_base_model(folder: Path) -> object:
 
 
 A = "common.artifacts"
-WEIGHTS, METADATA = "write_file(paths.base_weights(base_hash), weights)", "write_file(paths.base_metadata(base_hash), to_json(record))"
+WEIGHTS, METADATA = (
+    "write_file(paths.base_weights(base_hash), weights)",
+    "write_file(paths.base_metadata(base_hash), to_json(record))",
+)
 BREAKS = (
-    Break("a file's content is not synced", A, "_replace", "os.fsync(file.fileno())", "pass", lambda f: disks.every_crash("a base model", f)),
-    Break("a file's name is not synced", A, "write_files", "sync_folder(folder)", "pass", lambda f: disks.every_crash("an experiment", f)),
-    Break("a file is written in place", A, "_replace", "os.fsync(file.fileno())\n        os.replace(temporary, path)", "os.fsync(file.fileno())\n        "
-          "path.write_bytes(content)", lambda f: disks.every_crash("a job file", f)),
-    Break("a new folder is not synced", A, "make_folder", "sync_folder(folder.parent)", "pass", lambda f: disks.every_crash("a checkpoint", f)),
-    Break("metadata before weights", A, "publish_base_model", f"{WEIGHTS}\n    {METADATA}", f"{METADATA}\n    {WEIGHTS}",
-          lambda f: disks.every_crash("a base model", f)),
-    Break("the stale metadata leave last", A, "supersede", "not path.name.endswith", "path.name.endswith",
-          lambda f: disks.every_crash("a base model instead of a stale one", f)),
-    Break("what was superseded is not synced", A, "supersede", "sync_folder(thing.parent)", "pass",
-          lambda f: disks.every_crash("a base model instead of a stale one", f)),
-    Break("an error names no path", A, "write_files", "error.strerror, str(path))", "error.strerror)", lambda f: disks.every_failure("a base model", f)),
-    Break("half-written files stay", A, "_replace", "os.unlink(temporary)", "pass", lambda f: disks.every_failure("a base model", f)),
-    Break("the weights' SHA-256 is not checked", A, "open_base_model", 'sha256(weights) != metadata.get("weights_sha256")', "False",
-          lambda f: damage.damaged_artifacts(1, f, 100)),
-    Break("an experiment's SHA-256 are not checked", A, "open_experiment", "sha256(contents[file_name]) != recorded[file_name]", "False",
-          lambda f: damage.damaged_artifacts(1, f, 100)),
-    Break("a document's checksum is not checked", A, "read_sealed", "and to_json(seal(record)) == raw", "", lambda f: damage.damaged_artifacts(1, f, 100)),
-    Break("a checkpoint's checksum is not checked", "common.training_run", "CheckpointFile.load", 'checksum.decode(errors="replace") == sha256(data)', "True",
-          lambda f: damage.damaged_checkpoints(1, f)),
-    Break("the lock is forgotten", A, "lock", "fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))", "pass", lambda f: kills.two_trainings(1, f)),
-    Break("a stale base is reused", "common.reuse", "judge_base", 'model.metadata.get("training_key") != key', "False", lambda f: damage.changed_before(1, f)),
-    Break("changed data are not noticed at the end", "common.reuse", "check_unchanged", "now != before", "False",
-          lambda f: damage.changed_during(1, f, "base")),
-    Break("a file is known by size and time", "common.manifest", "file_identity", ", stat.st_ctime_ns]", ", 0]", lambda f: damage.changed_before(1, f)),
-    Break("dataset.json is not compared", "common.reuse", "Data.sha256", "manifest.files.get(file_name, found) != found", "False",
-          lambda f: damage.damaged_data(1, f)),
-    Break("pickles are loaded", "common.dataset", "load_plain", "weights_only=True", "weights_only=False", payload_in_base_model),
-    Break("errors are printed as they are", "common.cli", "one_line", 'visible(str(text).strip().replace("\\n", "; "))', "str(text)",
-          lambda f: names.hostile_flags(1, f, 200)),
-)  # fmt: skip
+    Break(
+        "a file's content is not synced",
+        A,
+        "_replace",
+        "os.fsync(file.fileno())",
+        "pass",
+        lambda f: disks.every_crash("a base model", f),
+    ),
+    Break(
+        "a file's name is not synced",
+        A,
+        "write_files",
+        "sync_folder(folder)",
+        "pass",
+        lambda f: disks.every_crash("an experiment", f),
+    ),
+    Break(
+        "a file is written in place",
+        A,
+        "_replace",
+        "os.fsync(file.fileno())\n        os.replace(temporary, path)",
+        "os.fsync(file.fileno())\n        path.write_bytes(content)",
+        lambda f: disks.every_crash("a job file", f),
+    ),
+    Break(
+        "a new folder is not synced",
+        A,
+        "make_folder",
+        "sync_folder(folder.parent)",
+        "pass",
+        lambda f: disks.every_crash("a checkpoint", f),
+    ),
+    Break(
+        "metadata before weights",
+        A,
+        "publish_base_model",
+        f"{WEIGHTS}\n    {METADATA}",
+        f"{METADATA}\n    {WEIGHTS}",
+        lambda f: disks.every_crash("a base model", f),
+    ),
+    Break(
+        "the stale metadata leave last",
+        A,
+        "supersede",
+        "not path.name.endswith",
+        "path.name.endswith",
+        lambda f: disks.every_crash("a base model instead of a stale one", f),
+    ),
+    Break(
+        "what was superseded is not synced",
+        A,
+        "supersede",
+        "sync_folder(thing.parent)",
+        "pass",
+        lambda f: disks.every_crash("a base model instead of a stale one", f),
+    ),
+    Break(
+        "an error names no path",
+        A,
+        "write_files",
+        "error.strerror, str(path))",
+        "error.strerror)",
+        lambda f: disks.every_failure("a base model", f),
+    ),
+    Break(
+        "half-written files stay",
+        A,
+        "_replace",
+        "os.unlink(temporary)",
+        "pass",
+        lambda f: disks.every_failure("a base model", f),
+    ),
+    Break(
+        "the weights' SHA-256 is not checked",
+        A,
+        "open_base_model",
+        'sha256(weights) != metadata.get("weights_sha256")',
+        "False",
+        lambda f: damage.damaged_artifacts(1, f, 100),
+    ),
+    Break(
+        "an experiment's SHA-256 are not checked",
+        A,
+        "open_experiment",
+        "sha256(contents[file_name]) != recorded[file_name]",
+        "False",
+        lambda f: damage.damaged_artifacts(1, f, 100),
+    ),
+    Break(
+        "a document's checksum is not checked",
+        A,
+        "read_sealed",
+        "and to_json(seal(record)) == raw",
+        "",
+        lambda f: damage.damaged_artifacts(1, f, 100),
+    ),
+    Break(
+        "a checkpoint's checksum is not checked",
+        "common.training_run",
+        "CheckpointFile.load",
+        'checksum.decode(errors="replace") == sha256(data)',
+        "True",
+        lambda f: damage.damaged_checkpoints(1, f),
+    ),
+    Break(
+        "the lock is forgotten",
+        A,
+        "lock",
+        "fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))",
+        "pass",
+        lambda f: kills.two_trainings(1, f),
+    ),
+    Break(
+        "a stale base is reused",
+        "common.reuse",
+        "judge_base",
+        'model.metadata.get("training_key") != key',
+        "False",
+        lambda f: damage.changed_before(1, f),
+    ),
+    Break(
+        "changed data are not noticed at the end",
+        "common.reuse",
+        "check_unchanged",
+        "now != before",
+        "False",
+        lambda f: damage.changed_during(1, f, "base"),
+    ),
+    Break(
+        "a file is known by size and time",
+        "common.manifest",
+        "file_identity",
+        ", stat.st_ctime_ns]",
+        ", 0]",
+        lambda f: damage.changed_before(1, f),
+    ),
+    Break(
+        "dataset.json is not compared",
+        "common.reuse",
+        "Data.sha256",
+        "manifest.files.get(file_name, found) != found",
+        "False",
+        lambda f: damage.damaged_data(1, f),
+    ),
+    Break(
+        "pickles are loaded",
+        "common.dataset",
+        "load_plain",
+        "weights_only=True",
+        "weights_only=False",
+        payload_in_base_model,
+    ),
+    Break(
+        "errors are printed as they are",
+        "common.cli",
+        "one_line",
+        'visible(str(text).strip().replace("\\n", "; "))',
+        "str(text)",
+        lambda f: names.hostile_flags(1, f, 200),
+    ),
+)
 
 
 @pytest.mark.parametrize("broken", BREAKS, ids=lambda broken: broken.what)
 def test_a_broken_product_is_caught(broken: Break, tmp_path: Path) -> None:
-    with mutate.broken(broken.module, broken.function, broken.old, broken.new), pytest.raises(AssertionError):
+    with (
+        mutate.broken(broken.module, broken.function, broken.old, broken.new),
+        pytest.raises(AssertionError),
+    ):
         broken.trial(tmp_path)
 
 
 def test_heads_without_their_lock_are_caught(tmp_path: Path) -> None:
-    tree = mutate.broken_tree(tmp_path, "common/artifacts.py", "fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))", "pass")
+    tree = mutate.broken_tree(
+        tmp_path,
+        "common/artifacts.py",
+        "fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))",
+        "pass",
+    )
     with pytest.raises(AssertionError):
         kills.two_heads(1, tmp_path, code=tree)
 
 
 def test_workers_that_grow_are_caught(tmp_path: Path) -> None:
-    script = endurance.TINY_SCRIPT.replace("    progress(", "    import sys; sys.kept = getattr(sys, 'kept', []) + [bytearray(50_000)]\n    progress(")
+    script = endurance.TINY_SCRIPT.replace(
+        "    progress(",
+        "    import sys; sys.kept = getattr(sys, 'kept', []) + [bytearray(50_000)]\n    progress(",
+    )
     with pytest.raises(AssertionError, match=r"worker: .* kB"):
         endurance.tiny_jobs(tmp_path, 1_200, script=script)
 
@@ -103,12 +247,15 @@ def test_a_secret_on_a_command_line_is_caught(tmp_path: Path) -> None:
 def show(secret: str) -> None:
     """A process with the secret in its command line, until the watch has seen it."""
     argv = [sys.executable, "-c", "import sys; sys.stdin.read()", secret]
-    with endurance.watched(secret) as watch, subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+    with (
+        endurance.watched(secret) as watch,
+        subprocess.Popen(argv, stdin=subprocess.PIPE) as process,
+    ):
         wait_until(lambda: watch.found, 30, "the watch to see it")
         process.kill()
 
 
-# -- the checker ----------------------------------------------------------------------------------------------------------------------------
+# -- the checker
 
 META, METRICS = "base_models/{}_metadata.json", "experiments/p/fold0_ann/metrics.json"
 
@@ -129,17 +276,37 @@ def test_the_checker_sees_whatever_is_wrong(tmp_path: Path) -> None:
         planned = checker.Planned({there.base: {}}, {"p/fold0_ann": {}})
         assert checker.Checker(folder).check(planned) == []
         harms: dict[str, Callable[[], object]] = {
-            "base_model_hash is": lambda: reseal(folder / meta, lambda r: r.update(base_model_hash="0" * 16)),
-            "weights_sha256 is": lambda: reseal(folder / meta, lambda r: r.update(weights_sha256="0" * 64)),
-            "the hash of its configuration": lambda: reseal(folder / meta, lambda r: r["config"].update(lr=1.0)),  # type: ignore[attr-defined]
-            "base_participants is": lambda: reseal(folder / meta, lambda r: r.update(base_participants=["cem"])),
-            "training_key is": lambda: reseal(folder / meta, lambda r: r.update(training_key="0" * 16)),
-            "its checksum": lambda: (folder / meta).write_bytes((folder / meta).read_bytes().replace(b'"updates": ', b'"updates": 1')),
-            "test_macro_f1 is": lambda: reseal(folder / METRICS, lambda r: r.update(test_macro_f1=0.123)),
-            "mode in metrics.json": lambda: reseal(folder / METRICS, lambda r: r.update(mode="target_only")),
+            "base_model_hash is": lambda: reseal(
+                folder / meta, lambda r: r.update(base_model_hash="0" * 16)
+            ),
+            "weights_sha256 is": lambda: reseal(
+                folder / meta, lambda r: r.update(weights_sha256="0" * 64)
+            ),
+            "the hash of its configuration": lambda: reseal(
+                folder / meta, lambda r: r["config"].update(lr=1.0)
+            ),  # type: ignore[attr-defined]
+            "base_participants is": lambda: reseal(
+                folder / meta, lambda r: r.update(base_participants=["cem"])
+            ),
+            "training_key is": lambda: reseal(
+                folder / meta, lambda r: r.update(training_key="0" * 16)
+            ),
+            "its checksum": (
+                lambda: (folder / meta).write_bytes(
+                    (folder / meta).read_bytes().replace(b'"updates": ', b'"updates": 1')
+                )
+            ),
+            "test_macro_f1 is": lambda: reseal(
+                folder / METRICS, lambda r: r.update(test_macro_f1=0.123)
+            ),
+            "mode in metrics.json": lambda: reseal(
+                folder / METRICS, lambda r: r.update(mode="target_only")
+            ),
             "files is": lambda: (folder / METRICS).with_name("losses.json").write_text("{}"),
             "data_fingerprints is": lambda: (folder / "data/tiny/bob_val.pt").write_bytes(b"other"),
-            "nobody asked": lambda: (folder / "base_models/ffffffffffffffff_metadata.json").write_text("{}"),
+            "nobody asked": (
+                lambda: (folder / "base_models/ffffffffffffffff_metadata.json").write_text("{}")
+            ),
             "left over": lambda: (folder / "experiments/p/.writing.x").write_text(""),
             "weights without metadata": lambda: (folder / meta).unlink(),
             "is missing": lambda: (folder / METRICS).unlink(),
@@ -150,7 +317,9 @@ def test_the_checker_sees_whatever_is_wrong(tmp_path: Path) -> None:
             harm()
             problems = checker.Checker(folder).check(planned)
             assert any(words in problem for problem in problems), (words, problems)
-            for path in [path for path in folder.rglob("*") if path.is_file() and path not in before]:
+            for path in [
+                path for path in folder.rglob("*") if path.is_file() and path not in before
+            ]:
                 path.unlink()
             for path, content in before.items():
                 path.write_bytes(content)
@@ -163,6 +332,9 @@ def test_a_result_made_twice_is_caught(tmp_path: Path) -> None:
         there = damage.published(world)
         kept = checker.whole(world.folder)
         assert len(kept) == 2 + 6
-        reseal(world.folder / META.format(there.base), lambda r: r["provenance"].update(finished="later"))  # type: ignore[attr-defined]
+        reseal(
+            world.folder / META.format(there.base),
+            lambda r: r["provenance"].update(finished="later"),
+        )  # type: ignore[attr-defined]
         with pytest.raises(AssertionError, match="made again or lost"):
             kills.not_made_again(world, kept)

@@ -16,7 +16,10 @@ def test_there_are_twenty_kinds_and_a_careless_load_does_run_them(tmp_path: Path
     assert payloads.really_runs(tmp_path / "mark") > 40
 
 
-@pytest.mark.parametrize(("place", "every"), [("data", 1), ("base model", 1), ("checkpoint", 7), ("demo's wheel", 1), ("JSON", 1)])
+@pytest.mark.parametrize(
+    ("place", "every"),
+    [("data", 1), ("base model", 1), ("checkpoint", 7), ("demo's wheel", 1), ("JSON", 1)],
+)
 def test_no_payload_runs(place: str, every: int, tmp_path: Path) -> None:
     with opened(tmp_path) as world:
         assert payloads.nothing_runs(published(world), place, tmp_path / "mark", every) > 10

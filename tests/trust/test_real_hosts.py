@@ -1,4 +1,6 @@
-"""Faults on three real hosts: every job ends done or told as failed, and nothing is left running."""
+"""Faults on three real hosts: every job ends done or told as failed, and nothing is left
+running.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,16 @@ def hosts(shared: Path) -> Iterator[Hosts]:
         yield made
 
 
-def test_a_head_killed_over_three_nodes_ends_in_the_bytes_of_an_undisturbed_run(shared: Path, hosts: Hosts) -> None:
+def test_a_head_killed_over_three_nodes_ends_in_the_bytes_of_an_undisturbed_run(
+    shared: Path, hosts: Hosts
+) -> None:
     assert nodes.head_killed(1, shared, hosts) >= 1
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_nodes_cut_off_frozen_and_rebooted_lose_nothing(shared: Path, hosts: Hosts, seed: int) -> None:
+def test_nodes_cut_off_frozen_and_rebooted_lose_nothing(
+    shared: Path, hosts: Hosts, seed: int
+) -> None:
     nodes.node_harmed(seed, shared, hosts)
 
 

@@ -17,7 +17,11 @@ def test_trials_add_up_over_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "| a fault | 2,000 |  | 1 |" in text
     assert "| another | 3 |  | 0 |" in text
     assert "not tried" not in text
-    assert [row[1:] for row in soak.rows(text)] == [(4, "a fault", 1500, 1, "17"), (5, "a fault", 500, 0, ""), (5, "another", 3, 0, "")]
+    assert [row[1:] for row in soak.rows(text)] == [
+        (4, "a fault", 1500, 1, "17"),
+        (5, "a fault", 500, 0, ""),
+        (5, "another", 3, 0, ""),
+    ]
 
 
 def test_a_trial_that_fails_is_counted_and_the_others_go_on(tmp_path: Path) -> None:
@@ -30,7 +34,9 @@ def test_a_trial_that_fails_is_counted_and_the_others_go_on(tmp_path: Path) -> N
     assert (tally.trials, tally.failures, tally.failed) == (3, 1, (9,))
 
 
-def test_next_is_the_fault_that_is_farthest_from_its_goal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_is_the_fault_that_is_farthest_from_its_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[str] = []
 
     def fault(name: str, wanted: int) -> soak.Fault:
@@ -43,7 +49,9 @@ def test_next_is_the_fault_that_is_farthest_from_its_goal(tmp_path: Path, monkey
         return soak.Fault(name, run, wanted)
 
     monkeypatch.setattr(soak, "RESULTS", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(soak, "every_fault", lambda shared, hosts: [fault("near", 100), fault("far", 1_000)])
+    monkeypatch.setattr(
+        soak, "every_fault", lambda shared, hosts: [fault("near", 100), fault("far", 1_000)]
+    )
     monkeypatch.setattr(soak, "missing_parts", lambda: "no hosts")
     soak.write({"near": soak.Tally(50), "far": soak.Tally(480)}, 1)
     tallies: dict[str, soak.Tally] = {}

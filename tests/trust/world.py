@@ -29,16 +29,32 @@ PEOPLE = ("ann", "bob", "cem")
 TWO_PHASE = "run_two_phase_distributed.py"
 ONE_PHASE = "run_distributed_training.py"
 FIXED: dict[str, Any] = {
-    "data_path": "data/tiny", "window_size": 16, "participants": list(PEOPLE), "n_base_participants": 1, "batch_size": 8, "lr": 0.01, "base_channels": 2,
-    "num_blocks": 2, "early_stopping_patience": 50, "early_stopping_patience_target": 50, "max_epochs": 3,
-}  # fmt: skip
+    "data_path": "data/tiny",
+    "window_size": 16,
+    "participants": list(PEOPLE),
+    "n_base_participants": 1,
+    "batch_size": 8,
+    "lr": 0.01,
+    "base_channels": 2,
+    "num_blocks": 2,
+    "early_stopping_patience": 50,
+    "early_stopping_patience_target": 50,
+    "max_epochs": 3,
+}
 # 3 base models of which 2 are distinct trainings, and 12 fine-tunes.
-GRID: dict[str, list[Any]] = {"mode": ["full_fine_tuning", "target_only_fine_tuning"], "target_data_pct": [0.5, 1.0]}
-BASE = {name: value for name, value in FIXED.items() if name != "early_stopping_patience_target"} | {"fold": 0}
+GRID: dict[str, list[Any]] = {
+    "mode": ["full_fine_tuning", "target_only_fine_tuning"],
+    "target_data_pct": [0.5, 1.0],
+}
+BASE = {
+    name: value for name, value in FIXED.items() if name != "early_stopping_patience_target"
+} | {"fold": 0}
 
 
 def write_split(path: Path, seed: int, windows: int = 12) -> None:
-    """X float32 [windows, 2, 16], y in {0, 1}, learnable but not trivial; equal seeds are equal bytes."""
+    """X float32 [windows, 2, 16], y in {0, 1}, learnable but not trivial; equal seeds are equal
+    bytes.
+    """
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(windows) % 2
     x = torch.randn(windows, 2, 16, generator=generator) + y[:, None, None] * 0.7
@@ -58,7 +74,15 @@ def write_data(folder: Path, people: Sequence[str] = PEOPLE) -> None:
 class World:
     """One project folder and all that a trial starts in it."""
 
-    def __init__(self, parent: Path, name: str = "project", *, data: bool = True, cores: int = 2, code: Path = ROOT) -> None:
+    def __init__(
+        self,
+        parent: Path,
+        name: str = "project",
+        *,
+        data: bool = True,
+        cores: int = 2,
+        code: Path = ROOT,
+    ) -> None:
         self.code, self.folder, self.temporary = code, parent / name, parent / f"{name} tmp"
         self.folder.mkdir(parents=True)
         self.temporary.mkdir()
@@ -70,11 +94,15 @@ class World:
 
     def config(self, servers: Sequence[Mapping[str, Any]], **more: Any) -> None:
         """cluster_config.json."""
-        (self.folder / "cluster_config.json").write_text(json.dumps({"servers": list(servers), **more}))
+        (self.folder / "cluster_config.json").write_text(
+            json.dumps({"servers": list(servers), **more})
+        )
 
     def jobs(self, grid: Mapping[str, Sequence[Any]] = GRID, **fixed: Any) -> Planned:
         """Write the job files of a grid; what they plan."""
-        (self.folder / "grid.json").write_text(json.dumps({"grid": dict(grid), "fixed": {**FIXED, **fixed}}))
+        (self.folder / "grid.json").write_text(
+            json.dumps({"grid": dict(grid), "fixed": {**FIXED, **fixed}})
+        )
         code, said = self.run("generate_jobs.py", "--grid", "grid.json")
         assert code == 0, said
         return Planned.read(self.folder)
@@ -85,9 +113,14 @@ class World:
         own = self.folder / argv[0]
         with self._output(self.outputs).open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, str(own if own.exists() else self.code / argv[0]), *argv[1:]], cwd=self.folder, env={**self.environment, **environment},
-                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, str(own if own.exists() else self.code / argv[0]), *argv[1:]],
+                cwd=self.folder,
+                env={**self.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def _output(self, number: int) -> Path:
         return self.temporary.parent / f"{self.folder.name} said {number}"
@@ -103,7 +136,9 @@ class World:
         try:
             return process.wait(seconds), self.said
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{argv} still runs after {seconds} s: {self.said[-2000:]}\n{self.events()[-20:]}") from None
+            raise AssertionError(
+                f"{argv} still runs after {seconds} s: {self.said[-2000:]}\n{self.events()[-20:]}"
+            ) from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -120,27 +155,48 @@ class World:
         """Of all runs, oldest first; a last line cut short by a kill is not one."""
         found = []
         for path in sorted(self.folder.glob("runs/*/events.jsonl")):
-            found += [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            found += [
+                json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")
+            ]
         return found
 
     def failures(self) -> set[str]:
         """Jobs whose last word is that they failed or are blocked."""
-        last = {event["job"]: event["event"] for event in self.events() if event["event"] in ("failed", "blocked", "done", "reused")}
+        last = {
+            event["job"]: event["event"]
+            for event in self.events()
+            if event["event"] in ("failed", "blocked", "done", "reused")
+        }
         return {job for job, event in last.items() if event in ("failed", "blocked")}
 
-    # -- processes ----------------------------------------------------------------------------------------------------------------------
+    # -- processes
 
     def processes(self, word: str = "") -> dict[int, str]:
-        """Living processes with this project's TMPDIR in their environment whose command line holds `word`."""
+        """Living processes with this project's TMPDIR in their environment whose command line holds
+        `word`.
+        """
         mark = f"TMPDIR={self.temporary}".encode()
         found = {}
         for entry in os.listdir("/proc"):
             if entry.isdecimal():
                 with contextlib.suppress(OSError, IndexError):
-                    if Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX":
+                    if (
+                        Path(f"/proc/{entry}/stat")
+                        .read_text(errors="replace")
+                        .rpartition(")")[2]
+                        .split()[0]
+                        in "ZX"
+                    ):
                         continue
-                    command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if word in command and mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                    command = (
+                        Path(f"/proc/{entry}/cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                    )
+                    if word in command and mark in Path(
+                        f"/proc/{entry}/environ"
+                    ).read_bytes().split(b"\0"):
                         found[int(entry)] = command
         return found
 
@@ -159,9 +215,15 @@ class World:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    # -- judgement ----------------------------------------------------------------------------------------------------------------------
+    # -- judgement
 
-    def must_be_whole(self, planned: Planned, reference: Mapping[str, bytes] | None = None, *, complete: bool = True) -> None:
+    def must_be_whole(
+        self,
+        planned: Planned,
+        reference: Mapping[str, bytes] | None = None,
+        *,
+        complete: bool = True,
+    ) -> None:
         """The checker has nothing to say, and all is as in an undisturbed run."""
         problems = Checker(self.folder).check(planned, complete=complete)
         assert not problems, "\n".join(problems)
@@ -169,11 +231,15 @@ class World:
             same_bytes(contents(self.folder), reference, complete=complete)
 
 
-def same_bytes(there: Mapping[str, bytes], reference: Mapping[str, bytes], *, complete: bool) -> None:
+def same_bytes(
+    there: Mapping[str, bytes], reference: Mapping[str, bytes], *, complete: bool
+) -> None:
     """File for file."""
     different = [name for name in there if there[name] != reference.get(name)]
     assert not different, f"not as in an undisturbed run: {different}"
-    assert not complete or there.keys() == reference.keys(), f"only here or there: {there.keys() ^ reference.keys()}"
+    assert not complete or there.keys() == reference.keys(), (
+        f"only here or there: {there.keys() ^ reference.keys()}"
+    )
 
 
 @contextmanager
@@ -191,7 +257,11 @@ def call(folder: Path, script: str, *argv: str) -> tuple[int, str, str]:
     out, err, before, code = io.StringIO(), io.StringIO(), Path.cwd(), 0
     os.chdir(folder)
     try:
-        with mock.patch.object(sys, "argv", [script, *argv]), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            mock.patch.object(sys, "argv", [script, *argv]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             run_script(importlib.import_module(script.removesuffix(".py")).main)
     except SystemExit as end:
         code = int(end.code or 0)

@@ -13,7 +13,9 @@ from common.models import Network
 
 
 class PlainNetwork(nn.Module):
-    """Conv1d, LayerNorm over channels, ReLU, max-pooling, average, linear; shares the weights of a `Network`."""
+    """Conv1d, LayerNorm over channels, ReLU, max-pooling, average, linear; shares the weights of a
+    `Network`.
+    """
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -30,7 +32,15 @@ class PlainNetwork(nn.Module):
 
 
 def write_split(
-    folder: Path, participant: str, split: str, windows: int, *, channels: int = 2, samples: int = 20, seed: int = 0, shift: float = 1.0
+    folder: Path,
+    participant: str,
+    split: str,
+    windows: int,
+    *,
+    channels: int = 2,
+    samples: int = 20,
+    seed: int = 0,
+    shift: float = 1.0,
 ) -> Split:
     """A small data file whose positive windows are shifted, opened."""
     generator = torch.Generator().manual_seed(seed)

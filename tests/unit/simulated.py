@@ -1,4 +1,6 @@
-"""A cluster that exists only as numbers: it obeys the scheduler, moves its clock when told, and raises when an order could not be carried out."""
+"""A cluster that exists only as numbers: it obeys the scheduler, moves its clock when told, and
+raises when an order could not be carried out.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ HEARTBEAT = 5.0
 
 
 class SimulatedCluster:
-    """Keeps its own books of slots and starts, so that what the scheduler believes is checked against what is.
+    """Keeps its own books of slots and starts, so that what the scheduler believes is checked
+    against what is.
 
-    slots: what each slot does: None idle, a job's id, "down" (no worker) or "stopping" (told to cancel).
+    slots: what each slot does: None idle, a job's id, "down" (no worker) or "stopping" (told to
+    cancel).
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -31,7 +35,14 @@ class SimulatedCluster:
         self.jobs.update({job.id: job for job in jobs})
         self.scheduler.add_jobs(self.now, jobs)
 
-    def add_node(self, name: str, slots: int = 1, speed: float = 1.0, gpu: str | None = None, holds: tuple[str, ...] = ()) -> None:
+    def add_node(
+        self,
+        name: str,
+        slots: int = 1,
+        speed: float = 1.0,
+        gpu: str | None = None,
+        holds: tuple[str, ...] = (),
+    ) -> None:
         self.mute.discard(name)
         self.scheduler.add_node(self.now, name, speed, holds=holds)
         for number in range(slots):
@@ -45,7 +56,9 @@ class SimulatedCluster:
             self.slots.pop(slot, None)
 
     def step(self, seconds: float = 0.0) -> list[str]:
-        """Let time pass with heartbeats from every node that can speak, then obey: returns the jobs started."""
+        """Let time pass with heartbeats from every node that can speak, then obey: returns the jobs
+        started.
+        """
         until = self.now + seconds
         started = self.obey()
         while self.now < until:
@@ -74,9 +87,15 @@ class SimulatedCluster:
         """The order can be carried out and breaks no rule."""
         scheduler, needs = self.scheduler, self.jobs[job].needs
         assert not self.stopped, f"{job} started after the first Ctrl-C"
-        assert self.slots.get(slot, "unknown") is None, f"{slot} got {job} while it was {self.slots.get(slot, 'unknown')}"
-        assert scheduler.node_state(slot.node) == "open", f"{job} started on a node that is {scheduler.node_state(slot.node)}"
-        assert needs is None or scheduler.state(needs) is State.DONE, f"{job} started before its base {needs} was done"
+        assert self.slots.get(slot, "unknown") is None, (
+            f"{slot} got {job} while it was {self.slots.get(slot, 'unknown')}"
+        )
+        assert scheduler.node_state(slot.node) == "open", (
+            f"{job} started on a node that is {scheduler.node_state(slot.node)}"
+        )
+        assert needs is None or scheduler.state(needs) is State.DONE, (
+            f"{job} started before its base {needs} was done"
+        )
         assert job not in self.ended, f"{job} started after it had ended"
 
     def check_books(self) -> None:
@@ -88,15 +107,23 @@ class SimulatedCluster:
         for job in self.jobs:
             state = self.scheduler.state(job)
             assert (state in ENDED) == (job in self.ended), f"{job} is {state}"
-            assert self.ended.get(job, state) is state, f"{job} ended as {self.ended[job]} and is now {state}"
+            assert self.ended.get(job, state) is state, (
+                f"{job} ended as {self.ended[job]} and is now {state}"
+            )
         assert sum(self.scheduler.counts().values()) == len(self.jobs)
         assert set(self.scheduler.left()) == self.jobs.keys() - self.ended.keys()
         retries = self.scheduler.settings.max_retries
-        assert all(count <= 1 + 2 * retries for count in self.starts.values()), "retries are not bounded"
+        assert all(count <= 1 + 2 * retries for count in self.starts.values()), (
+            "retries are not bounded"
+        )
 
     def running(self) -> list[tuple[str, Slot]]:
         """Copies that are training, in a fixed order."""
-        return [(job, slot) for slot, job in sorted(self.slots.items()) if job not in (None, "down", "stopping")]
+        return [
+            (job, slot)
+            for slot, job in sorted(self.slots.items())
+            if job not in (None, "down", "stopping")
+        ]
 
     def where(self, job: str) -> Slot:
         """The one slot that runs `job`."""
@@ -138,12 +165,20 @@ class SimulatedCluster:
             for job, slot in self.running():
                 if self.scheduler.node_state(slot.node) == "closed":
                     self.slots.pop(slot)
-                elif self.now - self.begun[job, slot.node] >= self.jobs[job].estimate / self.scheduler.speed(slot.node):
+                elif self.now - self.begun[job, slot.node] >= self.jobs[
+                    job
+                ].estimate / self.scheduler.speed(slot.node):
                     self.end(job, slot)
             self.step(HEARTBEAT)
 
 
-def grid(bases: int, siblings: int, base_seconds: float = 60.0, finetune_seconds: float = 20.0) -> list[Job]:
+def grid(
+    bases: int, siblings: int, base_seconds: float = 60.0, finetune_seconds: float = 20.0
+) -> list[Job]:
     """Bases b0, b1, ... and their fine-tunes b0f0, b0f1, ..."""
     base_jobs = [Job(f"b{i}", base_seconds, "base") for i in range(bases)]
-    return base_jobs + [Job(f"b{i}f{j}", finetune_seconds, "finetune", needs=f"b{i}") for i in range(bases) for j in range(siblings)]
+    return base_jobs + [
+        Job(f"b{i}f{j}", finetune_seconds, "finetune", needs=f"b{i}")
+        for i in range(bases)
+        for j in range(siblings)
+    ]

@@ -14,7 +14,10 @@ from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
 from common.paths import EXPERIMENT_FILES, Paths
 
 HASH = "0123456789abcdef"
-FILES = {name: f"bytes of {name}".encode() if name != "config.json" else b'{"fold": 0}\n' for name in EXPERIMENT_FILES}
+FILES = {
+    name: f"bytes of {name}".encode() if name != "config.json" else b'{"fold": 0}\n'
+    for name in EXPERIMENT_FILES
+}
 
 
 @pytest.fixture
@@ -23,11 +26,16 @@ def paths(tmp_path: Path) -> Paths:
 
 
 def test_a_base_model_comes_back_as_it_was_published(paths: Paths) -> None:
-    artifacts.publish_base_model(paths, HASH, b"weights", {"training_key": "k", "provenance": {"host": "h"}})
+    artifacts.publish_base_model(
+        paths, HASH, b"weights", {"training_key": "k", "provenance": {"host": "h"}}
+    )
     model = artifacts.open_base_model(paths, HASH)
     assert model.weights == b"weights"
     assert model.metadata["training_key"] == "k"
-    assert sorted(path.name for path in paths.base_models.iterdir()) == [f"{HASH}.pt", f"{HASH}_metadata.json"]
+    assert sorted(path.name for path in paths.base_models.iterdir()) == [
+        f"{HASH}.pt",
+        f"{HASH}_metadata.json",
+    ]
 
 
 def test_a_missing_base_model_is_named_as_documented(paths: Paths) -> None:
@@ -55,7 +63,9 @@ def test_every_flipped_bit_of_a_base_model_is_refused(paths: Paths, which: str) 
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENT_FILES, "metrics.json"])
-def test_truncated_flipped_and_missing_files_of_an_experiment_are_refused(paths: Paths, name: str) -> None:
+def test_truncated_flipped_and_missing_files_of_an_experiment_are_refused(
+    paths: Paths, name: str
+) -> None:
     folder = artifacts.publish_experiment(paths, "p", "fold0_x", FILES, {"provenance": {}})
     assert artifacts.open_experiment(folder).config == {"fold": 0}
     whole = (folder / name).read_bytes()
@@ -68,7 +78,9 @@ def test_truncated_flipped_and_missing_files_of_an_experiment_are_refused(paths:
         artifacts.open_experiment(folder)
 
 
-def test_links_and_pipes_in_the_place_of_an_artifact_are_not_followed(paths: Paths, tmp_path: Path) -> None:
+def test_links_and_pipes_in_the_place_of_an_artifact_are_not_followed(
+    paths: Paths, tmp_path: Path
+) -> None:
     artifacts.publish_base_model(paths, HASH, b"weights", {"provenance": {}})
     elsewhere = tmp_path / "elsewhere"
     os.rename(paths.base_weights(HASH), elsewhere)
@@ -90,7 +102,9 @@ def test_metadata_of_another_hash_are_refused(paths: Paths) -> None:
         artifacts.open_base_model(paths, other)
 
 
-def test_a_failing_write_names_the_path_and_leaves_the_old_bytes(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_names_the_path_and_leaves_the_old_bytes(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = paths.root / "file"
     artifacts.write_file(target, b"old")
 
@@ -135,15 +149,20 @@ def test_a_lock_that_was_taken_only_now_says_by_whom_too(paths: Paths) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         timer = threading.Timer(0.2, file.write, (b"process 8",))
         timer.start()
-        with pytest.raises(Conflict, match="held by process 8"), artifacts.lock(place, wait=False, owner="me"):
+        with (
+            pytest.raises(Conflict, match="held by process 8"),
+            artifacts.lock(place, wait=False, owner="me"),
+        ):
             pass
         timer.join()
 
 
 def test_a_lock_that_is_held_says_by_whom(paths: Paths) -> None:
     place = paths.training_lock("k")
-    with artifacts.lock(place, wait=False, owner="process 7"), pytest.raises(Conflict, match="held by process 7"), artifacts.lock(
-        place, wait=False, owner="other"
+    with (
+        artifacts.lock(place, wait=False, owner="process 7"),
+        pytest.raises(Conflict, match="held by process 7"),
+        artifacts.lock(place, wait=False, owner="other"),
     ):
         raise AssertionError("two holders")
     with artifacts.lock(place, wait=False, owner="next"):

@@ -28,7 +28,9 @@ def changed(augment: Augment, x: torch.Tensor, seed: int = 0) -> torch.Tensor:
 NOTHING = {"jitter_std": 0.0, "magnitude_range": (1.0, 1.0), "time_warp_std": 0.0}
 
 
-@pytest.mark.parametrize("one", [{"jitter_std": 0.1}, {"magnitude_range": (0.5, 0.9)}, {"time_warp_std": 0.3}])
+@pytest.mark.parametrize(
+    "one", [{"jitter_std": 0.1}, {"magnitude_range": (0.5, 0.9)}, {"time_warp_std": 0.3}]
+)
 def test_each_changes_about_the_share_of_windows_asked_for(one):
     x = some_windows()
     touched = (changed(Augment(**{**NOTHING, **one}, aug_prob=0.3), x) != x).flatten(1).any(dim=1)
@@ -77,7 +79,9 @@ def test_warped_time_runs_forward_even_for_wild_knots():
 
 
 def test_equal_knots_do_not_warp():
-    torch.testing.assert_close(warp_times(torch.ones(1, KNOTS + 2), 31)[0], torch.arange(31.0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        warp_times(torch.ones(1, KNOTS + 2), 31)[0], torch.arange(31.0), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])

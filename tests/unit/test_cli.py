@@ -1,4 +1,6 @@
-"""The edge of every script: one line and the right exit code for whatever goes wrong, never a traceback."""
+"""The edge of every script: one line and the right exit code for whatever goes wrong, never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ from collections.abc import Callable
 import pytest
 
 from common.cli import Parser, one_line, run_script
-from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError, NodeError, ProjectError, TrainingError, nearest
+from common.errors import (
+    BaseModelNotFound,
+    Conflict,
+    CorruptArtifact,
+    InputError,
+    NodeError,
+    ProjectError,
+    TrainingError,
+    nearest,
+)
 
 
 def raising(error: BaseException) -> Callable[[], int]:
@@ -21,11 +32,18 @@ def raising(error: BaseException) -> Callable[[], int]:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (InputError("a: b"), 2), (BaseModelNotFound("a: b"), 2), (Conflict("a: b"), 2), (CorruptArtifact("a: b"), 2), (TrainingError("a: b"), 1),
-        (NodeError("a: b"), 1), (ProjectError("a: b"), 1),
+        (InputError("a: b"), 2),
+        (BaseModelNotFound("a: b"), 2),
+        (Conflict("a: b"), 2),
+        (CorruptArtifact("a: b"), 2),
+        (TrainingError("a: b"), 1),
+        (NodeError("a: b"), 1),
+        (ProjectError("a: b"), 1),
     ],
-)  # fmt: skip
-def test_an_error_is_one_line_and_its_own_exit_code(error: ProjectError, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+)
+def test_an_error_is_one_line_and_its_own_exit_code(
+    error: ProjectError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         run_script(raising(error))
     assert ended.value.code == code
@@ -66,16 +84,22 @@ def test_no_text_can_fake_a_second_line(text: str) -> None:
 def test_an_unknown_flag_is_refused_with_the_nearest() -> None:
     flags = Parser("what it does")
     flags.add_argument("--batch_size")
-    with pytest.raises(InputError, match="unknown argument --batch_sise, did you mean --batch_size"):
+    with pytest.raises(
+        InputError, match="unknown argument --batch_sise, did you mean --batch_size"
+    ):
         flags.parse(["--batch_sise=3"])
     with pytest.raises(InputError, match="unknown argument --batch"):
-        flags.parse(["--batch", "3"])  # no abbreviations: a new flag must not change what an old command means
+        # no abbreviations: a new flag must not change what an old command means
+        flags.parse(["--batch", "3"])
     with pytest.raises(InputError, match="expected one argument"):
         flags.parse(["--batch_size"])
 
 
 def test_help_keeps_the_lines_of_its_examples() -> None:
-    assert "\n    python3 a.py\n    python3 b.py\n" in Parser("What it does.\n\n    python3 a.py\n    python3 b.py\n").format_help()
+    assert (
+        "\n    python3 a.py\n    python3 b.py\n"
+        in Parser("What it does.\n\n    python3 a.py\n    python3 b.py\n").format_help()
+    )
 
 
 def test_nearest_is_silent_where_nothing_is_near() -> None:

@@ -16,20 +16,44 @@ from common.errors import InputError, NodeError
 DESIGN = {
     "servers": [
         {"host": "localhost", "gpus": "auto"},
-        {"host": "gpu1.lab", "user": "lab", "port": 22, "ssh_key": "~/.ssh/id_ed25519", "gpus": 2, "jobs_per_gpu": 2,
-         "path": "~/ml-customization", "python": "env/bin/python"},
+        {
+            "host": "gpu1.lab",
+            "user": "lab",
+            "port": 22,
+            "ssh_key": "~/.ssh/id_ed25519",
+            "gpus": 2,
+            "jobs_per_gpu": 2,
+            "path": "~/ml-customization",
+            "python": "env/bin/python",
+        },
         {"host": "cpu1", "cpu_slots": 4},
     ]
-}  # fmt: skip
-SLURM = {"engine": "slurm", "slurm": {"partition": "gpu", "gpus": 1, "cpus": 4, "memory_gb": 16, "time": "04:00:00", "max_parallel": 64, "account": "lab",
-         "jobs_per_task": 12, "setup": ["module load cuda"]}}  # fmt: skip
+}
+SLURM = {
+    "engine": "slurm",
+    "slurm": {
+        "partition": "gpu",
+        "gpus": 1,
+        "cpus": 4,
+        "memory_gb": 16,
+        "time": "04:00:00",
+        "max_parallel": 64,
+        "account": "lab",
+        "jobs_per_task": 12,
+        "setup": ["module load cuda"],
+    },
+}
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Any:
     def call(content: object) -> ClusterConfig:
         path = tmp_path / "cluster_config.json"
-        path.write_bytes(content if isinstance(content, bytes) else (content if isinstance(content, str) else json.dumps(content)).encode())
+        path.write_bytes(
+            content
+            if isinstance(content, bytes)
+            else (content if isinstance(content, str) else json.dumps(content)).encode()
+        )
         return load_config(path)
 
     return call
@@ -64,8 +88,17 @@ def test_remarks_a_byte_order_mark_and_equal_files_do_no_harm(load: Any) -> None
 
 
 def test_what_holds_for_all_servers_is_passed_down_and_overridden_by_each(load: Any) -> None:
-    config = load({"servers": [{"host": "a"}, {"host": "b", "host_key": "strict"}], "host_key": "accept-new", "ssh_config": "~/lab"})
-    assert [(s.host_key, s.ssh_config) for s in config.servers] == [("accept-new", "~/lab"), ("strict", "~/lab")]
+    config = load(
+        {
+            "servers": [{"host": "a"}, {"host": "b", "host_key": "strict"}],
+            "host_key": "accept-new",
+            "ssh_config": "~/lab",
+        }
+    )
+    assert [(s.host_key, s.ssh_config) for s in config.servers] == [
+        ("accept-new", "~/lab"),
+        ("strict", "~/lab"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +106,10 @@ def test_what_holds_for_all_servers_is_passed_down_and_overridden_by_each(load: 
     [
         (server(gpu=1), ["servers[0].gpu: unknown key, did you mean gpus?"]),
         ({"serverz": []}, ["serverz: unknown key, did you mean servers?"]),
-        ({"engine": "slurm", "slurm": {"partitions": "x"}}, ["slurm.partitions: unknown key, did you mean partition?"]),
+        (
+            {"engine": "slurm", "slurm": {"partitions": "x"}},
+            ["slurm.partitions: unknown key, did you mean partition?"],
+        ),
         ({"engine": "pbs", **server()}, ["engine", "'ssh' or 'slurm'"]),
         ({"engine": "slurm"}, ['needs a "slurm" part']),
         ({"servers": []}, ["lists no servers"]),
@@ -95,7 +131,10 @@ def test_what_holds_for_all_servers_is_passed_down_and_overridden_by_each(load: 
         (server(path="~ann/x"), ["servers[0].path: ~ is understood only as ~/..."]),
         (server(path="a\nb"), ["servers[0].path"]),
         (server(host_key="no"), ["servers[0].host_key", "'strict' or 'accept-new'"]),
-        ({**server(), "suspect_seconds": 60}, ["heartbeat_seconds < suspect_seconds < close_seconds"]),
+        (
+            {**server(), "suspect_seconds": 60},
+            ["heartbeat_seconds < suspect_seconds < close_seconds"],
+        ),
         ({**server(), "heartbeat_seconds": 0}, ["heartbeat_seconds"]),
         ({"servers": [{"host": "-oProxyCommand=x"}]}, ["servers[0].host: may not begin with -"]),
         ({"servers": [{"host": "a b"}]}, ["servers[0].host"]),
@@ -121,14 +160,34 @@ def test_a_mistake_is_named_with_its_key(load: Any, content: object, words: list
     ],
 )
 def test_a_node_given_twice_is_refused(load: Any, twice: list[dict[str, Any]]) -> None:
-    assert "servers[2] is the same node as servers[1]" in refusal(load, {"servers": [{"host": "other"}, *twice]})
+    assert "servers[2] is the same node as servers[1]" in refusal(
+        load, {"servers": [{"host": "other"}, *twice]}
+    )
 
 
 def test_two_ports_of_one_address_are_two_nodes(load: Any) -> None:
-    assert [s.name for s in load({"servers": [{"host": "a", "port": 2201}, {"host": "a", "port": 2202}]}).servers] == ["a:2201", "a:2202"]
+    assert [
+        s.name
+        for s in load(
+            {"servers": [{"host": "a", "port": 2201}, {"host": "a", "port": 2202}]}
+        ).servers
+    ] == ["a:2201", "a:2202"]
 
 
-@pytest.mark.parametrize("key", ["password", "passwd", "Password", "ssh_password", "passphrase", "key_passphrase", "pass", "pw", "secret"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "password",
+        "passwd",
+        "Password",
+        "ssh_password",
+        "passphrase",
+        "key_passphrase",
+        "pass",
+        "pw",
+        "secret",
+    ],
+)
 def test_a_password_is_refused_unseen_with_the_way_to_set_up_a_key(load: Any, key: str) -> None:
     for content in (server(user="lab", **{key: "hunter2"}), {**server(), key: "hunter2"}):
         message = refusal(load, content)
@@ -164,11 +223,17 @@ def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 KEYS = st.sampled_from(["servers", "host", "gpus", "slurm", "engine", "port", "password", "x"])
-ANY_JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=8)
+ANY_JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
 
 
 @given(ANY_JSON)
-def test_whatever_json_holds_it_is_taken_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, content: object) -> None:
+def test_whatever_json_holds_it_is_taken_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, content: object
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(content))
     try:
@@ -178,7 +243,9 @@ def test_whatever_json_holds_it_is_taken_or_refused_in_one_line(tmp_path_factory
     assert refused or isinstance(load_config(path), ClusterConfig)
 
 
-FOUR = Probe(8, tuple(Gpu(str(number), used_by="user ann" if number == 1 else "") for number in range(4)))
+FOUR = Probe(
+    8, tuple(Gpu(str(number), used_by="user ann" if number == 1 else "") for number in range(4))
+)
 NONE = Probe(8)
 
 
@@ -208,7 +275,9 @@ def gpus_of(probe: Probe, **keys: Any) -> list[str | None]:
         (NONE, {"gpus": "auto", "cpu_slots": 3}, [None] * 3),
     ],
 )
-def test_slots_are_those_that_the_file_asks_for(probe: Probe, keys: dict[str, Any], expected: list[str | None]) -> None:
+def test_slots_are_those_that_the_file_asks_for(
+    probe: Probe, keys: dict[str, Any], expected: list[str | None]
+) -> None:
     assert gpus_of(probe, **keys) == expected
 
 
@@ -220,10 +289,17 @@ def test_gpus_that_others_use_are_left_out_by_name() -> None:
 def test_a_node_that_counts_its_slots_itself_gets_so_many_and_the_rest_is_told() -> None:
     many = Probe(65536, tuple(Gpu(str(number)) for number in range(100)))
     said = "a: 256 of its {} slots are used; give gpus or cpu_slots as numbers for more"
-    for probe, keys, number in ((Probe(65536), {}, 65536), (many, {"jobs_per_gpu": 4}, 400), (many, {"gpus": 0}, 65536)):
+    for probe, keys, number in (
+        (Probe(65536), {}, 65536),
+        (many, {"jobs_per_gpu": 4}, 400),
+        (many, {"gpus": 0}, 65536),
+    ):
         plan = slots(Server(host="a", **keys), probe)
         assert (len(plan.slots), plan.left_out) == (256, (said.format(f"{number:,}"),))
-    assert len(slots(Server(host="a", gpus="auto", jobs_per_gpu=4, cpu_slots=300), many).slots) == 256 + 300
+    assert (
+        len(slots(Server(host="a", gpus="auto", jobs_per_gpu=4, cpu_slots=300), many).slots)
+        == 256 + 300
+    )
     asked = slots(Server(host="a", gpus=100, jobs_per_gpu=4), many)
     assert (len(asked.slots), asked.left_out) == (400, ())
 
@@ -234,9 +310,15 @@ def test_a_node_that_counts_its_slots_itself_gets_so_many_and_the_rest_is_told()
         (FOUR, {"gpus": 5}, "asks for 5 GPUs, the node has 4"),
         (NONE, {"gpus": 1}, "asks for 1 GPUs, the node has 0"),
         (FOUR, {"gpus": [0, 7]}, "no GPU 7 on the node, which has 0, 1, 2, 3"),
-        (Probe(8, (Gpu("0", used_by="user ann"),)), {}, "no slot is free: a: GPU 0 is left out, used by user ann"),
+        (
+            Probe(8, (Gpu("0", used_by="user ann"),)),
+            {},
+            "no slot is free: a: GPU 0 is left out, used by user ann",
+        ),
     ],
 )
-def test_gpus_that_are_not_there_are_the_nodes_fault_and_never_become_cores(probe: Probe, keys: dict[str, Any], words: str) -> None:
+def test_gpus_that_are_not_there_are_the_nodes_fault_and_never_become_cores(
+    probe: Probe, keys: dict[str, Any], words: str
+) -> None:
     with pytest.raises(NodeError, match=words):
         slots(Server(host="a", **keys), probe)

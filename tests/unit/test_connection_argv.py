@@ -1,4 +1,6 @@
-"""The command lines that reach ssh and rsync: compared whole, and with names that try to be something else."""
+"""The command lines that reach ssh and rsync: compared whole, and with names that try to be
+something else.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,30 @@ from hypothesis import strategies as st
 from common.cluster import connection as connection_module
 from common.cluster.config import Server
 from common.cluster.connection import ConnectError, Result, Ssh, connect
-from common.cluster.rsync import Place, _once, by_linked_folder, copy, manual_rsync_command, quote_for_rsync, relative_names, rsync_argv
+from common.cluster.rsync import (
+    Place,
+    _once,
+    by_linked_folder,
+    copy,
+    manual_rsync_command,
+    quote_for_rsync,
+    relative_names,
+    rsync_argv,
+)
 from common.cluster.sshconfig import own_options, read_settings, ssh_options
 from common.errors import InputError, NodeError
 
-WORDS = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=5)
+WORDS = st.lists(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),
+    min_size=1,
+    max_size=5,
+)
 
 
 def rsync_splits(command: str) -> list[str]:
-    """How rsync splits `-e` (main.c, do_cmd): at spaces outside quotes; inside, a doubled quote is one quote."""
+    """How rsync splits `-e` (main.c, do_cmd): at spaces outside quotes; inside, a doubled quote is
+    one quote.
+    """
     words, position = [], 0
     while position < len(command):
         if command[position] == " ":
@@ -59,7 +76,11 @@ def test_what_a_shell_splits_again_is_what_was_joined(words: list[str]) -> None:
 
 @given(st.text(max_size=20))
 def test_a_name_is_copied_only_when_it_stays_inside_the_project(name: str) -> None:
-    inside = os.path.normpath(f"/p/{name}") == f"/p/{name}" and name not in ("", ".", "..") and "\0" not in name
+    inside = (
+        os.path.normpath(f"/p/{name}") == f"/p/{name}"
+        and name not in ("", ".", "..")
+        and "\0" not in name
+    )
     try:
         accepted = relative_names([name]) == [name]
     except InputError:
@@ -67,7 +88,9 @@ def test_a_name_is_copied_only_when_it_stays_inside_the_project(name: str) -> No
     assert accepted == inside
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a/./b", "./a", "a/", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a/./b", "./a", "a/", "a\0b"]
+)
 def test_names_that_lead_out_or_are_spelt_in_two_ways_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="only plain names"):
         relative_names(["good", name])
@@ -79,7 +102,11 @@ def test_a_name_is_asked_for_once() -> None:
 
 def test_files_behind_a_linked_folder_are_copied_from_that_folder() -> None:
     files = ["data/set/a", "data/b", "c", "other/data/d", "x/y/z"]
-    assert by_linked_folder(files, ["data", "x/y", "x"]) == {"data": ["set/a", "b"], "": ["c", "other/data/d"], "x/y": ["z"]}
+    assert by_linked_folder(files, ["data", "x/y", "x"]) == {
+        "data": ["set/a", "b"],
+        "": ["c", "other/data/d"],
+        "x/y": ["z"],
+    }
     assert by_linked_folder(files, []) == {"": files}
 
 
@@ -94,9 +121,19 @@ def without_rsh(argv: Sequence[str]) -> list[str]:
 def test_a_push_compares_content_and_sends_what_our_links_point_to() -> None:
     argv = rsync_argv(Place("/head"), Place("/node/p q", "gpu1", SSH), pull=False)
     assert without_rsh(argv) == [
-        "rsync", "--times", "--relative", "--secluded-args", "--from0", "--files-from=-", "--out-format=%b", "--timeout=120",
-        "--checksum", "--copy-links", "/head/", "gpu1:/node/p q/",
-    ]  # fmt: skip
+        "rsync",
+        "--times",
+        "--relative",
+        "--secluded-args",
+        "--from0",
+        "--files-from=-",
+        "--out-format=%b",
+        "--timeout=120",
+        "--checksum",
+        "--copy-links",
+        "/head/",
+        "gpu1:/node/p q/",
+    ]
     shell = rsync_splits(argv[argv.index("-e") + 1])
     assert shell[-4:] == ["3", *SSH]
     assert shell[2].endswith("rsh.py")
@@ -105,20 +142,44 @@ def test_a_push_compares_content_and_sends_what_our_links_point_to() -> None:
 def test_a_pull_takes_neither_links_nor_devices() -> None:
     argv = rsync_argv(Place("/node", "::1", SSH), Place("/incoming"), pull=True)
     assert without_rsh(argv) == [
-        "rsync", "--times", "--relative", "--secluded-args", "--from0", "--files-from=-", "--out-format=%b", "--timeout=120",
-        "--no-links", "--no-devices", "--no-specials", "--ignore-missing-args", "--chmod=D700,F600", "[::1]:/node/", "/incoming/",
-    ]  # fmt: skip
+        "rsync",
+        "--times",
+        "--relative",
+        "--secluded-args",
+        "--from0",
+        "--files-from=-",
+        "--out-format=%b",
+        "--timeout=120",
+        "--no-links",
+        "--no-devices",
+        "--no-specials",
+        "--ignore-missing-args",
+        "--chmod=D700,F600",
+        "[::1]:/node/",
+        "/incoming/",
+    ]
 
 
 def test_of_what_a_copy_says_the_end_is_kept_however_much_it_is() -> None:
     program = (
-        "import sys; names = sys.stdin.buffer.read(); print(len(names)); print('9' * 5000); sys.stdout.flush(); code = int(sys.argv[1])\n"
-        "for _ in range(32):\n    sys.stderr.write('x' * (1 << 20))\n"
-        "sys.stderr.write('\\nthe last words\\n'); sys.exit(code)"
+        "import sys; names = sys.stdin.buffer.read(); print(len(names)); print('9' * 5000);"
+        " sys.stdout.flush(); code = int(sys.argv[1])\nfor _ in range(32):\n   "
+        " sys.stderr.write('x' * (1 << 20))\nsys.stderr.write('\\nthe last words\\n');"
+        " sys.exit(code)"
     )
-    files, argv = [f"{number:06}" for number in range(100_000)], [sys.executable, "-S", "-c", program]
+    files, argv = (
+        [f"{number:06}" for number in range(100_000)],
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            program,
+        ],
+    )
     assert copy("n", [*argv, "0"], files, lambda process: None) == 100_000 * len("./000000\0")
-    with pytest.raises(NodeError, match=r"n: rsync could not copy every file: x+; the last words$") as caught:
+    with pytest.raises(
+        NodeError, match=r"n: rsync could not copy every file: x+; the last words$"
+    ) as caught:
         copy("n", [*argv, "23"], files, lambda process: None)
     assert len(str(caught.value)) < 2_100
     assert len(_once([*argv, "0"], files, lambda process: None)[2]) == 64 << 10
@@ -126,7 +187,12 @@ def test_of_what_a_copy_says_the_end_is_kept_however_much_it_is() -> None:
 
 def test_a_copy_that_ends_before_it_has_read_the_names_says_why() -> None:
     with pytest.raises(NodeError, match=r"n: rsync could not read or write a file .*: no room$"):
-        copy("n", ["sh", "-c", "exec <&-; echo no room >&2; exit 11"], ["x" * 1000] * 1000, lambda process: None)
+        copy(
+            "n",
+            ["sh", "-c", "exec <&-; echo no room >&2; exit 11"],
+            ["x" * 1000] * 1000,
+            lambda process: None,
+        )
 
 
 def test_no_copy_writes_under_the_final_name_or_without_a_host_key() -> None:
@@ -146,14 +212,32 @@ def test_a_copy_between_folders_of_this_machine_needs_no_ssh() -> None:
 def test_the_keys_of_the_file_become_ssh_options_before_all_others() -> None:
     server = Server(host="gpu1", user="lab", port=2222, ssh_key="/k/my key", ssh_config="/c")
     options = ssh_options(server)
-    assert options[:10] == ["-F", "/c", "-p", "2222", "-l", "lab", "-i", "/k/my key", "-o", "IdentitiesOnly=yes"]
+    assert options[:10] == [
+        "-F",
+        "/c",
+        "-p",
+        "2222",
+        "-l",
+        "lab",
+        "-i",
+        "/k/my key",
+        "-o",
+        "IdentitiesOnly=yes",
+    ]
     assert own_options(options) == ["-F", "/c", "-p", "2222", "-l", "lab", "-i", "/k/my key"]
     assert own_options(ssh_options(Server(host="gpu1"))) == []
 
 
 def test_the_command_to_copy_by_hand_is_the_documented_one() -> None:
-    assert manual_rsync_command(Server(host="gpu1")) == "rsync -avz --checksum -- base_models/ 'gpu1:~/ml-customization/base_models/'"
-    by_hand = shlex.split(manual_rsync_command(Server(host="gpu1", user="lab", port=2222, ssh_key="/k/my key", path="/data/p q")))
+    assert (
+        manual_rsync_command(Server(host="gpu1"))
+        == "rsync -avz --checksum -- base_models/ 'gpu1:~/ml-customization/base_models/'"
+    )
+    by_hand = shlex.split(
+        manual_rsync_command(
+            Server(host="gpu1", user="lab", port=2222, ssh_key="/k/my key", path="/data/p q")
+        )
+    )
     assert by_hand[:4] == ["rsync", "-avz", "--checksum", "-e"]
     assert rsync_splits(by_hand[4]) == ["ssh", "-p", "2222", "-l", "lab", "-i", "/k/my key"]
     assert by_hand[5:] == ["--", "base_models/", "gpu1:/data/p q/base_models/"]
@@ -167,9 +251,17 @@ def settings(tmp_path: Path, text: str, **keys: object) -> object:
 
 def test_openssh_own_rules_hold_and_the_file_overrides_them(tmp_path: Path) -> None:
     (tmp_path / "included").write_text("Host gpu1\n  HostName 192.0.2.7\n  Port 2200\n  User ann\n")
-    text = f'Include "{tmp_path}/included"\nMatch host 192.0.2.7 user lab\n  HostKeyAlias lab-node\nHost *\n  IdentityFile ~/.ssh/a_%r\n  IdentityFile /k/b\n'
+    text = (
+        f'Include "{tmp_path}/included"\nMatch host 192.0.2.7 user lab\n  HostKeyAlias'
+        " lab-node\nHost *\n  IdentityFile ~/.ssh/a_%r\n  IdentityFile /k/b\n"
+    )
     plain = settings(tmp_path, text)
-    assert (plain.hostname, plain.port, plain.user, plain.known_as) == ("192.0.2.7", 2200, "ann", "[192.0.2.7]:2200")
+    assert (plain.hostname, plain.port, plain.user, plain.known_as) == (
+        "192.0.2.7",
+        2200,
+        "ann",
+        "[192.0.2.7]:2200",
+    )
     assert [str(path) for path in plain.identities][1:] == ["/k/b"]
     assert plain.identities[0].name == "a_ann"
     ours = settings(tmp_path, text, user="lab", port=22)
@@ -190,19 +282,39 @@ def test_openssh_own_rules_hold_and_the_file_overrides_them(tmp_path: Path) -> N
         ("StrictHostKeyChecking no", "accept-new", True),
     ],
 )
-def test_no_setting_switches_host_key_checking_off(tmp_path: Path, line: str, key: str | None, expected: bool) -> None:
+def test_no_setting_switches_host_key_checking_off(
+    tmp_path: Path, line: str, key: str | None, expected: bool
+) -> None:
     found = settings(tmp_path, f"Host *\n  {line}\n", host_key=key)
     assert found.accept_new is expected
     assert "StrictHostKeyChecking=yes" in found.options
     assert not any("StrictHostKeyChecking=no" in option for option in found.options)
 
 
-def test_jumps_go_through_ssh_that_asks_nothing_and_rsync_takes_the_same_way(tmp_path: Path) -> None:
-    found = settings(tmp_path, "Host gpu1\n  HostName 192.0.2.7\n  ProxyJump first,ann@second:2200\n")
+def test_jumps_go_through_ssh_that_asks_nothing_and_rsync_takes_the_same_way(
+    tmp_path: Path,
+) -> None:
+    found = settings(
+        tmp_path, "Host gpu1\n  HostName 192.0.2.7\n  ProxyJump first,ann@second:2200\n"
+    )
     assert found.proxy == (
-        "ssh", "-F", f"{tmp_path}/ssh config", "-J", "first", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ControlPath=none",
-        "-o", "ConnectTimeout=15", "-W", "[192.0.2.7]:22", "ssh://ann@second:2200",
-    )  # fmt: skip
+        "ssh",
+        "-F",
+        f"{tmp_path}/ssh config",
+        "-J",
+        "first",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=yes",
+        "-o",
+        "ControlPath=none",
+        "-o",
+        "ConnectTimeout=15",
+        "-W",
+        "[192.0.2.7]:22",
+        "ssh://ann@second:2200",
+    )
     assert shlex.split(found.options[-1].removeprefix("ProxyCommand=")) == list(found.proxy)
 
 
@@ -219,7 +331,10 @@ def test_a_key_of_the_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_known_hosts_paths_with_spaces_are_found_where_they_exist(tmp_path: Path) -> None:
     known = tmp_path / "known hosts"
     known.write_text("")
-    found = settings(tmp_path, f'Host *\n  UserKnownHostsFile "{known}" /no/such\n  GlobalKnownHostsFile /dev/null\n')
+    found = settings(
+        tmp_path,
+        f'Host *\n  UserKnownHostsFile "{known}" /no/such\n  GlobalKnownHostsFile /dev/null\n',
+    )
     assert found.user_known_hosts == (known, Path("/no/such"))
     assert found.global_known_hosts == ()
 
@@ -235,7 +350,12 @@ def test_a_local_node_works_in_the_project_folder_and_copies_nothing(tmp_path: P
         assert node.run(["pwd"]).text == str(tmp_path)
         assert node.push(["a"]).bytes == 0
         taken = node.pull(["a", "b", "link"], tmp_path / "incoming")
-        assert (taken.root, taken.files, taken.missing, taken.bytes) == (tmp_path, ("a",), ("b", "link"), 0)
+        assert (taken.root, taken.files, taken.missing, taken.bytes) == (
+            tmp_path,
+            ("a",),
+            ("b", "link"),
+            0,
+        )
         assert not (tmp_path / "incoming").exists()
 
 
@@ -253,14 +373,24 @@ def test_a_local_node_with_a_folder_of_its_own_gets_copies(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137), ("kill -SEGV $$", 139), ("kill -TERM $$", 143)]
+    ("script", "code"),
+    [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("exit 255", 255),
+        ("kill -9 $$", 137),
+        ("kill -SEGV $$", 139),
+        ("kill -TERM $$", 143),
+    ],
 )
 def test_exit_codes_are_those_of_a_shell(tmp_path: Path, script: str, code: int) -> None:
     with connect(Server(host="localhost"), tmp_path) as node:
         assert node.run(["sh", "-c", script]).exit_code == code
 
 
-def test_input_larger_than_a_pipe_goes_through_and_output_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+def test_input_larger_than_a_pipe_goes_through_and_output_beyond_the_limit_is_refused(
+    tmp_path: Path,
+) -> None:
     data = os.urandom(1 << 20)
     with connect(Server(host="localhost"), tmp_path) as node:
         assert node.run(["cat"], input=data).stdout == data
@@ -280,7 +410,9 @@ def test_a_command_that_outlives_its_time_is_killed_with_its_children(tmp_path: 
 
 def test_a_long_lived_process_is_spoken_with_line_by_line(tmp_path: Path) -> None:
     with connect(Server(host="localhost"), tmp_path) as node:
-        process = node.start(["sh", "-c", "while read line; do echo got $line; echo aside >&2; done; exit 3"])
+        process = node.start(
+            ["sh", "-c", "while read line; do echo got $line; echo aside >&2; done; exit 3"]
+        )
         with pytest.raises(TimeoutError):
             process.read_line(0.01)
         process.write(b"one\ntwo\n")
@@ -303,19 +435,28 @@ def test_what_is_no_command_is_refused(tmp_path: Path, argv: list[str]) -> None:
 
 
 def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with connect(Server(host="localhost"), tmp_path) as node, pytest.raises(NodeError, match="localhost: cannot start no-such-command"):
+    with (
+        connect(Server(host="localhost"), tmp_path) as node,
+        pytest.raises(NodeError, match="localhost: cannot start no-such-command"),
+    ):
         node.run(["no-such-command"])
 
 
 def test_a_file_that_the_head_lacks_is_named_before_anything_is_copied(tmp_path: Path) -> None:
-    with connect(Server(host="localhost", path=str(tmp_path / "node")), tmp_path) as node, pytest.raises(InputError, match="cannot copy b to localhost"):
+    with (
+        connect(Server(host="localhost", path=str(tmp_path / "node")), tmp_path) as node,
+        pytest.raises(InputError, match="cannot copy b to localhost"),
+    ):
         node.push(["b"])
 
 
 def test_files_are_taken_only_into_a_fresh_folder(tmp_path: Path) -> None:
     (tmp_path / "incoming").mkdir()
     (tmp_path / "incoming" / "old").write_text("x")
-    with connect(Server(host="localhost", path=str(tmp_path / "node")), tmp_path) as node, pytest.raises(InputError, match="not empty"):
+    with (
+        connect(Server(host="localhost", path=str(tmp_path / "node")), tmp_path) as node,
+        pytest.raises(InputError, match="not empty"),
+    ):
         node.pull(["a"], tmp_path / "incoming")
     assert (tmp_path / "incoming" / "old").read_text() == "x"
 
@@ -330,7 +471,9 @@ def test_a_node_that_only_says_what_it_was_told_does_not_share_our_folder(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_link_that_is_opened_while_the_connection_closes_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_is_opened_while_the_connection_closes_is_closed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     closed: list[str] = []
     link = SimpleNamespace(transport=None, close=lambda: closed.append("link"))
 

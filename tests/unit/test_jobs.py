@@ -24,14 +24,21 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
 
 
 def test_a_written_job_file_is_read_as_the_same_jobs(data: Data) -> None:
-    finetunes = [finetune_job({**BASE, "fold": fold, "target_data_pct": 0.5}, "here", data) for fold in range(3)]
+    finetunes = [
+        finetune_job({**BASE, "fold": fold, "target_data_pct": 0.5}, "here", data)
+        for fold in range(3)
+    ]
     bases = [base_job({**BASE, "fold": fold}, "here", data) for fold in range(3)]
     write_jobs(Path("f.json"), [job.values for job in finetunes])
     write_jobs(Path("b.json"), base_entries(bases, finetunes, {job.id: "0" * 16 for job in bases}))
     assert read_jobs(Path("f.json"), "finetune", data) == finetunes
     assert read_jobs(Path("b.json"), "base", data) == bases
     assert [job.needs for job in finetunes] == [job.id for job in bases]
-    assert [entry["num_dependent_jobs"] for entry in json.loads(Path("b.json").read_text())] == [1, 1, 1]
+    assert [entry["num_dependent_jobs"] for entry in json.loads(Path("b.json").read_text())] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_equal_jobs_are_one_job(data: Data) -> None:
@@ -40,20 +47,31 @@ def test_equal_jobs_are_one_job(data: Data) -> None:
 
 
 def test_two_jobs_for_one_place_are_refused_by_what_differs(data: Data) -> None:
-    Path("f.json").write_text(json.dumps([{**BASE, "prefix": "p"}, {**BASE, "prefix": "p", "lr": 0.5, "threads": 2}]))
-    says = r"f\.json: job 1: writes to the same place as another job \(p/fold0_ann\) with .* \(lr 0\.0003 there, 0\.5 here, threads 1 there, 2 here\)"
+    Path("f.json").write_text(
+        json.dumps([{**BASE, "prefix": "p"}, {**BASE, "prefix": "p", "lr": 0.5, "threads": 2}])
+    )
+    says = (
+        r"f\.json: job 1: writes to the same place as another job \(p/fold0_ann\) with .* \(lr"
+        r" 0\.0003 there, 0\.5 here, threads 1 there, 2 here\)"
+    )
     with pytest.raises(InputError, match=says):
         read_jobs(Path("f.json"), "finetune", data)
 
 
 def test_keys_that_begin_with_an_underscore_are_ignored(data: Data) -> None:
-    assert base_job({**BASE, "_retrain": True, "_note": {"deep": []}}, "here", data) == base_job(BASE, "here", data)
+    assert base_job({**BASE, "_retrain": True, "_note": {"deep": []}}, "here", data) == base_job(
+        BASE, "here", data
+    )
 
 
 def test_a_generated_prefix_depends_on_the_job_alone(data: Data) -> None:
     plain = finetune_job(BASE, "here", data)
     more_people = finetune_job({**BASE, "participants": [*PEOPLE, "dan"]}, "here", data)
-    assert plain.id == more_people.id == f"target_only_fine_tuning_pct1_base2_bs64_{plain.values['prefix'][-8:]}/fold0_ann"
+    assert (
+        plain.id
+        == more_people.id
+        == f"target_only_fine_tuning_pct1_base2_bs64_{plain.values['prefix'][-8:]}/fold0_ann"
+    )
     assert finetune_job({**BASE, "lr": 0.5}, "here", data).id != plain.id
     assert finetune_job({**BASE, "device": "3", "threads": 2}, "here", data).id == plain.id
 
@@ -72,7 +90,9 @@ def test_target_only_needs_no_base(data: Data) -> None:
         ("\ufffe", "x.json"),
     ],
 )
-def test_json_that_cannot_be_read_is_refused_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+def test_json_that_cannot_be_read_is_refused_with_its_place(
+    tmp_path: Path, text: str, says: str
+) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
     if not says:
@@ -88,8 +108,12 @@ def test_a_job_with_nan_is_refused(data: Data) -> None:
         read_jobs(Path("b.json"), "base", data)
 
 
-@pytest.mark.parametrize("entry", [{"a": {"b": 1}}, {"a b": 1}, {"-x": 1}, {"": 1}, {"a": [[1]]}, {"a=b": 1}])
-def test_a_foreign_job_that_cannot_become_flags_is_refused(data: Data, entry: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "entry", [{"a": {"b": 1}}, {"a b": 1}, {"-x": 1}, {"": 1}, {"a": [[1]]}, {"a=b": 1}]
+)
+def test_a_foreign_job_that_cannot_become_flags_is_refused(
+    data: Data, entry: dict[str, Any]
+) -> None:
     Path("s.json").write_text(json.dumps([entry]))
     with pytest.raises(InputError, match="job 0: "):
         read_jobs(Path("s.json"), "script", data)

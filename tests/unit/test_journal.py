@@ -12,9 +12,16 @@ from common.cluster.journal import MAX_LOG, Journal, last_failures, new_run_id
 from common.paths import Paths
 
 
-def test_runs_within_one_second_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_within_one_second_are_read_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = Paths(tmp_path)
-    for moment, event in ((1_800_000_000.2, "failed"), (1_800_000_000.3, "done"), (1_800_000_000.4, "failed"), (1_800_000_000.5, "done")):
+    for moment, event in (
+        (1_800_000_000.2, "failed"),
+        (1_800_000_000.3, "done"),
+        (1_800_000_000.4, "failed"),
+        (1_800_000_000.5, "done"),
+    ):
         monkeypatch.setattr(time, "time", lambda moment=moment: moment)
         journal = Journal(paths, new_run_id())
         journal.event(event, job="a")
@@ -35,5 +42,7 @@ def test_no_two_jobs_share_a_log(tmp_path: Path) -> None:
     jobs = ["a b", "a_b", "a/b", "a\udcffb", "x" * 200, "x" * 201, "job0"]
     with closing(Journal(Paths(tmp_path), "run")) as journal:
         kept = [journal.job_log(job, str(number)) for number, job in enumerate(jobs)]
-    assert [(tmp_path / path).read_text() for path in kept] == [str(number) for number in range(len(jobs))]
+    assert [(tmp_path / path).read_text() for path in kept] == [
+        str(number) for number in range(len(jobs))
+    ]
     assert [kept[1], kept[-1]] == ["runs/run/logs/a_b.log", "runs/run/logs/job0.log"]

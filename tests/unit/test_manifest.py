@@ -38,7 +38,9 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return reads
 
 
-def test_an_unchanged_file_is_read_once_also_by_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_read_once_also_by_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads = count_reads(monkeypatch)
     expected = old(tmp_path / "x", b"one")
     first = Sha256Cache(tmp_path / "cache/sha256.json")
@@ -57,7 +59,9 @@ def test_a_change_at_equal_size_and_time_is_noticed(tmp_path: Path) -> None:
     assert cache.sha256(tmp_path / "x") == expected
 
 
-def test_a_file_that_has_just_changed_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_has_just_changed_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(manifest, "is_settled", lambda *_: False)
     reads = count_reads(monkeypatch)
     old(tmp_path / "x", b"one")

@@ -69,7 +69,9 @@ def test_the_tuned_threshold_is_the_best_of_all():
 
 def test_equally_good_thresholds_give_the_one_nearest_to_a_half():
     assert tuned_threshold(np.array([0, 1]), np.array([0.2, 0.8])) == 0.5
-    assert tuned_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.1, 0.3])) == pytest.approx(0.15)
+    assert tuned_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.1, 0.3])) == pytest.approx(
+        0.15
+    )
 
 
 def test_the_threshold_of_one_class_is_none():

@@ -25,7 +25,9 @@ def _randomised(name: str, channels: int = 6, **options: int) -> models.Network:
     return network
 
 
-def _gradients(network: models.Network, forward: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
+def _gradients(
+    network: models.Network, forward: torch.nn.Module, x: torch.Tensor, y: torch.Tensor
+) -> list[torch.Tensor]:
     network.zero_grad()
     logits = forward(x)
     F.binary_cross_entropy_with_logits(logits, y).backward()
@@ -33,14 +35,25 @@ def _gradients(network: models.Network, forward: torch.nn.Module, x: torch.Tenso
 
 
 @pytest.mark.parametrize("narrow_samples", [0, 10**6], ids=["wide", "narrow"])
-@pytest.mark.parametrize(("name", "batch", "samples", "channels"), [("test", 6, 100, 6), ("cnn64", 3, 61, 6), ("test", 5, 13, 1), ("test", 1, 40, 3)])
-def test_gradients_agree_with_the_plain_form(monkeypatch, narrow_samples, name, batch, samples, channels):
+@pytest.mark.parametrize(
+    ("name", "batch", "samples", "channels"),
+    [("test", 6, 100, 6), ("cnn64", 3, 61, 6), ("test", 5, 13, 1), ("test", 1, 40, 3)],
+)
+def test_gradients_agree_with_the_plain_form(
+    monkeypatch, narrow_samples, name, batch, samples, channels
+):
     monkeypatch.setattr(blocks, "NARROW_SAMPLES", narrow_samples)
     monkeypatch.setattr(blocks, "NARROW_CHANNELS", 64)
     network = _randomised(name, channels)
-    network.set_normalization(torch.randn(channels, generator=torch.Generator().manual_seed(5)), torch.full((channels,), 2.0))
+    network.set_normalization(
+        torch.randn(channels, generator=torch.Generator().manual_seed(5)),
+        torch.full((channels,), 2.0),
+    )
     generator = torch.Generator().manual_seed(2)
-    x, y = torch.randn(batch, channels, samples, generator=generator), (torch.rand(batch, generator=generator) > 0.5).float()
+    x, y = (
+        torch.randn(batch, channels, samples, generator=generator),
+        (torch.rand(batch, generator=generator) > 0.5).float(),
+    )
     ours = _gradients(network, network, x, y)
     network.double()
     truth = _gradients(network, PlainNetwork(network), x.double(), y.double())
@@ -49,15 +62,22 @@ def test_gradients_agree_with_the_plain_form(monkeypatch, narrow_samples, name, 
 
 
 @pytest.mark.parametrize("narrow_samples", [0, 10**6], ids=["wide", "narrow"])
-def test_equal_neighbours_send_their_gradient_to_the_first_as_max_pooling_does(monkeypatch, narrow_samples):
+def test_equal_neighbours_send_their_gradient_to_the_first_as_max_pooling_does(
+    monkeypatch, narrow_samples
+):
     monkeypatch.setattr(blocks, "NARROW_SAMPLES", narrow_samples)
     network = _randomised("test", 2)
     with torch.no_grad():
         network.norms[0].weight.zero_()
-        network.norms[0].bias.fill_(1.0)  # the first block's output is 1 everywhere: every pair is equal, over different inputs
+        # the first block's output is 1 everywhere: every pair is equal, over different inputs
+        network.norms[0].bias.fill_(1.0)
     x = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(4))
     y = torch.tensor([0.0, 1.0, 1.0, 0.0])
-    for one, other in zip(_gradients(network, network, x, y), _gradients(network, PlainNetwork(network), x, y), strict=True):
+    for one, other in zip(
+        _gradients(network, network, x, y),
+        _gradients(network, PlainNetwork(network), x, y),
+        strict=True,
+    ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -83,7 +103,9 @@ def test_the_shortest_windows_pass(samples):
 def test_any_strides_give_the_same_logits():
     network = models.build("test", channels=6, seed=0)
     x = torch.randn(4, 6, 50)
-    torch.testing.assert_close(network(x.transpose(1, 2).contiguous().transpose(1, 2)), network(x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        network(x.transpose(1, 2).contiguous().transpose(1, 2)), network(x), rtol=0, atol=1e-6
+    )
 
 
 def test_an_unknown_name_offers_the_nearest():
@@ -95,13 +117,17 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_random_state_alone(
     before = torch.random.get_rng_state()
     first, second, third = (models.build("test", channels=6, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert not torch.equal(first.convs[0].weight, third.convs[0].weight)
 
 
 def test_base_channels_and_num_blocks_vary_the_network():
     assert [b.channels for b in models.build("test", channels=6).blocks] == [8, 8, 8, 16]
-    assert [b.channels for b in models.build("test", channels=6, base_channels=4, num_blocks=3).blocks] == [4, 4, 8]
+    assert [
+        b.channels for b in models.build("test", channels=6, base_channels=4, num_blocks=3).blocks
+    ] == [4, 4, 8]
     assert [b.dilation for b in models.build("cnn64", channels=6).blocks] == [1, 2, 4, 8]
 
 
@@ -116,8 +142,16 @@ def test_normalisation_is_kept_in_the_state_and_applied():
 
 
 def test_the_head_is_one_linear_layer_or_two():
-    assert [tuple(p.shape) for p in models.build("test", channels=6).head_parameters()] == [(1, 16), (1,)]
-    assert [tuple(p.shape) for p in models.build("cnn64", channels=6).head_parameters()] == [(128, 64), (128,), (1, 128), (1,)]
+    assert [tuple(p.shape) for p in models.build("test", channels=6).head_parameters()] == [
+        (1, 16),
+        (1,),
+    ]
+    assert [tuple(p.shape) for p in models.build("cnn64", channels=6).head_parameters()] == [
+        (128, 64),
+        (128,),
+        (1, 128),
+        (1,),
+    ]
 
 
 def test_cnn64_has_about_50_000_parameters():

@@ -42,13 +42,25 @@ class Played:
 
 def node(folder: Path, tell: Any) -> Node:
     server = Server(host="n")
-    return Node(server, Paths(folder), ClusterConfig(servers=[server]), Needs((), (), {}, (), (), "us"), tell)
+    return Node(
+        server,
+        Paths(folder),
+        ClusterConfig(servers=[server]),
+        Needs((), (), {}, (), (), "us"),
+        tell,
+    )
 
 
 def test_a_worker_that_ends_at_once_is_known_by_then(tmp_path: Path) -> None:
     known: list[bool] = []
     one = node(tmp_path, lambda event: known.append(one.workers.get(0) is event.worker))
-    one.connection = SimpleNamespace(start=lambda argv: Played([]), shared=False, path="/there", python="python3", close=lambda: None)  # type: ignore[assignment]
+    one.connection = SimpleNamespace(
+        start=lambda argv: Played([]),
+        shared=False,
+        path="/there",
+        python="python3",
+        close=lambda: None,
+    )  # type: ignore[assignment]
     one.plan = SlotPlan((Slot("n", 0, None),))
     for number in range(1, 101):
         one._start_worker(Slot("n", 0, None))
@@ -57,7 +69,9 @@ def test_a_worker_that_ends_at_once_is_known_by_then(tmp_path: Path) -> None:
     assert all(known)
 
 
-def test_a_worker_that_floods_the_head_is_not_read_faster_than_it_is_looked_at(tmp_path: Path) -> None:
+def test_a_worker_that_floods_the_head_is_not_read_faster_than_it_is_looked_at(
+    tmp_path: Path,
+) -> None:
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     one = node(tmp_path, events.put)
     process = Played([b"mark\n", *[b"{}\n"] * (3 * UNHANDLED)])
@@ -72,7 +86,9 @@ def test_a_worker_that_floods_the_head_is_not_read_faster_than_it_is_looked_at(t
 
 
 @pytest.mark.parametrize("free", [0, 1 << 40])
-def test_a_copy_that_fails_because_the_heads_disk_is_full_is_no_fault_of_the_node(free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_fails_because_the_heads_disk_is_full_is_no_fault_of_the_node(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pull(names: list[str], root: Path) -> None:
         raise NodeError("n: rsync: exit code 11")
 

@@ -1,4 +1,6 @@
-"""What is decided about a node without touching it: its facts, its files, its slots' names, and what its jobs wait for."""
+"""What is decided about a node without touching it: its facts, its files, its slots' names, and
+what its jobs wait for.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ PACKAGES = ("torch", "numpy", "pydantic", "scikit-learn")
 
 def facts(**more: Any) -> dict[str, Any]:
     """Of a node like this machine."""
-    return {"versions": {name: metadata.version(name) for name in PACKAGES}, "free_bytes": 1 << 40, "clock": time.time(), **more}
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "free_bytes": 1 << 40,
+        "clock": time.time(),
+        **more,
+    }
 
 
 def test_a_node_like_the_head_calls_for_no_remark() -> None:
@@ -34,7 +41,11 @@ def test_a_node_like_the_head_calls_for_no_remark() -> None:
 
 def test_another_torch_is_named_before_it_matters() -> None:
     (remark,) = check_facts("n", facts(versions=facts()["versions"] | {"torch": "1.0"}))
-    assert remark == f"n: torch 1.0 there, {metadata.version('torch')} here: results may differ in their last digits"
+    assert (
+        remark
+        == f"n: torch 1.0 there, {metadata.version('torch')} here: results may differ in their last"
+        " digits"
+    )
 
 
 def test_a_clock_that_is_off_is_named() -> None:
@@ -44,7 +55,9 @@ def test_a_clock_that_is_off_is_named() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_node_without_a_package_cannot_work(package: str) -> None:
-    with pytest.raises(NodeError, match=f"n: {package} not installed there: run with --setup-nodes"):
+    with pytest.raises(
+        NodeError, match=f"n: {package} not installed there: run with --setup-nodes"
+    ):
         check_facts("n", facts(versions=facts()["versions"] | {package: None}))
 
 
@@ -53,11 +66,23 @@ def test_a_node_with_a_full_disk_cannot_work() -> None:
         check_facts("n", facts(free_bytes=100 << 20))
 
 
-NEEDS = Needs((), (), {("data/a", "x.pt"): "1", ("data/a", "y.pt"): "2"}, (), (), "", beside={("data/a", "dataset.json"): "3"})
+NEEDS = Needs(
+    (),
+    (),
+    {("data/a", "x.pt"): "1", ("data/a", "y.pt"): "2"},
+    (),
+    (),
+    "",
+    beside={("data/a", "dataset.json"): "3"},
+)
 
 
 def test_files_that_a_node_lacks_or_has_otherwise_are_sent() -> None:
-    assert differing("n", NEEDS, {("data/a", "x.pt"): "1", ("data/a", "y.pt"): "9", ("data/a", "dataset.json"): None}) == [
+    assert differing(
+        "n",
+        NEEDS,
+        {("data/a", "x.pt"): "1", ("data/a", "y.pt"): "9", ("data/a", "dataset.json"): None},
+    ) == [
         ("data/a", "y.pt"),
         ("data/a", "dataset.json"),
     ]
@@ -79,24 +104,47 @@ def test_files_that_only_nodes_have_are_left_as_they_are() -> None:
 
 def test_a_job_reads_its_own_files_only(tmp_path: Path) -> None:
     people = ["ann", "bob", "cem"]
-    entry = {"participants": people, "fold": 1, "n_base_participants": 1, "data_path": "data/a", "prefix": "p"}
+    entry = {
+        "participants": people,
+        "fold": 1,
+        "n_base_participants": 1,
+        "data_path": "data/a",
+        "prefix": "p",
+    }
     job = finetune_job(entry | {"mode": "target_only_fine_tuning"}, "here", Data(Paths(tmp_path)))
     assert [name for _, name in data_files(job)] == ["bob_train.pt", "bob_val.pt", "bob_test.pt"]
-    assert [name for _, name in beside_files(job)] == ["dataset.json", "bob_train_windows.csv", "bob_val_windows.csv", "bob_test_windows.csv"]
+    assert [name for _, name in beside_files(job)] == [
+        "dataset.json",
+        "bob_train_windows.csv",
+        "bob_val_windows.csv",
+        "bob_test_windows.csv",
+    ]
     full = finetune_job(entry | {"mode": "full_fine_tuning"}, "here", Data(Paths(tmp_path)))
     assert [name for _, name in data_files(full)][3:] == ["ann_train.pt", "ann_val.pt"]
 
 
 def test_a_users_script_is_sent_unless_it_goes_with_the_code() -> None:
-    assert extra_files(Path("benchmarks/run_all.py")) == ("benchmarks/run_all.py",)  # in the code's folder, not among what is sent of it
+    # in the code's folder, not among what is sent of it
+    assert extra_files(Path("benchmarks/run_all.py")) == ("benchmarks/run_all.py",)
     assert extra_files(Path("scripts/mine.py")) == ("scripts/mine.py",)
-    assert extra_files(Path("report.py")) == extra_files(Path("common/jobs.py")) == extra_files(None) == ()
+    assert (
+        extra_files(Path("report.py"))
+        == extra_files(Path("common/jobs.py"))
+        == extra_files(None)
+        == ()
+    )
 
 
 def test_slots_are_named_after_the_physical_place() -> None:
     places: list[str | None] = ["0", "MIG-GPU-8/1/0", "0", None, None]
     slots = SlotPlan(tuple(Slot("n", index, gpu) for index, gpu in enumerate(places)))
-    assert [slot_name(slot, slots) for slot in slots.slots] == ["gpu0-0", "gpuMIG-GPU-8_1_0-0", "gpu0-1", "cpu0", "cpu1"]
+    assert [slot_name(slot, slots) for slot in slots.slots] == [
+        "gpu0-0",
+        "gpuMIG-GPU-8_1_0-0",
+        "gpu0-1",
+        "cpu0",
+        "cpu1",
+    ]
 
 
 def test_the_file_that_makes_a_result_published_is_named() -> None:

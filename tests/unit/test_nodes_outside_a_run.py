@@ -1,4 +1,6 @@
-"""--check, --setup-nodes and --clean-nodes with nodes that answer anything: a line about each, and the others go on."""
+"""--check, --setup-nodes and --clean-nodes with nodes that answer anything: a line about each, and
+the others go on.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Fake:
         self.name, self._answer = name, answer
 
     def run(self, argv: Sequence[str], **_: Any) -> Result:
-        return Result(0, json.dumps(self._answer).encode() if self._answer is not None else b"", b"")
+        return Result(
+            0, json.dumps(self._answer).encode() if self._answer is not None else b"", b""
+        )
 
     def push(self, *_: object, **__: object) -> None: ...
 
@@ -41,7 +45,9 @@ class Fake:
 
 @pytest.fixture
 def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ClusterConfig]:
-    """Nodes by name with their answer; an exception is raised on connecting. localhost is this machine."""
+    """Nodes by name with their answer; an exception is raised on connecting. localhost is this
+    machine.
+    """
 
     def make(local: dict[str, str] | None = None, **answers: object) -> ClusterConfig:
         @contextmanager
@@ -57,7 +63,12 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ClusterConfig]:
 
         for module in (upkeep, orchestrate):
             monkeypatch.setattr(module, "connect", connect)
-        return ClusterConfig(servers=[*([Server(host="localhost", **local)] if local else []), *(Server(host=name) for name in answers)])  # type: ignore[arg-type]
+        return ClusterConfig(
+            servers=[
+                *([Server(host="localhost", **local)] if local else []),
+                *(Server(host=name) for name in answers),
+            ]
+        )  # type: ignore[arg-type]
 
     return make
 
@@ -70,10 +81,18 @@ def paths(tmp_path: Path) -> Paths:
     return Paths(tmp_path)
 
 
-def test_check_has_a_line_for_each_node_whatever_one_says(answering: Callable[..., ClusterConfig], paths: Paths) -> None:
+def test_check_has_a_line_for_each_node_whatever_one_says(
+    answering: Callable[..., ClusterConfig], paths: Paths
+) -> None:
     (paths.root / "file").touch()
     local = {"path": str(paths.root / "file/x")}
-    config = answering(local, few={**FACTS, "data": [None]}, many={**FACTS, "data": [None] * 3}, gone=ConnectionResetError(104, "reset"), good=FACTS)
+    config = answering(
+        local,
+        few={**FACTS, "data": [None]},
+        many={**FACTS, "data": [None] * 3},
+        gone=ConnectionResetError(104, "reset"),
+        good=FACTS,
+    )
     lines, good = check_nodes(config, paths, FILES, Data(paths).sha256)
     assert [line.partition(", torch")[0] for line in lines] == [
         f"localhost: CANNOT WORK: no project folder: {paths.root}/file/x: Not a directory",
@@ -85,19 +104,31 @@ def test_check_has_a_line_for_each_node_whatever_one_says(answering: Callable[..
     assert not good
 
 
-def test_set_up_and_cleaning_go_on_with_the_other_nodes(answering: Callable[..., ClusterConfig], paths: Paths) -> None:
+def test_set_up_and_cleaning_go_on_with_the_other_nodes(
+    answering: Callable[..., ClusterConfig], paths: Paths
+) -> None:
     said: list[str] = []
     bare = {**FACTS, "versions": {}}
-    assert not setup_nodes(answering(gone=EOFError("the link ended"), bare=bare, good=FACTS), paths, said.append)
+    assert not setup_nodes(
+        answering(gone=EOFError("the link ended"), bare=bare, good=FACTS), paths, said.append
+    )
     assert {"gone: the link ended", "bare: python3: python 3.11, torch None"} <= set(said)
     assert any(line.startswith("good: python3: python 3.11, torch 2") for line in said)
     said.clear()
-    assert not clean_nodes(answering(silent=None, odd="\x1b[2J", gone=OSError(5, "broken"), good=3), paths, said.append)
-    assert said[:3] == ["silent: not cleaned: no answer", "odd: not cleaned: no answer", "gone: [Errno 5] broken"]
+    assert not clean_nodes(
+        answering(silent=None, odd="\x1b[2J", gone=OSError(5, "broken"), good=3), paths, said.append
+    )
+    assert said[:3] == [
+        "silent: not cleaned: no answer",
+        "odd: not cleaned: no answer",
+        "gone: [Errno 5] broken",
+    ]
     assert said[3].startswith("good: 3 files removed")
 
 
-def test_a_node_that_breaks_is_not_asked_for_its_data(answering: Callable[..., ClusterConfig], tmp_path: Path) -> None:
+def test_a_node_that_breaks_is_not_asked_for_its_data(
+    answering: Callable[..., ClusterConfig], tmp_path: Path
+) -> None:
     config = answering(gone=ConnectionResetError(104, "reset"))
     request = orchestrate.Request(Paths(tmp_path), tmp_path / "c.json", config)
     with pytest.raises(InputError, match=r"data/a/x\.pt: neither here nor on any node"):

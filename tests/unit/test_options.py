@@ -13,8 +13,17 @@ from common.cli import Parser
 from common.errors import InputError
 from common.options import BaseOptions, FinetuneOptions, add_arguments, from_flags, hashed, to_flags
 
-NAMES = st.text(st.characters(blacklist_categories=("C", "Z"), blacklist_characters="/\\"), min_size=1, max_size=20).filter(
-    lambda name: name[0] not in "-." and ".." not in name and len(name.encode()) <= 100 and name.isprintable()
+NAMES = st.text(
+    st.characters(blacklist_categories=("C", "Z"), blacklist_characters="/\\"),
+    min_size=1,
+    max_size=20,
+).filter(
+    lambda name: (
+        name[0] not in "-."
+        and ".." not in name
+        and len(name.encode()) <= 100
+        and name.isprintable()
+    )
 )
 SOME: dict[str, st.SearchStrategy[Any]] = {
     "use_augmentation": st.booleans(),
@@ -26,7 +35,9 @@ SOME: dict[str, st.SearchStrategy[Any]] = {
     "base_channels": st.none() | st.integers(1, 64),
     "lr": st.floats(1e-9, 1),
     "overwrite": st.booleans(),
-    "mode": st.sampled_from(["full_fine_tuning", "target_only_fine_tuning", "head_only_fine_tuning", "target_only"]),
+    "mode": st.sampled_from(
+        ["full_fine_tuning", "target_only_fine_tuning", "head_only_fine_tuning", "target_only"]
+    ),
     "prefix": st.none() | NAMES,
     "device": st.sampled_from(["auto", "cpu", "0", "3"]),
 }
@@ -54,7 +65,13 @@ def test_every_flag_has_help(model: type[Any]) -> None:
 
 @pytest.mark.parametrize("name", BaseOptions.model_fields)
 def test_every_option_is_declared_in_or_out_of_the_hash(name: str) -> None:
-    assert hashed(name) in ("always", "with_augmentation", "with_augmentation_unless_default", "unless_default", "never")
+    assert hashed(name) in (
+        "always",
+        "with_augmentation",
+        "with_augmentation_unless_default",
+        "unless_default",
+        "never",
+    )
 
 
 def test_what_was_not_given_stays_unset() -> None:
@@ -85,7 +102,10 @@ def test_an_unknown_flag_names_the_nearest() -> None:
         ({"prefix": ".."}, "prefix: .*file name"),
         ({"target_data_pct": 0}, "target_data_pct: .*greater than 0"),
         ({"target_data_pct": 1.01}, "target_data_pct: .*less than or equal to 1"),
-        ({"n_base_participants": 2, "participants": ["a", "b"]}, "n_base_participants: 2 asked for"),
+        (
+            {"n_base_participants": 2, "participants": ["a", "b"]},
+            "n_base_participants: 2 asked for",
+        ),
         ({"n_base_participants": 0}, "only for mode target_only"),
         ({"mode": "target_only", "base_model_hash": "0" * 16}, "from scratch"),
         ({"base_model_hash": "xyz"}, "base_model_hash"),
@@ -106,16 +126,30 @@ def test_keys_that_begin_with_an_underscore_are_ignored() -> None:
 
 def test_equal_places_of_data_are_one_path() -> None:
     spellings = ["data/x", "./data/x", "data/x/", "data//x"]
-    assert {FinetuneOptions.parse({"data_path": text}, "job").data_path for text in spellings} == {"data/x"}
+    assert {FinetuneOptions.parse({"data_path": text}, "job").data_path for text in spellings} == {
+        "data/x"
+    }
 
 
-def test_a_path_through_a_link_to_the_project_folder_is_one_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shell's $PWD keeps the link by which the folder was reached; data/ may itself be a link to another disk."""
+def test_a_path_through_a_link_to_the_project_folder_is_one_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell's $PWD keeps the link by which the folder was reached; data/ may itself be a link
+    to another disk.
+    """
     project, disk, link = tmp_path / "project", tmp_path / "disk", tmp_path / "link"
     for folder in (project, disk / "x"):
         folder.mkdir(parents=True)
     link.symlink_to(project)
     (project / "data").symlink_to(disk)
     monkeypatch.chdir(link)
-    found = {str(path): FinetuneOptions.parse({"data_path": str(path)}, "job").data_path for path in (project / "data/x", link / "data/x", disk / "x", link)}
-    assert found == {f"{project}/data/x": "data/x", f"{link}/data/x": "data/x", f"{disk}/x": f"{disk}/x", str(link): "."}
+    found = {
+        str(path): FinetuneOptions.parse({"data_path": str(path)}, "job").data_path
+        for path in (project / "data/x", link / "data/x", disk / "x", link)
+    }
+    assert found == {
+        f"{project}/data/x": "data/x",
+        f"{link}/data/x": "data/x",
+        f"{disk}/x": f"{disk}/x",
+        str(link): ".",
+    }

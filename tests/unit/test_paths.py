@@ -13,11 +13,18 @@ def test_the_documented_names() -> None:
     paths = Paths(Path("/p"))
     assert paths.base_weights("ab") == Path("/p/base_models/ab.pt")
     assert paths.base_metadata("ab") == Path("/p/base_models/ab_metadata.json")
-    assert paths.experiment("pre", experiment_name(3, "ann")) == Path("/p/experiments/pre/fold3_ann")
-    assert (split_file("ann", "val"), windows_file("ann", "val")) == ("ann_val.pt", "ann_val_windows.csv")
+    assert paths.experiment("pre", experiment_name(3, "ann")) == Path(
+        "/p/experiments/pre/fold3_ann"
+    )
+    assert (split_file("ann", "val"), windows_file("ann", "val")) == (
+        "ann_val.pt",
+        "ann_val_windows.csv",
+    )
 
 
-def test_the_project_folder_is_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_folder_is_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert Paths.here() == Paths(tmp_path)
 
@@ -25,9 +32,17 @@ def test_the_project_folder_is_the_working_directory(tmp_path: Path, monkeypatch
 def test_all_that_is_written_lies_below_the_project_folder() -> None:
     paths = Paths(Path("/p"))
     written = [
-        paths.base_models, paths.experiments, paths.superseded, paths.runs, paths.incoming, paths.orchestrator_lock, paths.sha256_cache,
-        paths.training_lock("k"), paths.checkpoint("k"), paths.run("r"),
-    ]  # fmt: skip
+        paths.base_models,
+        paths.experiments,
+        paths.superseded,
+        paths.runs,
+        paths.incoming,
+        paths.orchestrator_lock,
+        paths.sha256_cache,
+        paths.training_lock("k"),
+        paths.checkpoint("k"),
+        paths.run("r"),
+    ]
     assert all(path.is_relative_to("/p") for path in written)
     assert len(set(written)) == len(written)
 

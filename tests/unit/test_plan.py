@@ -16,7 +16,11 @@ from common.plan import Plan, code_notice, counted, plan
 from common.reuse import Data, State, Verdict
 
 PEOPLE = ["ann", "bob", "cyd", "dan"]
-VALUES: dict[str, Any] = {"participants": PEOPLE, "data_path": "data/made", "n_base_participants": 1}
+VALUES: dict[str, Any] = {
+    "participants": PEOPLE,
+    "data_path": "data/made",
+    "n_base_participants": 1,
+}
 
 
 class World:
@@ -27,7 +31,9 @@ class World:
         self.content: dict[str, str] = {}
         self.bases = [base_job({**VALUES, "fold": fold}, "here", self.data) for fold in range(4)]
         self.finetunes = [
-            finetune_job({**VALUES, "fold": fold, "target_data_pct": pct}, "here", self.data) for fold in range(4) for pct in (0.5, 1.0)
+            finetune_job({**VALUES, "fold": fold, "target_data_pct": pct}, "here", self.data)
+            for fold in range(4)
+            for pct in (0.5, 1.0)
         ]
 
     def sha256(self, data_path: str, name: str) -> str:
@@ -37,24 +43,43 @@ class World:
         return plan(self.paths, self.bases, self.finetunes, self.sha256, **more)
 
     def publish_base(self, job: Job, **changes: Any) -> None:
-        data = identity.fingerprints(identity.base_data_files(job.base), lambda name: self.sha256("", name))
+        data = identity.fingerprints(
+            identity.base_data_files(job.base), lambda name: self.sha256("", name)
+        )
         record = {
-            "training_key": identity.training_key(job.base, data), "base_participants": identity.base_participants(job.base),
-            "data_fingerprints": data, "code_fingerprints": identity.code_fingerprints(),
-        }  # fmt: skip
-        artifacts.publish_base_model(self.paths, job.id, record["training_key"].encode(), record | changes)  # type: ignore[union-attr]
+            "training_key": identity.training_key(job.base, data),
+            "base_participants": identity.base_participants(job.base),
+            "data_fingerprints": data,
+            "code_fingerprints": identity.code_fingerprints(),
+        }
+        artifacts.publish_base_model(
+            self.paths, job.id, record["training_key"].encode(), record | changes
+        )  # type: ignore[union-attr]
 
     def publish(self, job: Job, **changes: Any) -> None:
         assert job.needs
         base = artifacts.open_base_model(self.paths, job.needs)
         options = job.finetune
-        data = identity.fingerprints(identity.finetune_data_files(options, base.metadata["base_participants"]), lambda name: self.sha256("", name))
+        data = identity.fingerprints(
+            identity.finetune_data_files(options, base.metadata["base_participants"]),
+            lambda name: self.sha256("", name),
+        )
         config = {
-            "experiment_key": identity.experiment_key(options, base.metadata["weights_sha256"], data), "experiment_fields": identity.experiment_fields(options),
-            "target_participant": identity.target(options), "base_weights_sha256": base.metadata["weights_sha256"], "data_fingerprints": data,
+            "experiment_key": identity.experiment_key(
+                options, base.metadata["weights_sha256"], data
+            ),
+            "experiment_fields": identity.experiment_fields(options),
+            "target_participant": identity.target(options),
+            "base_weights_sha256": base.metadata["weights_sha256"],
+            "data_fingerprints": data,
             "code_fingerprints": identity.code_fingerprints(),
-        }  # fmt: skip
-        files = {"best_model.pt": b"w", "losses.json": b"{}", "predictions.csv": b"", "config.json": artifacts.to_json(config | changes)}
+        }
+        files = {
+            "best_model.pt": b"w",
+            "losses.json": b"{}",
+            "predictions.csv": b"",
+            "config.json": artifacts.to_json(config | changes),
+        }
         prefix, _, name = job.id.partition("/")
         artifacts.publish_experiment(self.paths, prefix, name, files, {})
 
@@ -73,7 +98,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def states(verdicts: dict[str, Verdict], *wanted: State) -> list[str]:
     """Whose verdict is one of `wanted`: targets of fine-tunes, hashes of bases."""
-    return sorted(job.rpartition("_")[2] for job, verdict in verdicts.items() if verdict.state in wanted)
+    return sorted(
+        job.rpartition("_")[2] for job, verdict in verdicts.items() if verdict.state in wanted
+    )
 
 
 def test_at_first_all_is_new_and_fine_tunes_wait(world: World) -> None:
@@ -91,7 +118,9 @@ def test_when_all_is_published_all_is_done(world: World) -> None:
     assert not made.waiting
 
 
-def test_a_new_hash_of_a_published_training_is_a_copy_and_its_fine_tunes_are_judged_at_once(world: World) -> None:
+def test_a_new_hash_of_a_published_training_is_a_copy_and_its_fine_tunes_are_judged_at_once(
+    world: World,
+) -> None:
     world.publish_all()
     artifacts.supersede_base_model(world.paths, world.bases[2].id)
     made = world.plan()
@@ -121,11 +150,19 @@ def test_a_base_with_other_weights_makes_its_fine_tunes_stale(world: World) -> N
     artifacts.publish_base_model(world.paths, job.id, b"other weights", metadata)
     made = world.plan()
     assert states(made.finetunes, State.STALE) == ["ann", "ann"]
-    assert all("its base model changed" in made.finetunes[job].reason for job in made.finetunes if made.finetunes[job].state is State.STALE)
+    assert all(
+        "its base model changed" in made.finetunes[job].reason
+        for job in made.finetunes
+        if made.finetunes[job].state is State.STALE
+    )
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
-def test_damaged_or_half_written_results_are_not_done(world: World, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()]
+)
+def test_damaged_or_half_written_results_are_not_done(
+    world: World, damage: Callable[[Path], None]
+) -> None:
     world.publish_all()
     damage(world.paths.base_weights(world.bases[0].id))
     damage(world.paths.experiments / world.finetunes[-1].id / "losses.json")
@@ -149,14 +186,22 @@ def test_another_configuration_in_the_place_is_a_conflict(world: World) -> None:
     world.publish(world.finetunes[0], experiment_key="0" * 16, experiment_fields=fields)
     verdict = world.plan().finetunes[world.finetunes[0].id]
     assert verdict.state is State.CONFLICT
-    assert "holds results of another configuration (lr 5 there, 0.0003 here): give another --prefix, or --overwrite" in verdict.reason
+    assert (
+        "holds results of another configuration (lr 5 there, 0.0003 here): give another --prefix,"
+        " or --overwrite" in verdict.reason
+    )
 
 
-def test_another_configuration_in_the_place_is_seen_while_the_base_is_still_to_be_trained(world: World) -> None:
+def test_another_configuration_in_the_place_is_seen_while_the_base_is_still_to_be_trained(
+    world: World,
+) -> None:
     world.publish_all()
     taken, stale = world.finetunes[0], world.finetunes[1]
     fields = identity.experiment_fields(taken.finetune)
-    for job, changes in ((taken, {"experiment_key": "k", "experiment_fields": {**fields, "lr": 1}}), (stale, {"experiment_key": "k"})):
+    for job, changes in (
+        (taken, {"experiment_key": "k", "experiment_fields": {**fields, "lr": 1}}),
+        (stale, {"experiment_key": "k"}),
+    ):
         artifacts.supersede_experiment(world.paths, world.paths.experiments / job.id)
         world.publish(job, **changes)
     artifacts.supersede_base_model(world.paths, str(taken.needs))
@@ -170,10 +215,15 @@ def test_another_configuration_in_the_place_is_seen_while_the_base_is_still_to_b
 
 def test_other_code_is_announced_and_redone_only_with_retrain(world: World) -> None:
     world.publish_all()
-    world.publish_base(world.bases[0], code_fingerprints=dict(identity.code_fingerprints()) | {"models.py": "0"})
+    world.publish_base(
+        world.bases[0], code_fingerprints=dict(identity.code_fingerprints()) | {"models.py": "0"}
+    )
     made = world.plan()
     assert counted(made.bases) == "4 done"
-    assert code_notice(made) == "1 results made by other versions of models.py are reused; --retrain makes them anew"
+    assert (
+        code_notice(made)
+        == "1 results made by other versions of models.py are reused; --retrain makes them anew"
+    )
     made = world.plan(retrain=True)
     assert states(made.bases, State.STALE) == [world.bases[0].id]
     assert not made.copies
@@ -183,7 +233,9 @@ def test_without_bases_fine_tunes_name_what_is_missing(world: World) -> None:
     world.bases = []
     made = world.plan()
     assert len(made.missing_base) == 8
-    assert {verdict.reason for verdict in made.finetunes.values()} == {f"Base model not found: base_models/{job.needs}.pt" for job in world.finetunes}
+    assert {verdict.reason for verdict in made.finetunes.values()} == {
+        f"Base model not found: base_models/{job.needs}.pt" for job in world.finetunes
+    }
 
 
 def test_a_stale_base_that_nobody_trains_is_as_good_as_missing(world: World) -> None:
@@ -194,9 +246,12 @@ def test_a_stale_base_that_nobody_trains_is_as_good_as_missing(world: World) -> 
     made = world.plan()
     ann = [job for job in world.finetunes if job.id.endswith("_ann")]
     assert made.missing_base == {job.id: job.needs for job in ann}
-    assert {made.finetunes[job.id].reason for job in ann} == {f"base model {ann[0].needs} is stale: data changed (bob_val.pt): run base training again"}
+    assert {made.finetunes[job.id].reason for job in ann} == {
+        f"base model {ann[0].needs} is stale: data changed (bob_val.pt): run base training again"
+    }
     assert {made.finetunes[job.id].state for job in ann} == {State.NEW}
-    assert states(made.finetunes, State.DONE) == ["cyd", "cyd", "dan", "dan"]  # bob's own fine-tunes read bob's data
+    # bob's own fine-tunes read bob's data
+    assert states(made.finetunes, State.DONE) == ["cyd", "cyd", "dan", "dan"]
 
 
 def test_a_base_whose_data_are_not_here_is_taken_as_it_is(world: World) -> None:

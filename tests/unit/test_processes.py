@@ -16,7 +16,8 @@ from common.cluster import processes, worker
 from common.cluster.process import LocalProcess
 from tests.conftest import ROOT, wait_until
 
-# A child, a child's child, and one that left for a session of its own; then waits for its input to end.
+# A child, a child's child, and one that left for a session of its own; then waits for its input to
+# end.
 FAMILY = """
 import subprocess, sys
 nap = [sys.executable, "-S", "-c", "import time; time.sleep(1000)"]
@@ -34,14 +35,22 @@ processes.end_descendants(__import__("os").getpid())
 
 @pytest.fixture
 def family() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, "-c", FAMILY], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", FAMILY],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield process
         processes.end([*processes.descendants(process.pid), process.pid])
 
 
-def test_descendants_are_all_of_them_also_those_whose_parent_ended(family: subprocess.Popen[str]) -> None:
+def test_descendants_are_all_of_them_also_those_whose_parent_ended(
+    family: subprocess.Popen[str],
+) -> None:
     assert len(processes.descendants(family.pid)) == 3
     assert family.pid not in processes.descendants(family.pid)
     assert family.pid in processes.descendants(os.getpid())
@@ -52,14 +61,22 @@ def test_end_descendants_leaves_none(family: subprocess.Popen[str]) -> None:
     assert family.stdin is not None
     family.stdin.close()
     assert family.wait(30) == 0
-    wait_until(lambda: all(processes.start_time(pid) is None for pid in below), what="the end of the descendants")
+    wait_until(
+        lambda: all(processes.start_time(pid) is None for pid in below),
+        what="the end of the descendants",
+    )
 
 
 def test_a_child_dies_with_its_parent_even_by_sigkill() -> None:
     nap = [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(1000)"]
-    start = f"p = subprocess.Popen(processes.dying_with_us({nap!r})); print(p.pid, flush=True); p.wait()"
+    start = (
+        f"p = subprocess.Popen(processes.dying_with_us({nap!r})); print(p.pid, flush=True);"
+        " p.wait()"
+    )
     code = f"import subprocess; from common.cluster import processes; {start}"
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
         (child,) = (int(line) for line in lines if line != "1")
@@ -73,7 +90,8 @@ def test_a_process_is_itself_only_with_its_start_time() -> None:
     assert processes.start_time(os.getpid()) == processes.start_time(os.getpid())
     assert processes.start_time(os.getpid()) != processes.start_time(1)
     with subprocess.Popen([sys.executable, "-S", "-c", ""]) as ended:
-        wait_until(lambda: processes.start_time(ended.pid) is None, what="the end of a child")  # a zombie until it is waited for
+        # a zombie until it is waited for
+        wait_until(lambda: processes.start_time(ended.pid) is None, what="the end of a child")
     assert processes.stat_fields(ended.pid) is None
 
 
@@ -83,7 +101,8 @@ def test_ending_what_has_ended_is_no_error() -> None:
     processes.end([ended.pid])
 
 
-# A process that ends while a fork of it, which says nothing, holds its output and its lock file open.
+# A process that ends while a fork of it, which says nothing, holds its output and its lock file
+# open.
 LEAVES_A_FORK = """
 import fcntl, os, sys, time
 lock = open(sys.argv[1], "a")
@@ -96,7 +115,9 @@ os._exit(7)
 
 
 def test_the_end_of_a_process_is_seen_though_a_fork_of_it_holds_its_output(tmp_path: Path) -> None:
-    process = LocalProcess("here", [sys.executable, "-S", "-c", LEAVES_A_FORK, str(tmp_path / "lock")], tmp_path)
+    process = LocalProcess(
+        "here", [sys.executable, "-S", "-c", LEAVES_A_FORK, str(tmp_path / "lock")], tmp_path
+    )
     try:
         assert process.read_line(30) == b"hello\n"
         assert process.read_line(30) == b""
@@ -109,7 +130,9 @@ def test_the_end_of_a_process_is_seen_though_a_fork_of_it_holds_its_output(tmp_p
     wait_until(lambda: not processes.in_session(process.pid), what="the end of the fork")
 
 
-def test_a_slot_whose_worker_was_killed_is_taken_from_what_it_had_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_whose_worker_was_killed_is_taken_from_what_it_had_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     path = worker.slot_folder() / "slot-cpu0.lock"
     dead = LocalProcess("here", [sys.executable, "-S", "-c", LEAVES_A_FORK, str(path)], tmp_path)

@@ -1,4 +1,6 @@
-"""What the runner makes of what nodes and workers say, in whatever order they say it. Nodes are played here; the scheduler is the real one."""
+"""What the runner makes of what nodes and workers say, in whatever order they say it. Nodes are
+played here; the scheduler is the real one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ class PlayedWorker:
     """The head's end of a worker that this test speaks for."""
 
     def __init__(self, node: PlayedNode, slot: Slot) -> None:
-        self.node, self.slot, self.log, self.heard, self.ended = node, slot, None, time.monotonic(), False
+        self.node, self.slot, self.log, self.heard, self.ended = (
+            node,
+            slot,
+            None,
+            time.monotonic(),
+            False,
+        )
         self.got: list[dict[str, Any]] = []
 
     def send(self, message: dict[str, Any]) -> None:
@@ -52,9 +60,16 @@ class PlayedNode:
     shared = False
     connection = None
 
-    def __init__(self, server: Server, paths: Paths, settings: object, needs: object, tell: Any) -> None:
+    def __init__(
+        self, server: Server, paths: Paths, settings: object, needs: object, tell: Any
+    ) -> None:
         self.server, self.name, self.paths, self.tell = server, server.name, paths, tell
-        self.plan = SlotPlan(tuple(Slot(self.name, index, str(index // 2) if server.gpus else None) for index in range(server.cpu_slots or 1)))
+        self.plan = SlotPlan(
+            tuple(
+                Slot(self.name, index, str(index // 2) if server.gpus else None)
+                for index in range(server.cpu_slots or 1)
+            )
+        )
         self.workers: dict[int, PlayedWorker] = {}
         self.fetching: list[str] = []
         self.sending: list[Sequence[object]] = []
@@ -79,20 +94,50 @@ class PlayedNode:
 class Play:
     """A run over played nodes, turn by turn."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, jobs: Sequence[Job], *servers: dict[str, Any], **config: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        jobs: Sequence[Job],
+        *servers: dict[str, Any],
+        **config: Any,
+    ) -> None:
         monkeypatch.setattr(module, "Node", PlayedNode)
         path = folder / "cluster_config.json"
-        path.write_text(json.dumps({"servers": servers or [{"host": "n", "cpu_slots": 1}], **config}))
+        path.write_text(
+            json.dumps({"servers": servers or [{"host": "n", "cpu_slots": 1}], **config})
+        )
         self.paths, self.said = Paths(folder), list[str]()
         scripts = {"base": "train_base.py", "finetune": "train_finetune.py", "script": "mine.py"}
-        work = Work([job for job in jobs if job.kind == "base"], {}, [job for job in jobs if job.kind != "base"], frozenset(), scripts)
-        estimates = SimpleNamespace(seconds=lambda job: 10.0, work=lambda job: 1.0, speed=lambda node: 1.0)
-        self.home = SimpleNamespace(accept=lambda job, root: "", judge=lambda job, root: SimpleNamespace(state=None, other_code=()))
+        work = Work(
+            [job for job in jobs if job.kind == "base"],
+            {},
+            [job for job in jobs if job.kind != "base"],
+            frozenset(),
+            scripts,
+        )
+        estimates = SimpleNamespace(
+            seconds=lambda job: 10.0, work=lambda job: 1.0, speed=lambda node: 1.0
+        )
+        self.home = SimpleNamespace(
+            accept=lambda job, root: "",
+            judge=lambda job, root: SimpleNamespace(state=None, other_code=()),
+        )
         needs = Needs((), (), {}, (), (), "head")
         self.run: Any = Runner(
-            self.paths, path, load_config(path), work, needs, self.home, Journal(self.paths, "r"), estimates, Settings(),  # type: ignore[arg-type]
-            self.said.append, lambda status: None, patience=0.0,
-        )  # fmt: skip
+            self.paths,
+            path,
+            load_config(path),
+            work,
+            needs,
+            self.home,
+            Journal(self.paths, "r"),
+            estimates,
+            Settings(),  # type: ignore[arg-type]
+            self.said.append,
+            lambda status: None,
+            patience=0.0,
+        )
         self.run._start_nodes()
         self.copies = itertools.count()
 
@@ -189,8 +234,12 @@ def test_a_late_word_of_a_cancelled_copy_does_not_touch_the_one_beside_it(play: 
     assert run.state("a") is State.DONE
 
 
-@pytest.mark.parametrize(("verdict", "state"), [(reuse.State.CONFLICT, State.FAILED), (reuse.State.NEW, State.RUNNING)])
-def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_nodes_fault(play: Any, verdict: reuse.State, state: State) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "state"), [(reuse.State.CONFLICT, State.FAILED), (reuse.State.NEW, State.RUNNING)]
+)
+def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_nodes_fault(
+    play: Any, verdict: reuse.State, state: State
+) -> None:
     run = play([base("a")])
     run.join()
     run.home.accept = lambda job, root: "refused"
@@ -219,9 +268,14 @@ def test_a_job_that_a_worker_gives_up_unasked_is_the_nodes_fault(play: Any) -> N
     assert run.state("a") is State.FAILED
 
 
-def test_a_job_that_waits_for_its_base_in_a_slot_whose_gpu_is_gone_does_not_bring_the_slot_back(play: Any) -> None:
+def test_a_job_that_waits_for_its_base_in_a_slot_whose_gpu_is_gone_does_not_bring_the_slot_back(
+    play: Any,
+) -> None:
     tuning = {"mode": "full_fine_tuning", "data_path": "data/x", "participants": ["a"], "fold": 0}
-    run = play([*script("a"), *(Job("finetune", f"p/{name}", tuning, needs="b" * 16) for name in "xy")], {"host": "n", "cpu_slots": 3, "gpus": [0]})
+    run = play(
+        [*script("a"), *(Job("finetune", f"p/{name}", tuning, needs="b" * 16) for name in "xy")],
+        {"host": "n", "cpu_slots": 3, "gpus": [0]},
+    )
     run.join()
     (working,) = [index for index in range(3) if run.worker(index).jobs]
     mate = next(index for index in range(2) if index != working)
@@ -234,8 +288,16 @@ def test_a_job_that_waits_for_its_base_in_a_slot_whose_gpu_is_gone_does_not_brin
     assert run.state(waiting) in (State.READY, State.RUNNING)
 
 
-def test_a_worker_that_is_frozen_beside_one_that_speaks_is_ended_and_its_job_done_again(play: Any) -> None:
-    run = play(script("a", "b", "c"), {"host": "n", "cpu_slots": 2}, heartbeat_seconds=0.001, suspect_seconds=30, close_seconds=60)
+def test_a_worker_that_is_frozen_beside_one_that_speaks_is_ended_and_its_job_done_again(
+    play: Any,
+) -> None:
+    run = play(
+        script("a", "b", "c"),
+        {"host": "n", "cpu_slots": 2},
+        heartbeat_seconds=0.001,
+        suspect_seconds=30,
+        close_seconds=60,
+    )
     run.join()
     frozen = run.worker(0)
     (job,) = frozen.jobs
@@ -253,7 +315,13 @@ def test_a_worker_that_is_frozen_beside_one_that_speaks_is_ended_and_its_job_don
 
 
 def test_a_node_that_is_silent_as_a_whole_is_left_to_the_scheduler(play: Any) -> None:
-    run = play(script("a", "b"), {"host": "n", "cpu_slots": 2}, heartbeat_seconds=0.001, suspect_seconds=30, close_seconds=60)
+    run = play(
+        script("a", "b"),
+        {"host": "n", "cpu_slots": 2},
+        heartbeat_seconds=0.001,
+        suspect_seconds=30,
+        close_seconds=60,
+    )
     run.join()
     workers = [run.worker(index) for index in (0, 1)]
     for worker in workers:
@@ -262,13 +330,17 @@ def test_a_node_that_is_silent_as_a_whole_is_left_to_the_scheduler(play: Any) ->
     assert not any(worker.ended for worker in workers)
 
 
-def test_a_flood_of_messages_does_not_keep_the_rest_from_being_looked_at(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_messages_does_not_keep_the_rest_from_being_looked_at(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = play(script("a", "b"))
     run.join()
     run.worker().got.clear()
     run.run._beat_at = 0.0  # a beat is due
     flood = itertools.repeat(Said(run.worker(), {}), 10 * module.AT_ONCE)
-    monkeypatch.setattr(run.run, "_events", SimpleNamespace(get=lambda timeout: next(flood), put=lambda event: None))
+    monkeypatch.setattr(
+        run.run, "_events", SimpleNamespace(get=lambda timeout: next(flood), put=lambda event: None)
+    )
     run.run._turn()
     assert run.worker().got == [{"beat": 0}]
     assert next(flood, None)
@@ -277,7 +349,9 @@ def test_a_flood_of_messages_does_not_keep_the_rest_from_being_looked_at(play: A
 def test_times_of_silence_that_are_changed_in_a_run_count_from_the_next_on(play: Any) -> None:
     run = play(script("a"))
     longer = {"heartbeat_seconds": 100, "suspect_seconds": 200, "close_seconds": 300}
-    run.run.config_path.write_text(json.dumps({"servers": [{"host": "n", "cpu_slots": 1}], **longer}))
+    run.run.config_path.write_text(
+        json.dumps({"servers": [{"host": "n", "cpu_slots": 1}], **longer})
+    )
     run.run._reread_config(0.0)
     assert (run.run.config.heartbeat_seconds, run.run.config.close_seconds) == (5, 60)
     assert "from the next run on" in run.said[-1]

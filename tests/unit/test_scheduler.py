@@ -8,7 +8,9 @@ from common.cluster.scheduler import Assignment, Change, Job, Scheduler, Setting
 from tests.unit.simulated import SimulatedCluster, grid
 
 
-def cluster(*nodes: str, jobs: list[Job], slots: int = 1, settings: Settings | None = None) -> SimulatedCluster:
+def cluster(
+    *nodes: str, jobs: list[Job], slots: int = 1, settings: Settings | None = None
+) -> SimulatedCluster:
     made = SimulatedCluster(settings)
     made.add_jobs(*jobs)
     for name in nodes:
@@ -33,7 +35,12 @@ def test_a_fine_tune_starts_the_moment_its_own_base_is_done() -> None:
 
 
 def test_with_the_barrier_no_fine_tune_starts_before_all_bases_have_ended() -> None:
-    world = cluster("n", jobs=[*grid(2, 1), Job("alone", 5, "finetune")], slots=4, settings=Settings(wait_for_all_bases=True))
+    world = cluster(
+        "n",
+        jobs=[*grid(2, 1), Job("alone", 5, "finetune")],
+        slots=4,
+        settings=Settings(wait_for_all_bases=True),
+    )
     assert sorted(world.step()) == ["b0", "b1"]
     world.end("b0")
     assert world.step() == []
@@ -43,8 +50,15 @@ def test_with_the_barrier_no_fine_tune_starts_before_all_bases_have_ended() -> N
     assert world.scheduler.state("b1f0") is State.BLOCKED
 
 
-def test_the_longest_remaining_chain_goes_first_and_a_base_counts_with_its_longest_fine_tune() -> None:
-    jobs = [Job("long", 50), Job("base", 30, "base"), Job("tail", 40, "finetune", needs="base"), Job("short", 10)]
+def test_the_longest_remaining_chain_goes_first_and_a_base_counts_with_its_longest_fine_tune() -> (
+    None
+):
+    jobs = [
+        Job("long", 50),
+        Job("base", 30, "base"),
+        Job("tail", 40, "finetune", needs="base"),
+        Job("short", 10),
+    ]
     world = cluster("n", jobs=jobs)
     assert world.step() == ["base"]
     world.end("base")
@@ -128,7 +142,9 @@ def test_the_node_that_trained_a_base_holds_it_and_another_has_to_fetch_it() -> 
 def test_with_time_to_spare_a_slot_takes_the_fine_tune_whose_base_its_node_holds() -> None:
     settings = Settings(bytes_per_second=1.0)
     scheduler = Scheduler(settings)
-    scheduler.add_jobs(0, [Job(f"far{i}", 11, "finetune", base="far", base_bytes=5) for i in range(20)])
+    scheduler.add_jobs(
+        0, [Job(f"far{i}", 11, "finetune", base="far", base_bytes=5) for i in range(20)]
+    )
     scheduler.add_jobs(0, [Job("near", 10, "finetune", base="near", base_bytes=5)])
     scheduler.add_node(0, "n", holds=("near",))
     scheduler.slot_free(0, Slot("n", 0))
@@ -174,10 +190,15 @@ def test_a_job_added_to_a_failed_base_is_blocked_and_to_a_done_base_ready() -> N
     world.end("good")
     world.scheduler.job_error(0, "bad", "n", "ValueError")
     world.add_jobs(Job("f1", 1, needs="good"), Job("f2", 1, needs="bad"))
-    assert (world.scheduler.state("f1"), world.scheduler.state("f2")) == (State.READY, State.BLOCKED)
+    assert (world.scheduler.state("f1"), world.scheduler.state("f2")) == (
+        State.READY,
+        State.BLOCKED,
+    )
 
 
-def test_a_result_that_does_not_verify_counts_as_the_nodes_fault_and_the_job_is_done_again() -> None:
+def test_a_result_that_does_not_verify_counts_as_the_nodes_fault_and_the_job_is_done_again() -> (
+    None
+):
     world = cluster("n1", "n2", jobs=one())
     world.step()
     first = world.where("j")
@@ -187,7 +208,7 @@ def test_a_result_that_does_not_verify_counts_as_the_nodes_fault_and_the_job_is_
     assert world.where("j").node != first.node
 
 
-def test_a_result_found_on_the_node_that_does_the_job_again_stops_it_and_its_slot_stays_busy_until_its_worker_speaks() -> None:
+def test_a_result_found_on_the_node_that_does_the_job_again_stops_it_and_keeps_its_slot_busy():
     world = cluster("n", jobs=[Job("j", 100), Job("k", 10)])
     world.step()
     slot = world.where("j")
@@ -262,7 +283,9 @@ def test_the_slot_of_a_cancelled_copy_is_used_only_when_it_says_that_it_is_free(
     assert world.step() == ["next"]
 
 
-def test_an_order_to_stop_a_copy_whose_slot_is_free_again_is_dropped_lest_it_hit_the_next_job() -> None:
+def test_an_order_to_stop_a_copy_whose_slot_is_free_again_is_dropped_lest_it_hit_the_next_job() -> (
+    None
+):
     world = cluster("n1", jobs=one())
     world.step()
     world.add_node("n2")
@@ -357,7 +380,9 @@ def test_a_job_is_given_up_after_its_retries() -> None:
     assert "disk full" in world.scheduler.cause("j")
 
 
-def test_three_faults_in_a_row_set_a_node_aside_and_it_is_tried_again_with_one_job_at_a_time() -> None:
+def test_three_faults_in_a_row_set_a_node_aside_and_it_is_tried_again_with_one_job_at_a_time() -> (
+    None
+):
     world = cluster("n", jobs=[Job(f"j{i}", 100) for i in range(9)], slots=3)
     assert len(world.step()) == 3
     for job, slot in world.running():
@@ -366,7 +391,7 @@ def test_three_faults_in_a_row_set_a_node_aside_and_it_is_tried_again_with_one_j
     assert world.scheduler.node_state("n") == "set aside"
     assert world.step(29) == []
     assert len(world.step(10)) == 1
-    (job, slot) = world.running()[0]
+    job, slot = world.running()[0]
     world.end(job)
     assert len(world.step()) == 3
 
@@ -398,7 +423,9 @@ def test_a_good_result_breaks_the_row_of_faults() -> None:
 
 
 def test_one_job_that_kills_its_worker_on_two_nodes_fails_and_no_node_is_blamed() -> None:
-    world = cluster("n1", "n2", jobs=[*one(), Job("other", 10)], settings=Settings(faults_in_a_row=1))
+    world = cluster(
+        "n1", "n2", jobs=[*one(), Job("other", 10)], settings=Settings(faults_in_a_row=1)
+    )
     for _ in range(2):
         world.step()
         slot = world.where("j")
@@ -421,7 +448,9 @@ def test_where_there_is_one_node_a_job_fails_when_it_died_there_twice() -> None:
 
 
 def test_a_node_is_blamed_when_a_second_job_dies_there() -> None:
-    world = cluster("n", jobs=[Job("a", 10), Job("b", 10)], slots=2, settings=Settings(faults_in_a_row=1))
+    world = cluster(
+        "n", jobs=[Job("a", 10), Job("b", 10)], slots=2, settings=Settings(faults_in_a_row=1)
+    )
     world.step()
     world.scheduler.job_killed(0, "a", "n", "out of memory")
     assert world.scheduler.node_state("n") == "open"
@@ -430,7 +459,9 @@ def test_a_node_is_blamed_when_a_second_job_dies_there() -> None:
 
 
 def test_a_job_that_killed_a_worker_is_tried_again_after_all_others() -> None:
-    world = cluster("n", jobs=[Job("killer", 100, "base"), Job("a", 10, "base"), Job("b", 10, "finetune")])
+    world = cluster(
+        "n", jobs=[Job("killer", 100, "base"), Job("a", 10, "base"), Job("b", 10, "finetune")]
+    )
     assert world.step() == ["killer"]
     world.scheduler.job_killed(0, "killer", "n", "out of memory")
     world.free(Slot("n", 0))
@@ -452,7 +483,9 @@ def test_out_of_gpu_memory_takes_one_slot_from_that_gpu_but_never_its_last() -> 
     taken = world.scheduler.out_of_gpu_memory(0, job, "n", "0")
     assert taken == slot
     assert not world.scheduler.slot_free(0, slot, "0")
-    (rest, other) = next((job, slot) for job, slot in world.running() if slot.node == "n" and slot != taken)
+    rest, other = next(
+        (job, slot) for job, slot in world.running() if slot.node == "n" and slot != taken
+    )
     assert world.scheduler.out_of_gpu_memory(0, rest, "n", "0") is None
     assert world.scheduler.slot_free(0, other, "0")
 
@@ -531,7 +564,9 @@ def test_after_stop_starting_running_jobs_finish_and_nothing_new_starts() -> Non
 
 
 def test_observed_durations_mend_the_estimates_of_that_kind_and_the_time_left() -> None:
-    world = cluster("n", jobs=[*(Job(f"f{i}", 10, "finetune") for i in range(10)), Job("b", 10, "base")])
+    world = cluster(
+        "n", jobs=[*(Job(f"f{i}", 10, "finetune") for i in range(10)), Job("b", 10, "base")]
+    )
     before = world.scheduler.time_left(0)
     assert before == pytest.approx(110)
     for _ in range(5):

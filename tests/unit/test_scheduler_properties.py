@@ -1,7 +1,8 @@
 """Whatever happens in whatever order: no rule is broken, and the run comes to an end.
 
-The rules themselves (no slot runs two jobs, no fine-tune before its base, nothing starts on a node that is suspect, draining, set aside or closed, every job
-ends once, retries are bounded) are asserted by SimulatedCluster after every event.
+The rules themselves (no slot runs two jobs, no fine-tune before its base, nothing starts on a node
+that is suspect, draining, set aside or closed, every job ends once, retries are bounded) are
+asserted by SimulatedCluster after every event.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ class Storm(RuleBasedStateMachine):
         copies = self.world.running()
         return copies[pick % len(copies)] if copies else None
 
-    @rule(name=st.sampled_from(NODES), slots=st.integers(1, 3), speed=st.sampled_from([0.5, 1.0, 2.0]), gpu=st.sampled_from([None, "0"]))
+    @rule(
+        name=st.sampled_from(NODES),
+        slots=st.integers(1, 3),
+        speed=st.sampled_from([0.5, 1.0, 2.0]),
+        gpu=st.sampled_from([None, "0"]),
+    )
     def a_node_joins(self, name: str, slots: int, speed: float, gpu: str | None) -> None:
         if name not in self.known or self.scheduler.node_state(name) == "closed":
             self.world.lose_node(name)
@@ -91,12 +97,16 @@ class Storm(RuleBasedStateMachine):
         elif how == "gone":
             self.scheduler.slot_gone(now, slot)
         else:
-            self.world.slots[slot] = None if self.scheduler.node_state(slot.node) != "closed" else "down"
+            self.world.slots[slot] = (
+                None if self.scheduler.node_state(slot.node) != "closed" else "down"
+            )
             self.scheduler.job_error(now, job, slot.node, "ValueError")
 
     @rule(pick=PICK)
     def a_slot_comes_back(self, pick: int) -> None:
-        slots = [slot for slot, job in sorted(self.world.slots.items()) if job in ("down", "stopping")]
+        slots = [
+            slot for slot, job in sorted(self.world.slots.items()) if job in ("down", "stopping")
+        ]
         if slots:
             self.world.free(slots[pick % len(slots)])
 
@@ -128,7 +138,9 @@ class Storm(RuleBasedStateMachine):
     @rule(needs=st.sampled_from([None, "b0", "b1"]))
     def more_jobs_come(self, needs: str | None) -> None:
         self.extra += 1
-        self.world.add_jobs(Job(f"x{self.extra}", 30.0, "finetune" if needs else "base", needs=needs))
+        self.world.add_jobs(
+            Job(f"x{self.extra}", 30.0, "finetune" if needs else "base", needs=needs)
+        )
 
     @rule(rarely=st.integers(0, 9))
     def interrupted(self, rarely: int) -> None:
@@ -157,27 +169,54 @@ class StormWithBarrier(Storm):
 
 
 def test_in_any_storm_the_rules_hold_and_the_run_ends() -> None:
-    run_state_machine_as_test(Storm, settings=settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=QUIET))
+    run_state_machine_as_test(
+        Storm,
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=QUIET,
+        ),
+    )
 
 
 def test_in_any_storm_the_rules_hold_in_two_phases_too() -> None:
     run_state_machine_as_test(
-        StormWithBarrier, settings=settings(max_examples=40, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=QUIET)
+        StormWithBarrier,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=QUIET,
+        ),
     )
 
 
 FAULTS: dict[str, Callable[[SimulatedCluster, str], object]] = {
     "disk full": lambda world, job: world.scheduler.node_fault(world.now, job, "n", "disk full"),
-    "worker died": lambda world, job: world.scheduler.job_killed(world.now, job, "n", "its worker died"),
+    "worker died": lambda world, job: world.scheduler.job_killed(
+        world.now, job, "n", "its worker died"
+    ),
     "GPU memory": lambda world, job: world.scheduler.out_of_gpu_memory(world.now, job, "n", "0"),
     "worker gone": lambda world, job: world.scheduler.slot_gone(world.now, world.where(job)),
-    "connection lost": lambda world, job: world.scheduler.close_node(world.now, "n", "the connection ended"),
+    "connection lost": lambda world, job: world.scheduler.close_node(
+        world.now, "n", "the connection ended"
+    ),
 }
 
 
-@given(st.integers(1, 12), st.integers(1, 3), st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=6), st.sampled_from([0.0, 5.0, 60.0]))
+@given(
+    st.integers(1, 12),
+    st.integers(1, 3),
+    st.lists(st.sampled_from(sorted(FAULTS)), min_size=1, max_size=6),
+    st.sampled_from([0.0, 5.0, 60.0]),
+)
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=QUIET)
-def test_a_lone_bad_node_ends_the_run_in_bounded_time(jobs: int, slots: int, faults: list[str], delay: float) -> None:
+def test_a_lone_bad_node_ends_the_run_in_bounded_time(
+    jobs: int, slots: int, faults: list[str], delay: float
+) -> None:
     """Every job that it is given ends in a fault after `delay` seconds."""
     world = SimulatedCluster()
     world.add_jobs(*(Job(f"j{i}", 100.0) for i in range(jobs)))
@@ -203,14 +242,21 @@ def test_a_lone_bad_node_ends_the_run_in_bounded_time(jobs: int, slots: int, fau
 
 @given(st.data())
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=QUIET)
-def test_a_sound_cluster_of_any_speeds_does_everything_without_idling_away_the_time(data: st.DataObject) -> None:
+def test_a_sound_cluster_of_any_speeds_does_everything_without_idling_away_the_time(
+    data: st.DataObject,
+) -> None:
     """However wrong the estimates are, the makespan stays under that of the slowest slot alone."""
     world = SimulatedCluster(Settings(bytes_per_second=1e6))
-    speeds = data.draw(st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0]), min_size=1, max_size=5), "speeds")
+    speeds = data.draw(
+        st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0]), min_size=1, max_size=5), "speeds"
+    )
     seconds = data.draw(st.lists(st.integers(1, 200), min_size=8, max_size=8), "seconds")
     wrong = data.draw(st.sampled_from([0.1, 1.0, 10.0]), "estimate over seconds")
     jobs = [Job(f"b{i}", wrong * seconds[i], "base") for i in range(2)]
-    jobs += [Job(f"f{i}", wrong * seconds[i], "finetune", needs=f"b{i % 2}", base_bytes=10**6) for i in range(2, 8)]
+    jobs += [
+        Job(f"f{i}", wrong * seconds[i], "finetune", needs=f"b{i % 2}", base_bytes=10**6)
+        for i in range(2, 8)
+    ]
     world.add_jobs(*jobs)
     for i, speed in enumerate(speeds):
         world.add_node(f"n{i}", speed=speed)

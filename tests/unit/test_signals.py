@@ -11,7 +11,9 @@ from common.cluster.orchestrate import signals
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_signals_are_heard_in_the_block_only_and_an_ignored_one_stays_ignored(ignored: bool) -> None:
+def test_signals_are_heard_in_the_block_only_and_an_ignored_one_stays_ignored(
+    ignored: bool,
+) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     others = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

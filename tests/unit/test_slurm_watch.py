@@ -26,7 +26,17 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     said: list[str] = []
     with closing(Journal(paths, "run")) as journal:
         home = Home(paths, lambda data_path, name: "", {})
-        watch = Watch(paths, work, {job.id: place for job in jobs}, {}, home, journal, Estimates(paths, ()), said.append, lambda status: None)
+        watch = Watch(
+            paths,
+            work,
+            {job.id: place for job in jobs},
+            {},
+            home,
+            journal,
+            Estimates(paths, ()),
+            said.append,
+            lambda status: None,
+        )
         watch._read_events()
     assert watch.status(True)["phases"] == {"script": {"done": 2}}
     assert not said

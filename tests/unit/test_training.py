@@ -1,4 +1,6 @@
-"""The loop: against a plain loop, early stopping, checkpoints in the same bytes, and what goes wrong."""
+"""The loop: against a plain loop, early stopping, checkpoints in the same bytes, and what goes
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def _one_thread():
 
 @pytest.fixture
 def sets(tmp_path):
-    return Windows([write_split(tmp_path, "a", "train", 30)]), Windows([write_split(tmp_path, "a", "val", 21, seed=1)])
+    return Windows([write_split(tmp_path, "a", "train", 30)]), Windows(
+        [write_split(tmp_path, "a", "val", 21, seed=1)]
+    )
 
 
 def network(seed: int = 0, **options) -> models.Network:
@@ -70,9 +74,13 @@ def test_fit_equals_a_plain_loop(sets, pos_weight):
         for rows in order.split(8):
             optimizer.zero_grad()
             logits = plain(x[rows])
-            F.binary_cross_entropy_with_logits(logits, y[rows], pos_weight=torch.tensor(pos_weight)).backward()
+            F.binary_cross_entropy_with_logits(
+                logits, y[rows], pos_weight=torch.tensor(pos_weight)
+            ).backward()
             optimizer.step()
-            total += F.binary_cross_entropy_with_logits(logits.detach(), y[rows], reduction="sum").item()
+            total += F.binary_cross_entropy_with_logits(
+                logits.detach(), y[rows], reduction="sum"
+            ).item()
         assert math.isclose(fitted.losses["train"][epoch - 1], total / len(y), rel_tol=1e-3)
     assert fitted.updates == 16
     with torch.no_grad():
@@ -89,7 +97,9 @@ def test_a_batch_in_pieces_is_the_same_update(sets, monkeypatch):
 
 
 def full(**options) -> training.Settings:
-    return change(augment=Augment(aug_prob=0.5), from_untouched=True, checkpoint_seconds=0, **options)
+    return change(
+        augment=Augment(aug_prob=0.5), from_untouched=True, checkpoint_seconds=0, **options
+    )
 
 
 def test_equal_fits_give_equal_bytes_whatever_ran_before(sets):
@@ -107,11 +117,19 @@ def test_a_resumed_fit_ends_in_the_same_bytes(sets, after):
     undisturbed = training.fit(network(dropout=0.2), *sets, full(), checkpoint=kept)
     assert len(kept.saved) == 3  # nothing to keep after the last epoch
     seen = []
-    resumed = training.fit(network(dropout=0.2), *sets, full(), checkpoint=Kept(kept.saved[after]), progress=seen.append)
+    resumed = training.fit(
+        network(dropout=0.2),
+        *sets,
+        full(),
+        checkpoint=Kept(kept.saved[after]),
+        progress=seen.append,
+    )
     assert [report["epoch"] for report in seen] == list(range(after + 2, 5))
     assert training.serialize(resumed.state) == training.serialize(undisturbed.state)
     assert (undisturbed.resumed, resumed.resumed) == (False, True)
-    assert dataclasses.replace(resumed, state={}) == dataclasses.replace(undisturbed, state={}, resumed=True)
+    assert dataclasses.replace(resumed, state={}) == dataclasses.replace(
+        undisturbed, state={}, resumed=True
+    )
 
 
 @pytest.mark.parametrize("bad", [b"", b"junk", "other key", "other threads"])
@@ -138,8 +156,15 @@ def test_checkpoints_are_kept_once_an_interval(sets):
 def test_epoch_zero_is_a_candidate(sets):
     model = network()
     before = training.serialize(model.state_dict())
-    fitted = training.fit(model, *sets, change(from_untouched=True, lr=10.0, patience=2, max_epochs=50))
-    assert (fitted.best_epoch, fitted.epochs, fitted.stopped_by, fitted.losses["train"][0]) == (0, 2, "patience", None)
+    fitted = training.fit(
+        model, *sets, change(from_untouched=True, lr=10.0, patience=2, max_epochs=50)
+    )
+    assert (fitted.best_epoch, fitted.epochs, fitted.stopped_by, fitted.losses["train"][0]) == (
+        0,
+        2,
+        "patience",
+        None,
+    )
     assert training.serialize(fitted.state) == before == training.serialize(model.state_dict())
 
 
@@ -203,14 +228,18 @@ def test_predictions_and_evaluation_agree(sets):
     assert sum(result.counts) == 21
     assert result.counts[3] + result.counts[1] == (p >= 0.5).sum()
     y = val.y.numpy()
-    expected = float(-(y * torch.tensor(p).log().numpy() + (1 - y) * torch.tensor(1 - p).log().numpy()).mean())
+    expected = float(
+        -(y * torch.tensor(p).log().numpy() + (1 - y) * torch.tensor(1 - p).log().numpy()).mean()
+    )
     assert math.isclose(result.loss, expected, rel_tol=1e-4)
     assert math.isclose(loss, expected, rel_tol=1e-4)
 
 
 def test_the_compiled_interface_takes_the_place_of_the_eager_one(sets, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(options) or function)
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiled.append(options) or function
+    )
     one = training.fit(network(), *sets, change(compiled=True))
     other = training.fit(network(), *sets, SETTINGS)
     assert len(compiled) == 2
@@ -234,11 +263,19 @@ from common import models, training
 from common.dataset import Windows, open_split
 torch.save((torch.randn(8, 2, 16), torch.arange(8) % 2), "a_train.pt")
 windows = Windows([open_split(".", "a", "train")])
-training.fit(models.build("test", channels=2), windows, windows, training.Settings(4, 1e-3, 2, 2, "k"))
+model = models.build("test", channels=2)
+training.fit(model, windows, windows, training.Settings(4, 1e-3, 2, 2, "k"))
 print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
 """
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     assert done.stdout == "[]\n"
 
 

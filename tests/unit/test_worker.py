@@ -1,4 +1,6 @@
-"""The worker's protocol, driven as the head drives it: jobs in, answers out, and an end whenever the head is gone."""
+"""The worker's protocol, driven as the head drives it: jobs in, answers out, and an end whenever
+the head is gone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ import pytest
 from common.cluster import processes
 from common.cluster import worker as worker_module
 from common.cluster.worker import SlotHeld, cause_of, slot_folder, take_slot
-from common.errors import BaseModelNotFound, CorruptArtifact, InputError, NodeError, ProjectError, TrainingError
+from common.errors import (
+    BaseModelNotFound,
+    CorruptArtifact,
+    InputError,
+    NodeError,
+    ProjectError,
+    TrainingError,
+)
 from tests.conftest import ROOT, script_environment, wait_until
 
 MARKER = "f00d" * 8
@@ -33,7 +42,8 @@ def run(options, progress):
             time.sleep(0.01)
     if what == "children":
         import subprocess
-        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1000)"], start_new_session=True)
+        argv = [sys.executable, "-S", "-c", "import time; time.sleep(1000)"]
+        subprocess.Popen(argv, start_new_session=True)
     if what == "memory":
         raise MemoryError()
     return {"pid": os.getpid(), "device": options["device"]}
@@ -45,9 +55,29 @@ class Worker:
 
     def __init__(self, folder: Path, owner: str = "me", *more: str) -> None:
         environment = script_environment(folder.parent) | {"PYTHONPATH": str(ROOT)}
-        flags = {"project": folder, "slot": "cpu0", "owner": owner, "marker": MARKER, "device": "cpu", "beat": 0.2}
-        argv = [sys.executable, "-m", "common.cluster.worker", *(f"--{name}={value}" for name, value in flags.items()), *more]
-        self.process = subprocess.Popen(argv, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        flags = {
+            "project": folder,
+            "slot": "cpu0",
+            "owner": owner,
+            "marker": MARKER,
+            "device": "cpu",
+            "beat": 0.2,
+        }
+        argv = [
+            sys.executable,
+            "-m",
+            "common.cluster.worker",
+            *(f"--{name}={value}" for name, value in flags.items()),
+            *more,
+        ]
+        self.process = subprocess.Popen(
+            argv,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
@@ -121,7 +151,9 @@ def test_the_end_of_its_input_ends_it_and_all_that_it_started(worker: Worker) ->
     worker.answer("progress")
     worker.stdin.close()
     worker.process.wait(30)
-    wait_until(lambda: all(processes.start_time(pid) is None for pid in below), what="the end of the child")
+    wait_until(
+        lambda: all(processes.start_time(pid) is None for pid in below), what="the end of the child"
+    )
 
 
 NAP = '[sys.executable, "-S", "-c", "import time; time.sleep(1000)"]'
@@ -136,7 +168,9 @@ while "--waits" in sys.argv:
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["that ends", "that is cancelled"])
-def test_children_of_a_script_in_its_own_process_end_with_its_job(folder: Path, worker: Worker, waits: bool) -> None:
+def test_children_of_a_script_in_its_own_process_end_with_its_job(
+    folder: Path, worker: Worker, waits: bool
+) -> None:
     (folder / "plain.py").write_text(PARENT)
     worker.send(job="j0", script="plain.py", values={"waits": waits})
     if waits:
@@ -146,11 +180,17 @@ def test_children_of_a_script_in_its_own_process_end_with_its_job(folder: Path, 
     else:
         assert worker.answer("done")["result"] == {}
     pids = [int(pid) for pid in (folder / "pids").read_text().split()]
-    wait_until(lambda: all(processes.start_time(pid) is None for pid in pids), 10, "the end of the children")
+    wait_until(
+        lambda: all(processes.start_time(pid) is None for pid in pids),
+        10,
+        "the end of the children",
+    )
     assert worker.process.poll() is None
 
 
-def test_a_script_in_its_own_process_is_given_the_slots_device_where_its_job_names_one(folder: Path, worker: Worker) -> None:
+def test_a_script_in_its_own_process_is_given_the_slots_device_where_its_job_names_one(
+    folder: Path, worker: Worker
+) -> None:
     (folder / "plain.py").write_text("import sys\nprint(*sys.argv[1:])\n")
     for device, said in (("7", "--device=cpu\n"), (None, "\n")):
         worker.send(job="j0", script="plain.py", values={"device": device})
@@ -164,7 +204,9 @@ def test_silence_of_the_head_ends_it(folder: Path) -> None:
     worker.stdout.close()
 
 
-def test_a_newer_worker_of_the_same_project_ends_the_older_and_another_project_is_refused(folder: Path, worker: Worker) -> None:
+def test_a_newer_worker_of_the_same_project_ends_the_older_and_another_project_is_refused(
+    folder: Path, worker: Worker
+) -> None:
     other = Worker(folder, "somebody else")
     assert "slot cpu0 held by me" in other.hello["refused"]
     assert other.process.wait(30) == 3
@@ -178,7 +220,9 @@ def test_a_newer_worker_of_the_same_project_ends_the_older_and_another_project_i
         pipe.close()
 
 
-def test_a_slot_is_free_again_when_its_holder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_is_free_again_when_its_holder_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     with take_slot("cpu0", "me"), pytest.raises(SlotHeld, match="held by me"):
         take_slot("cpu0", "another")
@@ -195,13 +239,19 @@ class Full(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_too_full_for_the_log_is_still_told_as_the_nodes_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "full_disk.py").write_text("def run(options, progress):\n    raise OSError(28, 'No space left on device')\n")
+def test_a_disk_too_full_for_the_log_is_still_told_as_the_nodes_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "full_disk.py").write_text(
+        "def run(options, progress):\n    raise OSError(28, 'No space left on device')\n"
+    )
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Full())
     with (folder / "log").open("ab", buffering=0) as log:
-        outcome = worker_module.Worker(None, folder, "cpu", log).outcome({"job": "j0", "script": "full_disk.py", "values": {}})  # type: ignore[arg-type]
+        outcome = worker_module.Worker(None, folder, "cpu", log).outcome(
+            {"job": "j0", "script": "full_disk.py", "values": {}}
+        )  # type: ignore[arg-type]
     assert (outcome["failed"], outcome["cause"], outcome["log"]) == ("j0", "disk", "")
 
 
@@ -212,19 +262,32 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (InputError("x"), "error"), (TrainingError("x"), "error"), (ValueError("x"), "error"), (FileNotFoundError("x"), "error"),
-        (BaseModelNotFound("x"), "base_missing"), (CorruptArtifact("x"), "base_missing"), (NodeError("x"), "gpu_gone"),
-        (OSError(errno.ENOSPC, "x"), "disk"), (OSError(errno.EDQUOT, "x"), "disk"), (OSError(errno.ENOMEM, "x"), "out_of_memory"),
-        (MemoryError(), "out_of_memory"), (OutOfMemoryError("x"), "out_of_gpu_memory"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (InputError("x"), "error"),
+        (TrainingError("x"), "error"),
+        (ValueError("x"), "error"),
+        (FileNotFoundError("x"), "error"),
+        (BaseModelNotFound("x"), "base_missing"),
+        (CorruptArtifact("x"), "base_missing"),
+        (NodeError("x"), "gpu_gone"),
+        (OSError(errno.ENOSPC, "x"), "disk"),
+        (OSError(errno.EDQUOT, "x"), "disk"),
+        (OSError(errno.ENOMEM, "x"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (OutOfMemoryError("x"), "out_of_gpu_memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+        ),
         (RuntimeError("CUDA error: unspecified launch failure"), "gpu_gone"),
     ],
-)  # fmt: skip
+)
 def test_whose_fault_an_error_is(error: Exception, cause: str) -> None:
     assert cause_of(error) == cause
 
 
-def test_the_slot_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slot_folder_of_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / f"ml-customization-{os.getuid()}")
