@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 from common.cli import Parser, run_script
-from common.demo_data import CITATION, POSITIVE, RATE_HZ, REQUIREMENT, UNITS, DemoRecordings
+from common.data.demo import CITATION, POSITIVE, RATE_HZ, REQUIREMENT, UNITS, DemoRecordings
+from common.data.prepare import Outcome, Preparation, Source, prepare, up_to_date
+from common.data.recordings import Layout, Recordings
+from common.data.windowing import Windows
 from common.options import add_arguments
 from common.paths import SPLITS, Paths
-from common.preparation import Outcome, Preparation, Source, prepare, up_to_date
-from common.sessions import Layout, Recordings
-from common.windows import Windows
 
 DEMO = {
     "sampling_rate": RATE_HZ,

@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import Parser, Spinner, run_script
+from common.jobs.verdicts import Data
 from common.options import FinetuneOptions, add_arguments, from_flags
 from common.paths import Paths
-from common.reuse import Data
 
 
 def run(options: Mapping[str, Any], progress: Any) -> dict[str, Any]:
     """What a worker calls."""
-    from common.finetuning import run
+    from common.training.finetune import run
 
     return run(options, progress)
 
@@ -33,7 +33,7 @@ def main() -> int:
     add_arguments(flags, FinetuneOptions)
     options = from_flags(flags.parse(), FinetuneOptions)
 
-    from common.training_run import device_for_hand
+    from common.training.setup import device_for_hand
 
     device, remark = device_for_hand(options.device)
     if remark:

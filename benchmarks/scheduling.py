@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from rows import Row  # noqa: E402
 
-from common.cluster.scheduler import Job, Scheduler, Settings, Slot  # noqa: E402
+from common.cluster.scheduler.scheduler import Job, Scheduler, Settings, Slot  # noqa: E402
 
 BASES, SIBLINGS = 84, 12
 BASE_SECONDS, FINETUNE_SECONDS = 600.0, 120.0

@@ -36,9 +36,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import rows  # noqa: E402
 from rows import Row  # noqa: E402
 
-from common import metrics, models, training  # noqa: E402
-from common.dataset import Windows, open_split  # noqa: E402
-from common.training_run import score  # noqa: E402
+from common.data.dataset import Windows, open_split  # noqa: E402
+from common.training import loop, metrics, networks  # noqa: E402
+from common.training.setup import score  # noqa: E402
 
 CORES = os.cpu_count() or 1
 CHANNELS = 6
@@ -47,7 +47,7 @@ CHANNELS = 6
 class Plain(nn.Module):
     """The same network as a textbook writes it."""
 
-    def __init__(self, network: models.Network) -> None:
+    def __init__(self, network: networks.Network) -> None:
         super().__init__()
         self.pools = [block.pool for block in network.blocks]
         self.convs, self.norms, self.head = network.convs, network.norms, network.head
@@ -63,7 +63,7 @@ class PlainLoop:
     """A training as a careful person writes it first."""
 
     def __init__(self, model: str, windows: Windows, batch_size: int, seed: int = 0) -> None:
-        self.model = Plain(models.build(model, channels=CHANNELS, seed=seed))
+        self.model = Plain(networks.build(model, channels=CHANNELS, seed=seed))
         data = TensorDataset(windows._parts[0].split.x.clone(), windows.y)
         self.loader = DataLoader(
             data, batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
@@ -103,10 +103,10 @@ class OurLoop:
     def __init__(
         self, model: str, windows: Windows, batch_size: int, *, compiled: bool = False
     ) -> None:
-        settings = training.Settings(batch_size, 1e-3, 10**6, 10**6, "benchmark", compiled=compiled)
-        training._keep_freed_memory()
-        self.run = training._Run(
-            models.build(model, channels=CHANNELS, seed=0), windows, None, settings
+        settings = loop.Settings(batch_size, 1e-3, 10**6, 10**6, "benchmark", compiled=compiled)
+        loop._keep_freed_memory()
+        self.run = loop._Run(
+            networks.build(model, channels=CHANNELS, seed=0), windows, None, settings
         )
         self.run.start()
         self.windows = windows
@@ -281,10 +281,8 @@ def equally_good(seeds: int = 10, epochs: int = 30) -> Row:
                 TensorDataset(unseen._parts[0].split.x, unseen.y), batch_size=32
             )
             theirs, _ = metrics.final_scores(unseen.y.numpy(), plain.evaluate())
-            model = models.build("test", channels=CHANNELS, seed=seed)
-            training.fit(
-                model, learnt, None, training.Settings(32, 1e-3, epochs, 1, f"seed {seed}")
-            )
+            model = networks.build("test", channels=CHANNELS, seed=seed)
+            loop.fit(model, learnt, None, loop.Settings(32, 1e-3, epochs, 1, f"seed {seed}"))
             ours, _ = metrics.final_scores(unseen.y.numpy(), score(model, unseen)[0])
             ratios.append((ours["macro_f1"] or 0) / (theirs["macro_f1"] or 1))
     return Row.of(

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from common import artifacts
 from common.errors import CorruptArtifact
-from common.jobs import Job
+from common.jobs.job_files import Job
 from common.paths import EXPERIMENT_METRICS, Paths
 
 SHORT = {

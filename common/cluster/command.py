@@ -7,18 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.cli import Parser
-from common.cluster import orchestrate, slurm, upkeep
 from common.cluster.closing import closing_table
 from common.cluster.config import ClusterConfig, load_config
 from common.cluster.display import Display, status_lines
 from common.cluster.journal import latest_status
-from common.cluster.needs import data_files
 from common.cluster.notify import Notifier
-from common.cluster.orchestrate import Prepared, Request
+from common.cluster.request import (
+    Prepared,
+    Request,
+    conclude,
+    describe,
+    only_orchestrator,
+    prepare,
+)
+from common.cluster.request import run as ssh_run
+from common.cluster.slurm import start
+from common.cluster.ssh import maintenance
+from common.cluster.ssh.payload import data_files
 from common.errors import InputError
-from common.jobs import Job
+from common.jobs.job_files import Job
+from common.jobs.verdicts import Data
 from common.paths import CLUSTER_CONFIG, Paths
-from common.reuse import Data
 
 # Base jobs, the others, and somebody else's script.
 Read = Callable[[Data], tuple[list[Job], list[Job], Path | None]]
@@ -103,7 +112,7 @@ def execute(
         return _status(paths, display)
     config = load_config(args.cluster_config)
     if args.cancel:
-        slurm.cancel(config, paths, display.say)
+        start.cancel(config, paths, display.say)
         return 0
     if config.engine == "slurm" and (args.setup_nodes or args.clean_nodes):
         raise InputError(
@@ -111,9 +120,9 @@ def execute(
             " to set up or to clean"
         )
     if args.setup_nodes:
-        return int(not upkeep.setup_nodes(config, paths, display.say))
+        return int(not maintenance.setup_nodes(config, paths, display.say))
     if args.clean_nodes:
-        return int(not upkeep.clean_nodes(config, paths, display.say))
+        return int(not maintenance.clean_nodes(config, paths, display.say))
     data = Data(paths)
     if args.check:
         return _check(args, config, paths, data, read, display)
@@ -133,15 +142,15 @@ def execute(
         max_retries=args.max_retries,
     )
     if args.dry_run:
-        for line in orchestrate.describe(orchestrate.prepare(request, data), verbose=True):
+        for line in describe(prepare(request, data), verbose=True):
             display.say(line)
         return 0
-    with orchestrate.only_orchestrator(paths):
-        return _run(request, orchestrate.prepare(request, data), display, notifier)
+    with only_orchestrator(paths):
+        return _run(request, prepare(request, data), display, notifier)
 
 
 def _run(request: Request, prepared: Prepared, display: Display, notifier: Notifier) -> int:
-    for line in orchestrate.describe(prepared):
+    for line in describe(prepared):
         display.say(line)
     failures: list[str] = []
 
@@ -152,13 +161,13 @@ def _run(request: Request, prepared: Prepared, display: Display, notifier: Notif
             notifier.tell(line)
 
     try:
-        engine = slurm.run if request.config.engine == "slurm" else orchestrate.run
+        engine = start.run if request.config.engine == "slurm" else ssh_run
         outcome = engine(request, prepared, say, display.show)
     finally:
         display.close()
     lines = [
         *closing_table(request.paths, request.others),
-        *orchestrate.conclude(outcome, prepared.made, request.only),
+        *conclude(outcome, prepared.made, request.only),
     ]
     for line in lines:
         display.say(line)
@@ -174,7 +183,7 @@ def _status(paths: Paths, display: Display) -> int:
     for line in status_lines(status):
         display.say(line)
     if status.get("engine") == "slurm":
-        display.say(slurm.queue_line(paths))
+        display.say(start.queue_line(paths))
     return 0
 
 
@@ -193,9 +202,9 @@ def _check(
         display.say(f"data are not compared: {error}")
         files = []
     lines, good = (
-        slurm.check(config, paths)
+        start.check(config, paths)
         if config.engine == "slurm"
-        else upkeep.check_nodes(config, paths, files, data.sha256)
+        else maintenance.check_nodes(config, paths, files, data.sha256)
     )
     for line in lines:
         display.say(line)

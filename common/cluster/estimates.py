@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from common import identity
-from common.jobs import Job
+from common.jobs import identity
+from common.jobs.job_files import Job
 from common.paths import Paths, split_file
 
 # Before anything was measured: an epoch over 100 MB takes about 4 s on one core, and early stopping

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError, nearest
-from common.identity import BASE_ONLY
+from common.jobs.identity import BASE_ONLY
 from common.options import FinetuneOptions, shapes_result
 from common.report.statistics import Paired, holm, median_interval, paired, ratio_of_means
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.windows import covered_hours
+from common.data.windowing import covered_hours
 
 SAME = 1e-6  # seconds; two windows this close in time do not overlap, they touch
 Windows = dict[str, NDArray[Any]]

@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from common.artifacts import Experiment, open_experiment, published_base_hashes, read_base_metadata
+from common.data.manifest import Manifest, read_manifest
 from common.errors import CorruptArtifact, InputError, ProjectError
-from common.identity import digest, effective_seed
-from common.manifest import Manifest, read_manifest
+from common.jobs.identity import digest, effective_seed
 from common.options import FinetuneOptions
 from common.paths import EXPERIMENT_METRICS, EXPERIMENTS, Paths, experiment_name
 from common.report.bouts import Windows, bout_scores, read_windows

@@ -11,13 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from common.identity import digest
-from common.manifest import Manifest, listed_windows
+from common.data.manifest import Manifest, listed_windows
+from common.data.windowing import covered_hours
+from common.jobs.identity import digest
 from common.report.analysis import Grid
 from common.report.collect import Collection, Project
 from common.report.figures import order_unset
 from common.report.words import count, duration, metric_words
-from common.windows import covered_hours
 
 Json = dict[str, Any]
 

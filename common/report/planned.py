@@ -7,14 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from common import identity
 from common.cluster.journal import past_events
 from common.errors import InputError
-from common.jobs import Job, read_jobs
+from common.jobs import identity
+from common.jobs.job_files import Job, read_jobs
+from common.jobs.verdicts import Data, changed
 from common.options import FinetuneOptions
 from common.paths import FINETUNE_JOBS, Paths
 from common.report.collect import Collection, Project, Run
-from common.reuse import Data, changed
 
 MISSING_COLUMNS = (
     "project",

@@ -21,12 +21,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from common.cluster import connection as connection_module
-from common.cluster import process as process_module
-from common.cluster import sshconfig
 from common.cluster.config import Server
-from common.cluster.connection import ConnectError, Connection, connect
-from common.cluster.rsync import verify_arrived
+from common.cluster.transport import connection as connection_module
+from common.cluster.transport import openssh
+from common.cluster.transport import process as process_module
+from common.cluster.transport.connection import ConnectError, Connection, connect
+from common.cluster.transport.rsync import verify_arrived
 from common.errors import InputError, NodeError
 from tests.cluster.hosts import Hosts
 from tests.conftest import ROOT, wait_until
@@ -300,7 +300,7 @@ def test_a_name_that_does_not_exist_a_closed_port_and_silence_are_told_apart(
     with pytest.raises(ConnectError) as caught:
         connect(server(hosts, port=2222))
     assert (caught.value.cause, caught.value.transient) == ("refused", True)
-    monkeypatch.setattr(sshconfig, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(openssh, "CONNECT_SECONDS", 1)
     hosts.cut("h2")
     assert refused(hosts, "h2").cause == "timeout"
     hosts.freeze("h3")
@@ -533,9 +533,9 @@ def test_a_dropped_connection_is_tried_again(
 ) -> None:
     dropped: list[str] = []
 
-    def watched(settings: sshconfig.Settings) -> sshconfig.Link:
+    def watched(settings: openssh.Settings) -> openssh.Link:
         try:
-            return sshconfig.open_link(settings)
+            return openssh.open_link(settings)
         except ConnectError as error:
             dropped.append(error.cause)
             raise
@@ -807,8 +807,8 @@ def test_closing_ends_copies(hosts: Hosts, head: Path) -> None:
 def test_a_copy_ends_with_a_head_that_was_killed(hosts: Hosts, head: Path) -> None:
     big_file(head)
     program = (
-        "import sys; from common.cluster.config import load_config; from common.cluster.connection"
-        " import connect\n"
+        "import sys; from common.cluster.config import load_config\n"
+        "from common.cluster.transport.connection import connect\n"
     )
     program += "connect(load_config(sys.argv[1]).servers[0]).push(['big.pt'])"
     argv = [sys.executable, "-c", program, str(hosts.write_config(head))]

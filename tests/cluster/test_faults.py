@@ -232,7 +232,7 @@ def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project
         (worker,) = [
             pid
             for pid, command in hosts.commands("h1").items()
-            if "common.cluster.worker" in command and "env " not in command[:4]
+            if "common.cluster.on_node.worker" in command and "env " not in command[:4]
         ][-1:]
         os.kill(worker, signal.SIGKILL)
         project.wait_for(event="worker", node="h1", state="ended", job=base)

@@ -170,13 +170,13 @@ def test_nodes_get_the_code_of_the_head(hosts: Hosts, project: Project) -> None:
     use(project, hosts, "h1")
     project.run(*OWN)
     shutil.rmtree(hosts["h1"].project / "common/cluster/__pycache__")
-    worker = hosts["h1"].project / "common/cluster/worker.py"
+    worker = hosts["h1"].project / "common/cluster/on_node/worker.py"
     worker.write_text("raise SystemExit('old code')\n")
     (hosts["h1"].project / "own.py").write_text(
         "def run(options, progress):\n    raise ValueError('old script')\n"
     )
     project.run(*OWN)
-    assert worker.read_bytes() == (project.code / "common/cluster/worker.py").read_bytes()
+    assert worker.read_bytes() == (project.code / "common/cluster/on_node/worker.py").read_bytes()
     assert set(traces(hosts["h1"].project)) == {0}
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from common.artifacts import publish_base_model
+from common.data.prepare import Preparation, prepare
+from common.data.recordings import Layout, Recordings
 from common.errors import InputError
-from common.preparation import Preparation, prepare
 from common.report.collect import collect
 from common.report.figures import training_curves
 from common.report.making import data_sets, warnings
 from common.report.page import curves
 from common.report.planned import mark_stale, missing_cells
-from common.sessions import Layout, Recordings
 from tests.report.made import Made
 
 

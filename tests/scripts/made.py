@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from common.manifest import MANIFEST, file_sha256
+from common.data.manifest import MANIFEST, file_sha256
 from common.paths import SPLITS, split_file
 
 # Those of the documented commands, in their order.

@@ -113,7 +113,7 @@ def test_after_other_jobs_and_in_another_order_they_are_the_same(
 # A job whose process is killed after its third checkpoint.
 KILLED = """
 import json, os, signal, sys
-from common import {module} as job
+from common.training import {module} as job
 plain = job.settings
 job.settings = lambda options, key, **changes: plain(
     options, key, checkpoint_seconds=0.0, **changes
@@ -134,7 +134,7 @@ def test_a_training_killed_and_resumed_gives_the_same(
     script, job = jobs_of(project)[number]
     if number:
         shutil.copytree(by_hand.folder / "base_models", project.folder / "base_models")
-    code = KILLED.format(module="finetuning" if number else "base_training")
+    code = KILLED.format(module="finetune" if number else "base")
     environment = project.environment | {"PYTHONPATH": str(ROOT)}
     killed = subprocess.run(
         [sys.executable, "-c", code],

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import pytest
 
-from common.demo_data import fetch_wheel
+from common.data.demo import fetch_wheel
 from common.errors import InputError, ProjectError
 from tests.conftest import ROOT, wait_until
 from tests.scripts.projects import Project

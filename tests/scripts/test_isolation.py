@@ -72,7 +72,7 @@ def fine_tune(monkeypatch: pytest.MonkeyPatch, options: Mapping[str, Any]) -> di
     """Fine-tune anew, with random numbers that do not depend on the data (their seed is the
     experiment's key, of which the data are a part).
     """
-    monkeypatch.setattr("common.identity.experiment_key", lambda *_: "0123456789abcdef")
+    monkeypatch.setattr("common.jobs.identity.experiment_key", lambda *_: "0123456789abcdef")
     shutil.rmtree("experiments", ignore_errors=True)
     folder = Path(train_finetune.run(options, silent)["folder"])
     return {

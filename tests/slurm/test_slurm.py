@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from common.cluster.journal import past_events
-from common.cluster.slurm_queue import project_mark
+from common.cluster.slurm.queue import project_mark
 from common.paths import Paths
 from tests.conftest import failed_in_one_line, wait_until
 from tests.scripts.made import DOCUMENTED_PEOPLE, write_data

@@ -17,12 +17,13 @@ from unittest import mock
 
 import torch
 
-from common import artifacts, base_training, finetuning
+from common import artifacts
+from common.data.manifest import Sha256Cache, file_sha256
 from common.errors import CorruptArtifact, InputError, TrainingError
-from common.manifest import Sha256Cache, file_sha256
 from common.options import Options
 from common.paths import EXPERIMENT_FILES, Paths
-from common.training_run import CheckpointFile, prepare
+from common.training import base, finetune
+from common.training.setup import CheckpointFile, prepare
 from tests.trust.checker import broken, contents
 from tests.trust.disks import checkpoint_every_epoch
 from tests.trust.kills import finetune_values, here
@@ -197,7 +198,7 @@ def damaged_cache(seed: int, parent: Path, trials: int = 50) -> int:
     right = [file_sha256(file) for file in files]
     cache = folder / "sha256.json"
     # else files as young as these are not kept
-    with mock.patch("common.manifest.SETTLED_SECONDS", -1e9):
+    with mock.patch("common.data.manifest.SETTLED_SECONDS", -1e9):
         assert [Sha256Cache(cache).sha256(file) for file in files] == right
         good = cache.read_bytes()
         assert all(digest in good.decode() for digest in right)
@@ -291,7 +292,7 @@ def changed_before(seed: int, parent: Path) -> int:
     """
     rng = random.Random(seed)
     # Else files as young as these would be read again in any case.
-    settled = mock.patch("common.manifest.SETTLED_SECONDS", -1e9)
+    settled = mock.patch("common.data.manifest.SETTLED_SECONDS", -1e9)
     with (
         settled,
         opened(parent, f"changed {seed}") as world,
@@ -357,7 +358,7 @@ def changed_during(seed: int, parent: Path, kind: str) -> int:
                 before = change(path, seed)
 
         with cold_worker():
-            module = base_training if kind == "base" else finetuning
+            module = base if kind == "base" else finetune
             with (
                 checkpoint_every_epoch() if rng.random() < 0.5 else nullcontext(),
                 mock.patch.object(module, "prepare", begin),
@@ -379,8 +380,8 @@ def changed_during(seed: int, parent: Path, kind: str) -> int:
 def cold_worker() -> Iterator[None]:
     """A worker that has kept nothing of earlier jobs."""
     with (
-        mock.patch.object(finetuning, "_untouched", type(finetuning._untouched)(32)),
-        mock.patch.object(finetuning, "_bases", type(finetuning._bases)(4)),
+        mock.patch.object(finetune, "_untouched", type(finetune._untouched)(32)),
+        mock.patch.object(finetune, "_bases", type(finetune._bases)(4)),
     ):
         yield
 
@@ -391,6 +392,6 @@ def _run(
     before = Path.cwd()
     os.chdir(folder)
     try:
-        (base_training if kind == "base" else finetuning).run(values, progress)
+        (base if kind == "base" else finetune).run(values, progress)
     finally:
         os.chdir(before)

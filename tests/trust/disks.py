@@ -16,9 +16,9 @@ from unittest import mock
 
 from common import artifacts
 from common.errors import BaseModelNotFound, CorruptArtifact
-from common.jobs import write_jobs
+from common.jobs.job_files import write_jobs
 from common.paths import EXPERIMENT_FILES, Paths
-from common.training_run import CheckpointFile
+from common.training.setup import CheckpointFile
 from tests.trust import crashes
 from tests.trust.checker import TEMPORARY, base_bytes, broken, contents, experiment_bytes
 from tests.trust.disk import Disk
@@ -299,14 +299,14 @@ def must_name_the_path(act: Callable[[], object], error: int, folder: Path, wher
 @contextmanager
 def checkpoint_every_epoch() -> Iterator[None]:
     """Trainings of milliseconds write checkpoints too."""
-    from common import base_training, finetuning
+    from common.training import base, finetune
 
     def often(real: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **more: replace(real(*args, **more), checkpoint_seconds=0.0)
 
     with (
-        mock.patch.object(base_training, "settings", often(base_training.settings)),
-        mock.patch.object(finetuning, "settings", often(finetuning.settings)),
+        mock.patch.object(base, "settings", often(base.settings)),
+        mock.patch.object(finetune, "settings", often(finetune.settings)),
     ):
         yield
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from common.cluster import answers
+from common.cluster import protocol
 from common.cluster.closing import closing_table
-from common.cluster.home import Home
-from common.jobs import Job, base_job, finetune_job
+from common.cluster.results import Home
+from common.jobs.job_files import Job, base_job, finetune_job
+from common.jobs.verdicts import Data
 from common.paths import Paths
-from common.reuse import Data
 from tests.trust.checker import Checker, contents, sha256
 from tests.trust.damage import published
 from tests.trust.kills import here
@@ -207,7 +207,7 @@ def lying_messages(seed: int, examples: int = 500) -> int:
 
     def test(message: Any) -> None:
         try:
-            known = answers.message(message, {"mine"})
+            known = protocol.message(message, {"mine"})
         except ValueError:
             return
         assert all(known.get(what, "mine") == "mine" for what in ("progress", "done", "failed"))
@@ -233,11 +233,11 @@ def lying_facts(seed: int, examples: int = 300) -> int:
         "code": {"a.py": "0"},
         "data": [None],
     }
-    assert answers.facts(good)["cores"] == 4
+    assert protocol.facts(good)["cores"] == 4
 
     def test(key: str, value: Any) -> None:
         try:
-            known = answers.facts({**good, key: value})
+            known = protocol.facts({**good, key: value})
         except ValueError:
             return
         assert known.keys() == good.keys()

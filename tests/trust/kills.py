@@ -212,12 +212,12 @@ def train(folder: Path, kind: str, values: Mapping[str, Any]) -> Callable[[], di
     def work() -> dict[str, Any]:
         import torch
 
-        from common import base_training, finetuning
-        from common.training_run import silent
+        from common.training import base, finetune
+        from common.training.setup import silent
 
         os.chdir(folder)
         torch.set_num_threads(1)
-        return (base_training if kind == "base" else finetuning).run(values, silent)
+        return (base if kind == "base" else finetune).run(values, silent)
 
     return work
 

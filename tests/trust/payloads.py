@@ -28,10 +28,10 @@ import numpy as np
 import torch
 
 from common import artifacts
-from common.demo_data import read_object_npy
+from common.data.demo import read_object_npy
+from common.data.manifest import Sha256Cache
 from common.errors import CorruptArtifact, InputError, ProjectError
-from common.identity import code_fingerprints, digest
-from common.manifest import Sha256Cache
+from common.jobs.identity import code_fingerprints, digest
 from tests.trust.checker import contents
 from tests.trust.damage import Published, cold_worker, refusal
 from tests.trust.kills import fork, here

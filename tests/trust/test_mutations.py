@@ -140,7 +140,7 @@ BREAKS = (
     ),
     Break(
         "a checkpoint's checksum is not checked",
-        "common.training_run",
+        "common.training.setup",
         "CheckpointFile.load",
         'checksum.decode(errors="replace") == sha256(data)',
         "True",
@@ -156,7 +156,7 @@ BREAKS = (
     ),
     Break(
         "a stale base is reused",
-        "common.reuse",
+        "common.jobs.verdicts",
         "judge_base",
         'model.metadata.get("training_key") != key',
         "False",
@@ -164,7 +164,7 @@ BREAKS = (
     ),
     Break(
         "changed data are not noticed at the end",
-        "common.reuse",
+        "common.jobs.verdicts",
         "check_unchanged",
         "now != before",
         "False",
@@ -172,7 +172,7 @@ BREAKS = (
     ),
     Break(
         "a file is known by size and time",
-        "common.manifest",
+        "common.data.manifest",
         "file_identity",
         ", stat.st_ctime_ns]",
         ", 0]",
@@ -180,7 +180,7 @@ BREAKS = (
     ),
     Break(
         "dataset.json is not compared",
-        "common.reuse",
+        "common.jobs.verdicts",
         "Data.sha256",
         "manifest.files.get(file_name, found) != found",
         "False",
@@ -188,7 +188,7 @@ BREAKS = (
     ),
     Break(
         "pickles are loaded",
-        "common.dataset",
+        "common.data.dataset",
         "load_plain",
         "weights_only=True",
         "weights_only=False",

@@ -202,7 +202,7 @@ class World:
 
     def workers(self) -> list[int]:
         """The long-lived workers."""
-        return list(self.processes("common.cluster.worker"))
+        return list(self.processes("common.cluster.on_node.worker"))
 
     def nothing_runs(self, seconds: float = 30) -> None:
         """Nothing that was started here goes on."""

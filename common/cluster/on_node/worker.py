@@ -1,0 +1,417 @@
+"""The long-lived process that fills a slot and runs job after job. It runs on the node; the head
+speaks to it in JSON, one object a line.
+
+In:   {"job": id, "script": name, "values": {...}}   {"cancel": id}   {"beat": n}
+Out:  {"hello": {...}}   {"beat": n}   {"progress": id, ...}   {"done": id, "result": {...},
+"seconds": s, "log": tail}
+      {"failed": id, "cause": c, "error": one line, "seconds": s, "log": tail}
+
+The protocol has a duplicate of standard output to itself, after a marker line; the real standard
+output and standard error point to the slot's log, so that prints do no harm. A worker that hears
+nothing for `--silence` seconds, or whose input ends, ends itself and all that it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import errno
+import faulthandler
+import fcntl
+import importlib.util
+import json
+import os
+import platform
+import queue
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NoReturn, Protocol
+
+from common.cli import one_line
+from common.cluster.on_node import processes
+from common.errors import BaseModelNotFound, CorruptArtifact, NodeError, ProjectError
+from common.options import to_flags
+
+LOG_TAIL = 16_384
+PROGRESS_SECONDS = 1.0
+Message = dict[str, Any]
+
+
+class Cancelled(BaseException):
+    """The head no longer wants the running job. Not an Exception: no job may swallow it."""
+
+
+class SlotHeld(ProjectError):
+    """Another project's worker fills the slot."""
+
+
+# -- the slot
+
+
+def slot_folder() -> Path:
+    """Where the slots' locks and logs lie: on the node's own disk."""
+    folder = Path(tempfile.gettempdir()) / f"ml-customization-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise ProjectError(f"{folder}: belongs to somebody else: have it removed, or set TMPDIR")
+    return folder
+
+
+def take_slot(name: str, owner: str) -> IO[str]:
+    """Lock the slot for as long as the returned file is open. A worker of the same owner (head and
+    project) is ended first.
+
+    Raises:
+        SlotHeld: another owner's worker fills it.
+    """
+    file = (slot_folder() / f"slot-{name}.lock").open("a+")
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            try:
+                _make_way(file, name, owner, patient=time.monotonic() < deadline)
+            except SlotHeld:
+                file.close()
+                raise
+            time.sleep(0.05)
+    file.seek(0)
+    file.truncate()
+    json.dump(
+        {"owner": owner, "pid": os.getpid(), "started": processes.start_time(os.getpid())}, file
+    )
+    file.flush()
+    return file
+
+
+def _make_way(file: IO[str], name: str, owner: str, *, patient: bool) -> None:
+    file.seek(0)
+    try:
+        holder = json.loads(file.read() or "{}")
+    except ValueError:  # it is being written
+        holder = {}
+    if (holder and holder.get("owner") != owner) or not patient:
+        raise SlotHeld(
+            f"slot {name} held by {holder.get('owner', 'another worker')} (process"
+            f" {holder.get('pid', '?')})"
+        )
+    pid = holder.get("pid")
+    if isinstance(pid, int) and processes.start_time(pid) == holder.get("started"):
+        processes.end([*processes.descendants(pid), pid])
+    # it was killed, and what it had forked holds its lock
+    elif isinstance(pid, int) and processes.start_time(pid) is None:
+        processes.end(processes.in_session(pid))
+
+
+# -- the connection to the head
+
+
+class Head:
+    """The worker's side of the protocol: a reader that is the watchdog as well, a heartbeat, and
+    messages out.
+    """
+
+    def __init__(self, marker: str, beat_seconds: float, silence_seconds: float) -> None:
+        self._out = os.dup(1)
+        self._in = os.dup(0)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        self._marker, self._beat, self._silence = marker, beat_seconds, silence_seconds
+        self._writing = threading.Lock()
+        self._cancelled: str | None = None
+        self.jobs: queue.Queue[Message] = queue.Queue()
+
+    def start(self, hello: Message) -> None:
+        """Say hello, then listen and beat."""
+        self._write(f"\n{self._marker}\n".encode())
+        self.send({"hello": hello})
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        threading.Thread(target=self._beating, name="beat", daemon=True).start()
+
+    def send(self, message: Message) -> None:
+        """One message, whole. A head that is gone ends us."""
+        self._write(json.dumps(message).encode() + b"\n")
+
+    def check_cancelled(self, job: str) -> None:
+        """Raises Cancelled when the head no longer wants `job`."""
+        if self._cancelled == job:
+            raise Cancelled
+
+    def _write(self, data: bytes) -> None:
+        try:
+            with self._writing:
+                while data:
+                    data = data[os.write(self._out, data) :]
+        except OSError:
+            end_everything()
+
+    def _beating(self) -> None:
+        number = 0
+        while True:
+            time.sleep(self._beat)
+            number += 1
+            self.send({"beat": number})
+
+    def _listen(self) -> None:
+        buffer, heard = b"", _clock()
+        while True:
+            ready, _, _ = select.select([self._in], [], [], min(1.0, self._silence / 4))
+            # also after having been frozen: what arrived meanwhile is too late
+            if _clock() - heard > self._silence:
+                end_everything()
+            if not ready:
+                continue
+            chunk = os.read(self._in, 1 << 16)
+            if not chunk:
+                end_everything()
+            heard = _clock()
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            for line in lines:
+                self._take(json.loads(line))
+
+    def _take(self, message: Message) -> None:
+        if "job" in message:
+            if message["job"] == self._cancelled:  # it is wanted again
+                self._cancelled = None
+            self.jobs.put(message)
+        elif "cancel" in message:
+            self._cancelled = message["cancel"]
+
+
+def _clock() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine sleeps
+
+
+def end_everything() -> NoReturn:
+    """End all that this worker started, then itself, at once. What was not published is resumed or
+    redone elsewhere.
+    """
+    processes.end_descendants(os.getpid())
+    os._exit(1)
+
+
+# -- jobs
+
+
+def cause_of(error: BaseException) -> str:
+    """Whose fault an error is: the job's ('error'), the node's ('disk', 'gpu_gone'), memory's, or a
+    base model that has to be sent (again).
+    """
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, (BaseModelNotFound, CorruptArtifact)):
+        return "base_missing"
+    if name == "OutOfMemoryError":
+        return "out_of_gpu_memory"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "out_of_memory"
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EROFS,
+        errno.ENOMEM,
+    ):
+        return "disk" if error.errno != errno.ENOMEM else "out_of_memory"
+    if (
+        isinstance(error, NodeError)
+        or name == "AcceleratorError"
+        or "CUDA error" in text
+        or "CUDA driver" in text
+    ):
+        return "gpu_gone"
+    return "error"
+
+
+class Listener(Protocol):
+    """Whom a worker tells of its jobs."""
+
+    def send(self, message: Message) -> None: ...
+
+    def check_cancelled(self, job: str) -> None: ...
+
+
+class Worker:
+    """Runs jobs, one at a time, in this process where their script allows it."""
+
+    def __init__(self, head: Listener, code: Path, device: str, log: IO[bytes]) -> None:
+        self._head, self._code, self._device, self._log = head, code, device, log
+        self._runs: dict[str, Callable[..., Mapping[str, Any]] | None] = {}
+
+    def serve(self, jobs: queue.Queue[Message]) -> NoReturn:
+        """Job after job, until the head is gone."""
+        while True:
+            self._log.truncate(0)
+            message = jobs.get()
+            self._head.send(self.outcome(message))
+
+    def outcome(self, message: Message) -> Message:
+        """Run one job; whatever happens to it is in the answer."""
+        job, began = message["job"], time.monotonic()
+        try:
+            self._load(message["script"])
+            began = time.monotonic()  # importing torch, once a worker, says nothing about jobs
+            result = self._run(job, message["script"], message["values"])
+            # what JSON cannot say is the job's error
+            outcome: Message = {"done": job, "result": json.loads(json.dumps(dict(result or {})))}
+        except Cancelled:
+            outcome = {"failed": job, "cause": "cancelled", "error": "cancelled"}
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            # the log's disk is full: whose fault that is has to be told all the more
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            said = (
+                str(error)
+                if isinstance(error, (ProjectError, OSError))
+                else f"{type(error).__name__}: {error}"
+            )
+            outcome = {"failed": job, "cause": cause_of(error), "error": one_line(said)[:2000]}
+        return {**outcome, "seconds": time.monotonic() - began, "log": self._tail()}
+
+    def _run(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
+        run = self._load(script)
+        if run is None:
+            return self._run_process(job, script, values)
+        last = 0.0
+
+        def progress(state: Mapping[str, Any]) -> None:
+            nonlocal last
+            self._head.check_cancelled(job)
+            if time.monotonic() - last >= PROGRESS_SECONDS:
+                last = time.monotonic()
+                self._head.send({**state, "progress": job})
+
+        return run({**values, "device": self._device}, progress)
+
+    def _load(self, script: str) -> Callable[..., Mapping[str, Any]] | None:
+        """The script's run(options, progress), or None where it defines none."""
+        if script not in self._runs:
+            path = self._place(script)
+            self._runs[script] = _import(path).run if _defines_run(path) else None
+        return self._runs[script]
+
+    def _place(self, script: str) -> Path:
+        """A user's own script lies in the project folder, ours with the code."""
+        own = Path(script).absolute()
+        return own if own.is_file() else self._code / script
+
+    def _run_process(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
+        if values.get("device") is not None:
+            values = {**values, "device": self._device}
+        argv = [
+            sys.executable,
+            str(self._place(script)),
+            *to_flags({name: v for name, v in values.items() if v is not False}),
+        ]
+        process = subprocess.Popen(
+            processes.dying_with_us(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        try:
+            code = self._wait(process, job)
+        finally:
+            processes.end_descendants(os.getpid())
+            process.wait()
+            processes.reap()
+        if code < 0:
+            raise ProjectError(f"{script} was ended by signal {signal.Signals(-code).name}")
+        if code:
+            raise ProjectError(
+                f"{script} exited with {code}:"
+                f" {one_line(self._tail()[-500:]) or 'it printed nothing'}"
+            )
+        return {}
+
+    def _wait(self, process: subprocess.Popen[bytes], job: str) -> int:
+        """Its exit code. Raises Cancelled."""
+        while True:
+            try:
+                return process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                self._head.check_cancelled(job)
+
+    def _tail(self) -> str:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        size = os.fstat(self._log.fileno()).st_size
+        with open(f"/proc/self/fd/{self._log.fileno()}", "rb") as file:
+            file.seek(max(0, size - LOG_TAIL))
+            return file.read().decode(errors="replace")
+
+
+def _defines_run(path: Path) -> bool:
+    """Whether the script has a function `run`, found without running the script."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):  # as a process of its own it will say so itself
+        return False
+    return any(isinstance(part, ast.FunctionDef) and part.name == "run" for part in body)
+
+
+def _import(path: Path) -> Any:
+    """A script as a module, with its own folder to import from, as if it had been started by
+    itself.
+    """
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Take the slot, point prints to its log, say hello, serve."""
+    flags = argparse.ArgumentParser(description="started by the orchestrators, not by hand")
+    for name in ("project", "slot", "owner", "marker", "device"):
+        flags.add_argument(f"--{name}", required=True)
+    flags.add_argument("--beat", type=float, default=5.0)
+    flags.add_argument("--silence", type=float, default=60.0)
+    args = flags.parse_args()
+    code = Path(__file__).resolve().parents[3]
+    head = Head(args.marker, args.beat, args.silence)
+    os.chdir(args.project)
+    sys.path.insert(0, str(code))
+    processes.adopt_orphans()
+    with contextlib.suppress(OSError):  # already the leader of its group
+        os.setsid()
+    try:
+        slot = take_slot(args.slot, args.owner)
+    except ProjectError as error:
+        head.start({"refused": one_line(error)})
+        sys.exit(3)
+    log_path = slot_folder() / f"slot-{args.slot}.log"
+    with log_path.open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        faulthandler.enable(log)
+        head.start(
+            {
+                "pid": os.getpid(),
+                "host": platform.node(),
+                "log": str(log_path),
+                "slot": args.slot,
+                "lock": slot.name,
+            }
+        )
+        Worker(head, code, args.device, log).serve(head.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,423 @@
+"""What both orchestrator scripts do around a run: read, plan, refuse or reuse, run, tell how it
+ended. It says lines through `say` and never prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from common import artifacts
+from common.cluster.config import ClusterConfig, Server
+from common.cluster.estimates import Estimates
+from common.cluster.journal import Journal, last_failures, new_run_id, past_events
+from common.cluster.results import Home
+from common.cluster.scheduler import scheduler
+from common.cluster.ssh.node import inventory, probe, send_code
+from common.cluster.ssh.payload import (
+    File,
+    Needs,
+    code_files,
+    data_files,
+    extra_files,
+    found_beside,
+    path_of,
+)
+from common.cluster.ssh.run import SEEN_SECONDS, Outcome, Runner, Work
+from common.cluster.transport.connection import connect
+from common.errors import BaseModelNotFound, Conflict, InputError, ProjectError
+from common.jobs import identity
+from common.jobs.job_files import KINDS, Job
+from common.jobs.plan import Plan, code_notice, counted, plan
+from common.jobs.verdicts import Data, DataSha256, State, make_way
+from common.paths import Paths
+
+Say = Callable[[str], None]
+Show = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for."""
+
+    paths: Paths
+    config_path: Path
+    config: ClusterConfig
+    bases: Sequence[Job] = ()
+    others: Sequence[Job] = ()  # fine-tunes, or jobs of somebody else's script
+    script: Path | None = None  # somebody else's
+    train_bases: bool = True
+    sync: bool = True
+    wait_for_all_bases: bool = False
+    retrain: bool = False
+    only: str | None = None
+    max_retries: int = 2
+
+
+@dataclass
+class Prepared:
+    """A request, planned: what is there, and what has to run."""
+
+    made: Plan
+    work: Work
+    sha256: DataSha256
+    data: dict[File, str | None] = field(default_factory=dict)
+
+
+def owner(paths: Paths) -> str:
+    """Names this head and project in the nodes' slot locks."""
+    return f"{platform.node()}:{paths.root}"
+
+
+# -- planning
+
+
+def prepare(request: Request, data: Data) -> Prepared:
+    """Plan a request. Changes nothing. Raises InputError, BaseModelNotFound and Conflict for what
+    cannot be run.
+    """
+    bases, others = _chosen(request)
+    files = list(dict.fromkeys(file for job in (*bases, *others) for file in data_files(job)))
+    sha256, known = _data_sha256(request, data, files)
+    made = (
+        plan(request.paths, bases, others, sha256, retrain=request.retrain)
+        if request.script is None
+        else Plan()
+    )
+    if request.script is None:
+        _refuse(made, others)
+    return Prepared(made, _work(request, made, bases, others), sha256, known)
+
+
+def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
+    """--only: failed jobs, or the fine-tunes of a prefix, with the bases that they need."""
+    bases, others = list(request.bases) if request.train_bases else [], list(request.others)
+    if request.only is None:
+        return bases, others
+    if request.only == "failed":
+        failed = last_failures(request.paths)
+        return [job for job in bases if job.id in failed], [
+            job for job in others if job.id in failed
+        ]
+    chosen = [job for job in others if job.id.startswith(request.only)]
+    if not chosen:
+        raise InputError(
+            f"--only {request.only}: no job has that prefix, and 'failed' is the other choice"
+        )
+    needed = {job.needs for job in chosen}
+    return [job for job in bases if job.id in needed], chosen
+
+
+def _data_sha256(
+    request: Request, data: Data, files: Sequence[File]
+) -> tuple[DataSha256, dict[File, str | None]]:
+    """The head's own fingerprints; where it has no data at all, those of the nodes, which must
+    agree.
+    """
+    folders = {request.paths.data(data_path) for data_path, _ in files}
+    if any(folder.is_dir() for folder in folders) or not files:
+        known: dict[File, str | None] = {
+            (data_path, name): data.sha256(data_path, name) for data_path, name in files
+        }
+        return data.sha256, known
+    found = _ask_nodes(request, files)
+
+    def sha256(data_path: str, name: str) -> str:
+        if (data_path, name) not in found:
+            raise InputError(
+                f"{data_path}/{name}: neither here nor on any node: prepare the data with"
+                " prepare_data.py or correct --data_path"
+            )
+        return found[data_path, name]
+
+    for data_path, name in files:
+        sha256(data_path, name)
+    return sha256, dict.fromkeys(files)
+
+
+def _ask_nodes(request: Request, files: Sequence[File]) -> dict[File, str]:
+    needs = Needs(code_files(), (), {}, (), (), owner(request.paths))
+
+    def ask(server: Server) -> dict[File, str | None]:
+        try:
+            with connect(server, request.paths.root) as node:
+                if not node.shared:
+                    send_code(node, needs, probe(node, needs.owner))
+                    return inventory(node, files, (), ()).data
+        # the run itself will say why this node is left out
+        except (ProjectError, OSError, EOFError):
+            pass
+        return {}
+
+    found: dict[File, str] = {}
+    with ThreadPoolExecutor(len(request.config.servers) or 1) as pool:
+        for server, answer in zip(
+            request.config.servers, pool.map(ask, request.config.servers), strict=True
+        ):
+            for file, sha256 in answer.items():
+                if sha256 and found.setdefault(file, sha256) != sha256:
+                    raise InputError(
+                        f"{path_of(file)}: {server.name} has another file than the other nodes, and"
+                        " the head has none: make them equal first"
+                    )
+    return found
+
+
+def _refuse(made: Plan, others: Sequence[Job]) -> None:
+    overwrite = {job.id for job in others if job.kind == "finetune" and job.finetune.overwrite}
+    for job, verdict in made.finetunes.items():
+        if verdict.state is State.CONFLICT and job not in overwrite:
+            raise Conflict(verdict.reason)
+    todo = set(made.to_run(made.finetunes)) | set(made.to_run(made.bases))
+    if made.missing_base and todo <= set(made.missing_base):
+        raise BaseModelNotFound(made.finetunes[next(iter(made.missing_base))].reason)
+
+
+def _work(request: Request, made: Plan, bases: Sequence[Job], others: Sequence[Job]) -> Work:
+    scripts: dict[str, str] = {kind: name for name, kind in KINDS.items()}
+    if request.script is not None:
+        return Work((), {}, others, frozenset(), scripts | {"script": str(request.script)})
+    todo = [
+        job
+        for job in bases
+        if made.bases[job.id].state is not State.DONE and job.id not in made.copies
+    ]
+    first: dict[str | None, Job] = {}
+    siblings: dict[str, list[Job]] = {}
+    for job in todo:
+        trained = first.setdefault(made.keys[job.id], job)
+        if trained is not job:
+            siblings.setdefault(trained.id, []).append(job)
+    runnable = [
+        job
+        for job in others
+        if made.finetunes[job.id].state is not State.DONE and job.id not in made.missing_base
+    ]
+    return Work(
+        list(first.values()), siblings, runnable, frozenset(made.waiting), scripts, request.retrain
+    )
+
+
+def describe(prepared: Prepared, *, verbose: bool = False) -> list[str]:
+    """What will run, what is reused and why."""
+    made, work = prepared.made, prepared.work
+    lines = []
+    if made.bases:
+        copies = f", {len(made.copies):,} copied from equal trainings" if made.copies else ""
+        lines.append(
+            f"base models: {counted(made.bases)}; {len(work.bases):,} trainings to run{copies}"
+        )
+    if made.finetunes:
+        lines.append(f"fine-tunes: {counted(made.finetunes)}; {len(work.others):,} to run")
+    if made.missing_base:
+        lines.append(
+            f"{len(made.missing_base):,} fine-tunes are blocked:"
+            f" {made.finetunes[next(iter(made.missing_base))].reason}"
+        )
+    lines += [
+        v.reason
+        for v in (*made.bases.values(), *made.finetunes.values())
+        if v.state in (State.STALE, State.DAMAGED)
+    ]
+    lines += [notice] if (notice := code_notice(made)) else []
+    if verbose:
+        lines += [f"would train {job.id}" + _with(work, job) for job in work.bases] + [
+            f"would run {job.id}" for job in work.others
+        ]
+        lines += [
+            f"is there: {job}"
+            for job, v in (*made.bases.items(), *made.finetunes.items())
+            if v.state is State.DONE
+        ]
+    return lines
+
+
+def _with(work: Work, job: Job) -> str:
+    siblings = work.siblings.get(job.id, ())
+    return (
+        f" (published for {len(siblings)} more hashes:"
+        f" {', '.join(sibling.id for sibling in siblings)})"
+        if siblings
+        else ""
+    )
+
+
+# -- running
+
+
+@contextlib.contextmanager
+def only_orchestrator(paths: Paths) -> Iterator[None]:
+    """One orchestrator a project folder. Raises Conflict naming the first."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(
+                artifacts.lock(
+                    paths.orchestrator_lock,
+                    wait=False,
+                    owner=f"process {os.getpid()} on {platform.node()}",
+                )
+            )
+        except Conflict as error:
+            who = str(error).partition("held by ")[2].partition(":")[0]
+            raise Conflict(
+                f"another orchestrator runs in this project folder ({who}): wait for it, or stop"
+                " it; --status shows what it does"
+            ) from None
+        yield
+
+
+def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
+    """Run a planned request to its end."""
+    paths, work = request.paths, prepared.work
+    home = Home(paths, prepared.sha256, work.siblings)
+    make_room(request, prepared, home)
+    blocked = sorted(prepared.made.missing_base)
+    if not work.bases and not work.others:
+        return Outcome(blocked=blocked)
+    journal = Journal(paths, new_run_id())
+    experiments = tuple(job.id for job in work.others if job.kind == "finetune")
+    bases = tuple({job.id for job in work.bases} | {job.needs for job in work.others if job.needs})
+    jobs = (*work.bases, *work.others)
+    data = {file: prepared.data[file] for job in jobs for file in data_files(job)}
+    needs = Needs(
+        code_files(),
+        extra_files(request.script),
+        data,
+        bases,
+        experiments,
+        owner(paths),
+        trusted=not request.sync,
+        beside=found_beside(paths, jobs) if any(data.values()) else {},
+    )
+    settings = scheduler.Settings(
+        suspect_after=request.config.suspect_seconds,
+        close_after=request.config.close_seconds,
+        max_retries=request.max_retries,
+        wait_for_all_bases=request.wait_for_all_bases,
+    )
+    past = list(past_events(paths))
+    # Only after an earlier run can nodes have something to tell: a first one does not wait for the
+    # slowest to answer.
+    patience = SEEN_SECONDS if any(event.get("event") == "started" for event in past) else 0.0
+    push_all = request.sync and not request.train_bases
+    runner = Runner(
+        paths,
+        request.config_path,
+        request.config,
+        work,
+        needs,
+        home,
+        journal,
+        Estimates(paths, past),
+        settings,
+        say,
+        show,
+        push_all=push_all,
+        patience=patience,
+    )
+    with signals(_interrupting(runner)):
+        outcome = runner.run()
+    journal.close()
+    outcome.blocked += blocked
+    return outcome
+
+
+def make_room(request: Request, prepared: Prepared, home: Home) -> None:
+    """Move what is stale or damaged aside, clear away what a killed head was writing, and publish
+    what is only a copy.
+    """
+    made, paths = prepared.made, request.paths
+    for base_hash, key in made.keys.items():
+        _clear(paths, str(key), paths.base_models, base_hash)
+    for job in made.finetunes:
+        prefix, _, name = job.partition("/")
+        _clear(paths, identity.experiment_lock(prefix, name), paths.experiments / job)
+    jobs = {job.id: job for job in (*request.bases, *request.others)}
+    for base_hash, verdict in made.bases.items():
+        if verdict.state in (State.STALE, State.DAMAGED):
+            artifacts.supersede_base_model(paths, base_hash)
+    for base_hash, source in made.copies.items():
+        home.copy(source, jobs[base_hash])
+    for job, verdict in made.finetunes.items():
+        if verdict.state not in (State.NEW, State.DONE):
+            make_way(
+                paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite
+            )
+
+
+def _clear(paths: Paths, lock: str, folder: Path, name: str = "") -> None:
+    """Half-written files, unless a training by hand is writing them."""
+    if artifacts.leftovers(folder, name):
+        with (
+            contextlib.suppress(Conflict),
+            artifacts.lock(paths.training_lock(lock), wait=False, owner=f"process {os.getpid()}"),
+        ):
+            artifacts.remove_temporaries(folder, name)
+
+
+@contextlib.contextmanager
+def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP (unless ignored, as under nohup) go to `handler` for the length of
+    the block.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = [signal.signal(number, handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, earlier in zip(numbers, before, strict=True):
+            signal.signal(number, earlier)
+
+
+def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
+    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now. The handler only
+    counts; the runner speaks.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        runner.interrupts = 2 if number != signal.SIGINT else runner.interrupts + 1
+
+    return on_signal
+
+
+def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]:
+    """How it ended, for a person. `only`: as in the request."""
+    lines = [
+        f"{job}: {cause}" + (f" (log: {log})" if log else "")
+        for job, (cause, log) in outcome.failed.items()
+    ]
+    if outcome.blocked:
+        lines.append(
+            f"{len(outcome.blocked):,} jobs were blocked: their base model failed or is missing"
+        )
+    if outcome.left:
+        lines.append(f"{len(outcome.left):,} jobs are left: run the same command again")
+    reused = (
+        len(made.bases)
+        + len(made.finetunes)
+        - len(made.to_run(made.bases))
+        - len(made.to_run(made.finetunes))
+        + len(made.copies)
+    )
+    if outcome.done or outcome.failed or outcome.blocked or outcome.left:
+        lines.append(
+            f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,}"
+            f" blocked, {len(outcome.left):,} left, {reused:,} reused"
+        )
+    elif only == "failed" and not reused:
+        lines.append("nothing to do: none of these jobs failed when it ran last")
+    else:
+        lines.append(f"nothing to do: all {reused:,} results are there")
+    return [*lines, outcome.why] if outcome.why else lines

@@ -1,0 +1,246 @@
+"""What runs in one task of a Slurm array: a few jobs in one warm process, told of in an event log
+of the task's own. The head need not be there.
+
+On the signal before the end (time limit, preemption) the running training saves a checkpoint at the
+end of its epoch and the task requeues itself through submitit; it goes on where it was. When Slurm
+takes the node away it requeues the task by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, NoReturn
+
+from common.cluster.estimates import Estimates, kind
+from common.cluster.journal import Journal
+from common.cluster.on_node.worker import Worker
+from common.cluster.results import Home
+from common.errors import ProjectError, TrainingError
+from common.jobs.job_files import Job
+from common.jobs.verdicts import Data
+from common.paths import CODE_ROOT, Paths
+from common.training.stopping import Stopped, stopping
+
+PROGRESS_SECONDS = 10.0
+STALLS = 3  # attempts in a row in which neither a job nor an epoch came to its end
+# An epoch may take this share of the notice; then the task is requeued from its last checkpoint,
+# while there is time left to do it.
+PATIENCE = 0.7
+
+
+def part(label: str, index: int) -> str:
+    """Names a task in its run's folder."""
+    return f"{label}_{index}"
+
+
+def progress_file(paths: Paths, run: str, label: str, index: int) -> Path:
+    """Epoch of the running job, for the head to show."""
+    return paths.slurm(run) / f"{part(label, index)}.progress.json"
+
+
+@dataclass
+class Task:
+    """Called by submitit in the task, which keeps it in a file beside its logs. `settled`: jobs
+    that an earlier attempt has brought to an end.
+    """
+
+    project: str
+    run: str
+    label: str
+    index: int
+    jobs: tuple[Job, ...]
+    siblings: tuple[Job, ...]  # published with the first job, an equal training
+    scripts: dict[str, str]
+    retrain: bool
+    device: str
+    notice_seconds: int
+    settled: list[str] = field(default_factory=list)
+    stalls: int = 0
+
+    def __call__(self) -> None:
+        """Run what is not settled. Raises ProjectError when a job failed, so that nothing that
+        depends on this task starts.
+        """
+        _Attempt(self).run()
+
+    def checkpoint(self) -> Any:
+        """submitit asks for what to call when the task is started again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class _Attempt:
+    """One start of a task."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._paths = task, Paths(Path(task.project))
+        self._journal = Journal(self._paths, task.run, part(task.label, task.index))
+        self._home = Home(self._paths, Data(self._paths).sha256, {task.jobs[0].id: task.siblings})
+        self._settled_before = len(task.settled)
+        self._requeue_by_submitit = signal.getsignal(signal.SIGUSR2)
+        self._noticed = False
+        self._told = 0.0
+        self._job = task.jobs[0]
+
+    def run(self) -> None:
+        """Run the jobs that are left. Raises ProjectError when one failed; does not return where
+        the task is requeued or was cancelled.
+        """
+        os.chdir(self._task.project)
+        signal.signal(signal.SIGUSR2, self._on_notice)
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        signal.signal(signal.SIGTERM, self._on_term)
+        with contextlib.closing(self._journal):
+            try:
+                failed = self._run_jobs()
+            except Stopped:
+                self._leave()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if failed:
+            raise ProjectError(
+                f"{len(failed)} of {len(self._task.jobs)} jobs failed, the first: {failed[0]}"
+            )
+
+    def _run_jobs(self) -> list[str]:
+        """Why those failed that did."""
+        with self._log() as log:
+            worker = Worker(self, CODE_ROOT, self._task.device, log)
+            return [
+                error
+                for job in self._task.jobs
+                if job.id not in self._task.settled and (error := self._run_job(worker, log, job))
+            ]
+
+    @contextlib.contextmanager
+    def _log(self) -> Iterator[IO[bytes]]:
+        """Standard output and error go to a file whose end is kept with the job."""
+        path = self._paths.slurm(self._task.run) / f"{part(self._task.label, self._task.index)}.log"
+        before = [os.dup(number) for number in (1, 2)]
+        with path.open("ab", buffering=0) as log:
+            try:
+                for number in (1, 2):
+                    os.dup2(log.fileno(), number)
+                yield log
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                for number, saved in zip((1, 2), before, strict=True):
+                    os.dup2(saved, number)
+                    os.close(saved)
+
+    # -- jobs
+
+    def _run_job(self, worker: Worker, log: IO[bytes], job: Job) -> str:
+        """Run one job and tell how it ended. Returns '' or why it failed. Raises Stopped between
+        jobs when the end is near.
+        """
+        if stopping.wanted:
+            raise Stopped
+        self._job = job
+        log.truncate(0)
+        self._journal.event("started", job=job.id, node=platform.node())
+        values = {**job.values, "_retrain": True} if self._task.retrain else job.values
+        outcome = worker.outcome(
+            {"job": job.id, "script": self._task.scripts[job.kind], "values": values}
+        )
+        error = (
+            str(outcome["error"])
+            if "failed" in outcome
+            else self._home.accept(job, self._paths)
+            if job.kind != "script"
+            else ""
+        )
+        self._settle(job, outcome, error)
+        return f"{job.id}: {error}" if error else ""
+
+    def _settle(self, job: Job, outcome: Mapping[str, Any], error: str) -> None:
+        kept = self._journal.job_log(job.id, str(outcome["log"])) if outcome.get("log") else ""
+        node = platform.node()
+        if error:
+            self._journal.event("failed", job=job.id, node=node, error=error, log=kept)
+        else:
+            result = outcome.get("result") or {}
+            whole = not result.get("reused") and not result.get("resumed")
+            seconds = outcome["seconds"] if whole else None
+            self._journal.event(
+                "done",
+                job=job.id,
+                node=node,
+                kind=kind(job),
+                seconds=seconds,
+                work=Estimates(self._paths, ()).work(job),
+            )
+        self._task.settled.append(job.id)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Progress of the running job, now and then in a file."""
+        if time.monotonic() - self._told >= PROGRESS_SECONDS:
+            self._told = time.monotonic()
+            path = progress_file(self._paths, self._task.run, self._task.label, self._task.index)
+            temporary = path.with_suffix(".writing")
+            with contextlib.suppress(OSError):
+                temporary.write_text(
+                    json.dumps(
+                        {
+                            "job": message["progress"],
+                            "epoch": message.get("epoch"),
+                            "of": message.get("of"),
+                        }
+                    )
+                )
+                os.replace(temporary, path)
+
+    def check_cancelled(self, job: str) -> None:
+        """Slurm's signals say that."""
+
+    # -- the end is near
+
+    def _on_notice(self, number: int, frame: FrameType | None) -> None:
+        self._noticed = stopping.wanted = True
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE * self._task.notice_seconds)
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        self._requeue()
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        """Cancelled, or requeued by Slurm itself: a checkpoint is worth while, requeueing would
+        undo a scancel.
+        """
+        stopping.wanted = True
+
+    def _leave(self) -> NoReturn:
+        if self._noticed:
+            self._requeue()
+        sys.exit(128 + signal.SIGTERM)
+
+    def _requeue(self) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        task = self._task
+        if len(task.settled) > self._settled_before or stopping.saved:
+            task.stalls = 0
+        else:
+            task.stalls += 1
+        if task.stalls >= STALLS:
+            error = (
+                f"no epoch came to its end within the time limit, {STALLS} times in a row: raise"
+                " time in cluster_config.json"
+            )
+            self._settle(self._job, {}, error)
+            raise TrainingError(error)
+        self._journal.event(
+            "job", job=self._job.id, state="requeued", cause="time limit or preemption"
+        )
+        assert callable(self._requeue_by_submitit)
+        self._requeue_by_submitit(signal.SIGUSR2, None)
+        raise AssertionError("submitit ends the process when it has requeued the task")

@@ -1,0 +1,201 @@
+"""Nodes looked at, built and cleaned outside a run: --check, --setup-nodes, --clean-nodes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from common import artifacts
+from common.cluster.config import ClusterConfig, Server
+from common.cluster.request import owner
+from common.cluster.ssh.node import check_facts, code_digests, probe, result_files, slot_plan
+from common.cluster.ssh.payload import File, code_files
+from common.cluster.transport.connection import connect
+from common.data.manifest import file_sha256
+from common.errors import BaseModelNotFound, CorruptArtifact, InputError, NodeError, ProjectError
+from common.jobs.verdicts import DataSha256
+from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_METRICS, EXPERIMENTS, Paths
+
+SWEEP_TEXT = (CODE_ROOT / "common/cluster/on_node/sweep.py").read_text()
+Say = Callable[[str], None]
+OF_ONE_NODE = (ProjectError, OSError, EOFError)  # told in its line; the others go on
+
+
+def check_nodes(
+    config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256
+) -> tuple[list[str], bool]:
+    """One line a node, and whether all can work. Changes nothing there but an empty project
+    folder.
+    """
+    with ThreadPoolExecutor(len(config.servers) or 1) as pool:
+        answers = list(
+            pool.map(lambda server: _check_node(server, paths, files, sha256), config.servers)
+        )
+    return [line for line, _ in answers], all(good for _, good in answers)
+
+
+def _check_node(
+    server: Server, paths: Paths, files: Sequence[File], sha256: DataSha256
+) -> tuple[str, bool]:
+    try:
+        with connect(server, paths.root) as node:
+            facts = probe(node, owner(paths), () if node.shared else files)
+            slots = slot_plan(server, facts)
+            remarks = [
+                remark.removeprefix(f"{server.name}: ")
+                for remark in (*check_facts(server.name, facts), *slots.left_out)
+            ]
+            missing = [
+                name for name, digest in code_digests().items() if facts["code"].get(name) != digest
+            ]
+            code = (
+                "shared"
+                if node.shared
+                else f"{len(missing)} files will be sent"
+                if missing
+                else "equal"
+            )
+            data = "shared" if node.shared else _compare(files, facts["data"], sha256)
+    except OF_ONE_NODE as error:
+        return f"{server.name}: CANNOT WORK: {str(error).removeprefix(f'{server.name}: ')}", False
+    devices = (
+        ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"])
+        or f"{facts['cores']} cores"
+    )
+    line = (
+        f"{server.name}: ok: python {facts['python']}, torch {facts['versions']['torch']}, driver"
+        f" {facts['driver'] or 'none'}, {devices}, {len(slots.slots)} slots,"
+        f" {facts['free_bytes'] / 1e9:.0f} GB free, clock {int(facts['clock'] - time.time()):+d} s,"
+        f" code {code}, data {data}"
+    )
+    return "; ".join([line, *remarks]), True
+
+
+def _compare(files: Sequence[File], there: Sequence[str | None], sha256: DataSha256) -> str:
+    """How the node's data files stand to the head's."""
+    if not files:
+        return "not compared"
+    if len(there) != len(files):
+        raise NodeError(f"it told of {len(there)} data files, {len(files)} were asked for")
+    try:
+        differ = sum(found != sha256(*file) for file, found in zip(files, there, strict=True))
+    except InputError:
+        missing = sum(found is None for found in there)
+        return (
+            f"not on the head, {missing} of {len(files)} files missing here"
+            if missing
+            else "not on the head, all here"
+        )
+    return f"{differ} of {len(files)} files will be sent" if differ else "equal"
+
+
+def setup_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
+    """Build each node's environment, `{path}/env`, from requirements.txt. Safe to repeat. Returns
+    whether all have one.
+    """
+    with ThreadPoolExecutor(len(config.servers) or 1) as pool:
+        return all(list(pool.map(lambda server: _setup_node(server, paths, say), config.servers)))
+
+
+# An environment without pip is what an interrupted set-up leaves: it is built anew.
+_SETUP = (
+    "set -e; env/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf env; python3 -m venv env;"
+    " }; exec env/bin/python -m pip install --quiet --disable-pip-version-check -r"
+    ' "$1/requirements.txt" -c "$1/constraints.txt"'
+)
+
+
+def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
+    try:
+        with connect(server, paths.root) as node:
+            node.push(() if node.shared else code_files(), base=CODE_ROOT)
+            say(f"{server.name}: building env/ from requirements.txt")
+            done = node.run(
+                ["sh", "-c", _SETUP, "sh", str(CODE_ROOT) if node.shared else "."], timeout=3600
+            )
+            if not done.ok:
+                raise NodeError(
+                    f"{server.name}: the environment was not built:"
+                    f" {done.last_words or 'no answer'}"
+                )
+            node.refresh()
+            facts = probe(node, owner(paths))
+            say(
+                f"{server.name}: {node.python}: python {facts['python']}, torch"
+                f" {facts['versions'].get('torch')}"
+            )
+            return True
+    except OF_ONE_NODE as error:
+        say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")
+        return False
+
+
+# -- cleaning
+
+
+def clean_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
+    """Remove from nodes only results that are verified on the head, byte for byte. Returns whether
+    all nodes could be cleaned.
+    """
+    jobs = [*_verified_bases(paths), *_verified_experiments(paths)]
+    verified = {
+        name: file_sha256(paths.root / name) for job in jobs for name in published_files(paths, job)
+    }
+    cleaned = [_clean_node(server, paths, verified, say) for server in config.servers]
+    return all(cleaned)
+
+
+def _verified_bases(paths: Paths) -> list[str]:
+    found = []
+    for base in artifacts.published_base_hashes(paths):
+        try:
+            found.append(artifacts.open_base_model(paths, base).hash)
+        except (CorruptArtifact, BaseModelNotFound):
+            continue
+    return found
+
+
+def _verified_experiments(paths: Paths) -> list[str]:
+    found = []
+    for metrics in sorted(paths.experiments.glob(f"*/*/{EXPERIMENT_METRICS}")):
+        try:
+            found.append(
+                str(artifacts.open_experiment(metrics.parent).folder.relative_to(paths.experiments))
+            )
+        except (CorruptArtifact, FileNotFoundError):
+            continue
+    return found
+
+
+def published_files(paths: Paths, job: str) -> list[str]:
+    """The files of a published result; the one that makes it published comes first, so that half a
+    removal leaves nothing that counts.
+    """
+    return sorted(
+        (name for name in result_files(job) if (paths.root / name).is_file()),
+        key=lambda name: not name.endswith(".json"),
+    )
+
+
+def _clean_node(server: Server, paths: Paths, verified: Mapping[str, str], say: Say) -> bool:
+    try:
+        with connect(server, paths.root) as node:
+            if node.shared:
+                say(f"{server.name}: its project folder is the head's: nothing to clean")
+                return True
+            done = node.run(
+                [node.python, "-c", SWEEP_TEXT], input=json.dumps(verified).encode(), timeout=3600
+            )
+            removed = done.text.rpartition("\n")[2]
+            if not done.ok or not removed.isdecimal():
+                raise NodeError(f"{server.name}: not cleaned: {done.last_words or 'no answer'}")
+            say(
+                f"{server.name}: {removed} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/,"
+                " each of them verified here"
+            )
+            return True
+    except OF_ONE_NODE as error:
+        say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")
+        return False

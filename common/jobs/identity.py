@@ -1,0 +1,190 @@
+"""What names a base model, a distinct training and an experiment, and the fingerprints of data and
+code. The only place that hashes options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from common.options import BaseOptions, FinetuneOptions, Options, hashed, shapes_result
+from common.paths import CODE_ROOT, SPLITS, split_file
+
+# Code that shapes a training's result, whatever its key: reuse across versions of these files is
+# announced, and no checkpoint of another is resumed.
+CODE_FILES = (
+    "training/networks.py",
+    "training/blocks.py",
+    "training/augment.py",
+    "data/dataset.py",
+    "training/loop.py",
+    "training/metrics.py",
+    "training/setup.py",
+    "training/base.py",
+    "training/finetune.py",
+    "jobs/identity.py",  # seeds, who is base and in which order
+    "options.py",  # a default that changes is in no hash
+    "data/windowing.py",  # hours
+)
+# What only the base model depends on: without meaning where there is none.
+BASE_ONLY = frozenset({"n_base_participants", "early_stopping_patience", "base_order_seed", "seed"})
+
+Fingerprints = Mapping[str, str]
+Sha256 = Callable[[str], str]
+
+
+def digest(value: Any, digits: int = 16) -> str:
+    """The first hex digits of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
+
+
+def hash_fields(options: Options) -> dict[str, Any]:
+    """The options that make up the base model hash. `options` are resolved."""
+    values = options.model_dump()
+    return {name: values[name] for name in BaseOptions.model_fields if _enters(name, values)}
+
+
+def _enters(name: str, values: Mapping[str, Any]) -> bool:
+    how = hashed(name)
+    if how.startswith("with_augmentation") and not values["use_augmentation"]:
+        return False
+    if how.endswith("unless_default"):
+        return bool(values[name] != BaseOptions.model_fields[name].default)
+    return how != "never"
+
+
+def base_hash(options: Options) -> str:
+    """The 16 hex digits that name a base model's configuration. `options` are resolved."""
+    return digest(hash_fields(options))
+
+
+def target(options: Options) -> str:
+    """The participant that is held out and personalised to. `options` are resolved."""
+    assert options.participants is not None
+    return options.participants[options.fold]
+
+
+def base_participants(options: Options) -> list[str]:
+    """Those that the base model learns from, in order. `options` are resolved."""
+    assert options.participants is not None
+    assert options.n_base_participants != "all"
+    others = [name for name in options.participants if name != target(options)]
+    if options.base_order_seed is not None:
+        random.Random(f"{options.base_order_seed}/{target(options)}").shuffle(others)
+    return others[: options.n_base_participants]
+
+
+def training_fields(options: Options, data: Fingerprints | None) -> dict[str, Any]:
+    """What base training really depends on. `data` is None where the data were not looked at."""
+    left_out = {"fold", "participants", "n_base_participants", "data_path", "base_order_seed"}
+    fields = {name: value for name, value in hash_fields(options).items() if name not in left_out}
+    return fields | {
+        "base_participants": base_participants(options),
+        "data": None if data is None else dict(data),
+    }
+
+
+def training_key(options: Options, data: Fingerprints | None) -> str:
+    """Hashes with one training key share one training. `options` are resolved."""
+    return digest(training_fields(options, data))
+
+
+def base_data_files(options: Options) -> list[str]:
+    """Exactly the files that base training reads: it learns from train and val, and stops on
+    test.
+    """
+    return [split_file(name, split) for name in base_participants(options) for split in SPLITS]
+
+
+def finetune_data_files(options: FinetuneOptions, base: Iterable[str]) -> list[str]:
+    """Exactly the files that a fine-tune reads, `base` being the base model's participants."""
+    files = [split_file(target(options), split) for split in SPLITS]
+    if options.mode == "full_fine_tuning":
+        files += [split_file(name, split) for name in base for split in ("train", "val")]
+    return files
+
+
+def fingerprints(files: Iterable[str], sha256: Sha256) -> dict[str, str]:
+    """SHA-256 by file name."""
+    return {name: sha256(name) for name in files}
+
+
+def effective_seed(options: FinetuneOptions) -> int:
+    """The seed of a fine-tune's subset, order and initialisation."""
+    return options.seed if options.seed_finetune is None else options.seed_finetune
+
+
+def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
+    """The options that shape a fine-tune's result, apart from fold, participants and the base
+    weights themselves.
+    """
+    values = options.model_dump() | {"seed_finetune": effective_seed(options)}
+    fields: dict[str, Any] = {}
+    for name, field in FinetuneOptions.model_fields.items():
+        augmentation_off = (
+            name in BaseOptions.model_fields
+            and hashed(name).startswith("with_augmentation")
+            and not values["use_augmentation"]
+        )
+        if (
+            not shapes_result(name)
+            or augmentation_off
+            or (options.mode == "target_only" and name in BASE_ONLY)
+        ):
+            continue
+        always = name in ("mode", "target_data_pct", "seed_finetune") or (
+            name in BaseOptions.model_fields and hashed(name) == "always"
+        )
+        if always or values[name] != field.default:
+            fields[name] = values[name]
+    return fields
+
+
+def experiment_lock(prefix: str, name: str) -> str:
+    """Names the lock of an experiment's folder."""
+    return digest([prefix, name])
+
+
+def experiment_prefix(options: FinetuneOptions) -> str:
+    """Folder of a generated experiment: mode, fraction, base participants, batch size, and 8 hex
+    digits of everything else. Depends on the job alone.
+    """
+    fields = experiment_fields(options)
+    number = fields.get("n_base_participants", 0)
+    rest = {
+        key: value
+        for key, value in fields.items()
+        if key not in ("mode", "target_data_pct", "n_base_participants", "batch_size")
+    }
+    pct = f"{options.target_data_pct:.12g}"
+    size = options.batch_size
+    return f"{options.mode}_pct{pct}_base{number}_bs{size}_{digest(rest, 8)}"
+
+
+def experiment_key(
+    options: FinetuneOptions, base_weights_sha256: str | None, data: Fingerprints
+) -> str:
+    """All that a fine-tune's result depends on: options, target, base weights and data."""
+    fields = experiment_fields(options)
+    return digest(
+        {
+            "options": fields,
+            "target": target(options),
+            "base_weights": base_weights_sha256,
+            "data": dict(data),
+        }
+    )
+
+
+@cache
+def code_fingerprints() -> dict[str, str]:
+    """SHA-256 by name of the code that shapes results."""
+    return {
+        name: hashlib.sha256((CODE_ROOT / "common" / name).read_bytes()).hexdigest()
+        for name in CODE_FILES
+        if (CODE_ROOT / "common" / name).is_file()
+    }

@@ -1,0 +1,212 @@
+"""Job files: read, check, write. A job is a flat JSON object of option names and values. No
+torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.artifacts import to_json, write_file
+from common.errors import InputError
+from common.jobs import identity
+from common.jobs.verdicts import Data
+from common.options import BaseOptions, FinetuneOptions
+from common.paths import experiment_name
+
+Kind = Literal["base", "finetune", "script"]
+KINDS: dict[str, Kind] = {"train_base.py": "base", "train_finetune.py": "finetune"}
+# What generate_jobs.py adds to a base job for its reader. Checked where present, never believed.
+BOOKKEEPING = ("base_model_hash", "training_key", "num_dependent_jobs")
+MAX_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run. `needs` is the hash of the base model that it starts from."""
+
+    kind: Kind
+    id: str
+    values: dict[str, Any]
+    needs: str | None = None
+
+    @property
+    def base(self) -> BaseOptions:
+        """Options of a base job."""
+        return BaseOptions.model_construct(**self.values)
+
+    @property
+    def finetune(self) -> FinetuneOptions:
+        """Options of a fine-tune."""
+        return FinetuneOptions.model_construct(**self.values)
+
+
+def load_json(path: Path, what: str, limit: int = MAX_BYTES) -> Any:
+    """The JSON in a file that a person may have edited.
+
+    Raises:
+        InputError: it cannot be read, is too large, too deeply nested or no JSON; in one line with
+        the place.
+    """
+    try:
+        if path.stat().st_size > limit:
+            raise InputError(f"{path}: larger than {limit >> 20} MiB: this is not {what}")
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; {what} is needed") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: {what} cannot be read") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}: no valid JSON; is the"
+            " file truncated?"
+        ) from None
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise InputError(
+            f"{path}: no usable JSON ({type(error).__name__}): {what} is a text file with little"
+            " nesting"
+        ) from None
+
+
+def read_jobs(path: Path, kind: Kind, data: Data) -> list[Job]:
+    """The jobs of a file, each checked.
+
+    Raises:
+        InputError: naming file, job and option; also for a hash that does not belong to its
+        options.
+    """
+    entries = load_json(path, "a job file (python3 generate_jobs.py writes one)")
+    if not isinstance(entries, list):
+        raise InputError(
+            f"{path}: a job file is a list of jobs, this is {kind_of(entries)}; python3"
+            " generate_jobs.py writes one"
+        )
+    jobs: dict[str, Job] = {}
+    for number, entry in enumerate(entries):
+        where = f"{path}: job {number}"
+        if not isinstance(entry, dict):
+            raise InputError(
+                f"{where}: a job is an object of option names and values, this is {kind_of(entry)}"
+            )
+        add_job(jobs, _MAKERS[kind](entry, where, data, number), where)
+    return list(jobs.values())
+
+
+def add_job(
+    jobs: dict[str, Job], job: Job, where: str, advice: str = "give it a prefix of its own"
+) -> None:
+    """Add a job to `jobs`, each once.
+
+    Raises:
+        InputError: another one writes to the same place; naming the options that differ.
+    """
+    there = jobs.setdefault(job.id, job).values
+    names = [
+        name
+        for name in job.values
+        if name not in BOOKKEEPING and there.get(name) != job.values[name]
+    ]
+    different = [f"{name} {there.get(name)} there, {job.values[name]} here" for name in names]
+    if different:
+        raise InputError(
+            f"{where}: writes to the same place as another job ({job.id}) with other options"
+            f" ({', '.join(different)}): {advice}"
+        )
+
+
+def base_job(entry: dict[str, Any], where: str, data: Data, number: int = 0) -> Job:
+    """A base job from its options."""
+    options = data.resolve(
+        BaseOptions.parse(
+            {k: v for k, v in entry.items() if k not in BOOKKEEPING}, where, strict=True
+        )
+    )
+    base_hash = identity.base_hash(options)
+    _check_hash(entry.get("base_model_hash"), base_hash, where)
+    return Job("base", base_hash, options.model_dump())
+
+
+def finetune_job(entry: dict[str, Any], where: str, data: Data, number: int = 0) -> Job:
+    """A fine-tune from its options."""
+    options = data.resolve(FinetuneOptions.parse(entry, where, strict=True))
+    needs = None
+    if options.mode != "target_only":
+        needs = identity.base_hash(options)
+        _check_hash(options.base_model_hash, needs, where)
+    prefix = options.prefix or identity.experiment_prefix(options)
+    values = options.model_dump() | {"base_model_hash": needs, "prefix": prefix}
+    return Job(
+        "finetune",
+        f"{prefix}/{experiment_name(options.fold, identity.target(options))}",
+        values,
+        needs,
+    )
+
+
+def script_job(entry: dict[str, Any], where: str, data: Data, number: int) -> Job:
+    """A job of somebody else's script: its options are passed on as they are."""
+    values = {key: value for key, value in entry.items() if not key.startswith("_")}
+    for name, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        plain = all(part is None or isinstance(part, (str, int, float)) for part in parts)
+        if (
+            not plain
+            or not name.replace("_", "").replace("-", "").isalnum()
+            or name.startswith("-")
+        ):
+            raise InputError(
+                f"{where}: {name!r}: an option is a name with a number, text, true, false, null or"
+                " a list of these"
+            )
+    return Job("script", f"job{number}", values)
+
+
+_MAKERS = {"base": base_job, "finetune": finetune_job, "script": script_job}
+
+
+def _check_hash(claimed: Any, computed: str, where: str) -> None:
+    if claimed is not None and claimed != computed:
+        raise InputError(
+            f"{where}: base_model_hash is {claimed!r}, but its options have {computed}: regenerate"
+            " the job files with python3 generate_jobs.py"
+        )
+
+
+def kind_of(value: object) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        int: "a number",
+        float: "a number",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return names.get(type(value), "something else")
+
+
+def base_entries(
+    jobs: Sequence[Job], finetunes: Iterable[Job], keys: dict[str, str | None]
+) -> list[dict[str, Any]]:
+    """The lines of base_training_jobs.json."""
+    dependents: dict[str, int] = {}
+    for job in finetunes:
+        if job.needs:
+            dependents[job.needs] = dependents.get(job.needs, 0) + 1
+    return [
+        {
+            **job.values,
+            "base_model_hash": job.id,
+            "training_key": keys.get(job.id),
+            "num_dependent_jobs": dependents.get(job.id, 0),
+        }
+        for job in jobs
+    ]
+
+
+def write_jobs(path: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Write a job file, atomically."""
+    write_file(path, to_json(list(entries)))

@@ -1,0 +1,333 @@
+"""What is already there: whether a base model or an experiment is current, stale, damaged, another
+configuration's, or not there. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from common import artifacts
+from common.data.manifest import Manifest, Sha256Cache, read_manifest
+from common.errors import (
+    BaseModelNotFound,
+    Conflict,
+    CorruptArtifact,
+    InputError,
+    TrainingError,
+    nearest,
+)
+from common.jobs import identity
+from common.options import FinetuneOptions, O, Options
+from common.paths import Paths, split_file
+
+# (data_path, file name) -> SHA-256; the head's own files, or what the nodes say of theirs.
+DataSha256 = Callable[[str, str], str]
+
+
+class State(Enum):
+    """How a result stands, in the order in which people are told."""
+
+    DONE = "done"
+    STALE = "stale"
+    DAMAGED = "damaged"
+    CONFLICT = "conflict"
+    NEW = "new"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A state and why; `sha256` of the weights and `other_code` where something current is
+    there.
+    """
+
+    state: State
+    reason: str = ""
+    weights_sha256: str | None = None
+    other_code: tuple[str, ...] = ()
+
+
+class Data:
+    """The head's (or a node's) own data: who is in a data set, and SHA-256 of its files."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._cache = Sha256Cache(paths.sha256_cache)
+        self._manifests: dict[str, Manifest | None] = {}
+
+    def sha256(self, data_path: str, file_name: str) -> str:
+        """SHA-256 of one data file.
+
+        Raises:
+            InputError: there is none, or dataset.json says that it should be another.
+        """
+        path = self._paths.data(data_path) / file_name
+        found, manifest = self._cache.sha256(path), self._manifest(data_path)
+        if manifest and manifest.files.get(file_name, found) != found:
+            raise InputError(
+                f"{path}: is not the file that dataset.json describes (damaged or edited): make the"
+                " data set again with prepare_data.py"
+            )
+        return found
+
+    def leakage_remark(self, data_path: str) -> str | None:
+        """What to tell of a data set that nobody can vouch for; None where dataset.json does, or
+        the data are not here.
+        """
+        if not self._paths.data(data_path).is_dir() or self._manifest(data_path):
+            return None
+        return (
+            f"warning: {data_path} has no dataset.json: leakage between its splits cannot be"
+            " excluded (prepare_data.py excludes it)"
+        )
+
+    def _manifest(self, data_path: str) -> Manifest | None:
+        if data_path not in self._manifests:
+            self._manifests[data_path] = read_manifest(self._paths.data(data_path))
+        return self._manifests[data_path]
+
+    def resolve(self, options: O) -> O:
+        """`options` with participants filled in.
+
+        Raises:
+            InputError: nobody says who they are, or dataset.json says that these options are of
+            other data.
+        """
+        folder, manifest = self._paths.data(options.data_path), self._manifest(options.data_path)
+        if manifest:
+            _check_described(options, folder, manifest)
+        elif options.participants is None and not folder.is_dir():
+            there = [
+                str(path.relative_to(self._paths.root))
+                for path in folder.parent.glob("*/")
+                if path.is_relative_to(self._paths.root)
+            ]
+            raise InputError(
+                f"data_path {options.data_path}: no such folder{nearest(options.data_path, there)};"
+                " prepare the data with prepare_data.py"
+            )
+        return options.resolved(
+            list(manifest.participants) if manifest and options.participants is None else None
+        )
+
+
+def _check_described(options: Options, folder: Path, manifest: Manifest) -> None:
+    """Now, and not in each job, a window's length or a name that is not of this data set."""
+    if options.window_size != manifest.window_size:
+        raise InputError(
+            f"window_size is {options.window_size}, but the windows of {options.data_path} have"
+            f" {manifest.window_size} samples (dataset.json)"
+        )
+    missing = [
+        name
+        for name in options.participants or ()
+        if name not in manifest.participants and not (folder / split_file(name, "train")).exists()
+    ]
+    if missing:
+        raise InputError(
+            f"participants {', '.join(missing)} are not in {options.data_path}, whose dataset.json"
+            f" has {', '.join(manifest.participants)}"
+        )
+
+
+def base_fingerprints(options: Options, sha256: DataSha256) -> dict[str, str]:
+    """Fingerprints of what base training reads."""
+    return identity.fingerprints(
+        identity.base_data_files(options), lambda name: sha256(options.data_path, name)
+    )
+
+
+def finetune_fingerprints(
+    options: FinetuneOptions, base: Iterable[str], sha256: DataSha256
+) -> dict[str, str]:
+    """Fingerprints of what a fine-tune reads."""
+    return identity.fingerprints(
+        identity.finetune_data_files(options, base), lambda name: sha256(options.data_path, name)
+    )
+
+
+def check_unchanged(
+    paths: Paths,
+    who: str,
+    before: dict[str, str],
+    fingerprints: Callable[[DataSha256], dict[str, str]],
+) -> None:
+    """Raises TrainingError when the data, looked at afresh (dataset.json as well), are no longer
+    those of `before`.
+    """
+    try:
+        now = fingerprints(Data(paths).sha256)
+    except InputError:  # gone, or half replaced
+        now = {}
+    if now != before:
+        raise TrainingError(
+            f"{who}: the data changed while it was trained: nothing is published, run it again"
+        )
+
+
+def changed(before: object, now: dict[str, str]) -> list[str]:
+    """Names whose fingerprints differ or are new."""
+    old = before if isinstance(before, dict) else {}
+    return sorted(name for name in now if old.get(name) != now[name])
+
+
+def _other_code(recorded: object) -> tuple[str, ...]:
+    return tuple(changed(recorded, identity.code_fingerprints()))
+
+
+def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> Verdict:
+    """How the base model published under `base_hash` stands to the training `key` of today's
+    data.
+    """
+    try:
+        model = artifacts.open_base_model(paths, base_hash)
+    except BaseModelNotFound:
+        return Verdict(State.NEW)
+    except CorruptArtifact as error:
+        return Verdict(State.DAMAGED, str(error))
+    if model.metadata.get("training_key") != key:
+        return Verdict(
+            State.STALE, _stale(base_hash, changed(model.metadata.get("data_fingerprints"), data))
+        )
+    return Verdict(
+        State.DONE,
+        weights_sha256=model.metadata["weights_sha256"],
+        other_code=_other_code(model.metadata.get("code_fingerprints")),
+    )
+
+
+def _stale(base_hash: object, files: list[str]) -> str:
+    return f"base model {base_hash} is stale: data changed ({_few(files)})"
+
+
+def stale_base(
+    paths: Paths, metadata: dict[str, Any], data_path: str, sha256: DataSha256
+) -> str | None:
+    """Why nothing may start from a published base model, by today's data; None where it is current,
+    or its data are not here to tell.
+    """
+    recorded, now = metadata["data_fingerprints"], dict[str, str]()
+    for name in recorded:
+        try:
+            now[name] = sha256(data_path, name)
+        except InputError:
+            if (paths.data(data_path) / name).exists():
+                now[name] = "not what dataset.json describes"
+    files = changed(recorded, now)
+    return (
+        f"{_stale(metadata['base_model_hash'], files)}: run base training again" if files else None
+    )
+
+
+def published_trainings(paths: Paths) -> dict[str, str]:
+    """Training key -> the first hash that is published with it, whole."""
+    found: dict[str, str] = {}
+    for base_hash in artifacts.published_base_hashes(paths):
+        try:
+            metadata = artifacts.open_base_model(paths, base_hash).metadata
+        except (CorruptArtifact, BaseModelNotFound):
+            continue
+        found.setdefault(str(metadata.get("training_key")), base_hash)
+    return found
+
+
+def judge_experiment(
+    folder: Path, options: FinetuneOptions, base_weights_sha256: str | None, data: dict[str, str]
+) -> Verdict:
+    """How the experiment published in `folder` stands to these options, base weights and data."""
+    try:
+        experiment = artifacts.open_experiment(folder)
+    except FileNotFoundError:
+        return Verdict(State.NEW)
+    except CorruptArtifact as error:
+        return Verdict(State.DAMAGED, str(error))
+    config = experiment.config
+    if config.get("experiment_key") == identity.experiment_key(options, base_weights_sha256, data):
+        return Verdict(
+            State.DONE,
+            weights_sha256=experiment.metrics["files"]["best_model.pt"],
+            other_code=_other_code(config.get("code_fingerprints")),
+        )
+    if conflict := _conflict(folder, config, options):
+        return conflict
+    if config.get("base_weights_sha256") != base_weights_sha256:
+        return Verdict(State.STALE, f"{folder} is stale: its base model changed")
+    return Verdict(
+        State.STALE,
+        f"{folder} is stale: data changed ({_few(changed(config.get('data_fingerprints'), data))})",
+    )
+
+
+def judge_waiting(folder: Path, options: FinetuneOptions) -> Verdict:
+    """How the experiment in `folder` stands to these options while their base model is still to be
+    trained: only that it is another's can be said.
+    """
+    try:
+        conflict = _conflict(folder, artifacts.open_experiment(folder).config, options)
+    except (FileNotFoundError, CorruptArtifact):
+        conflict = None
+    return conflict or Verdict(State.NEW, "waits for its base model")
+
+
+def _conflict(folder: Path, config: dict[str, Any], options: FinetuneOptions) -> Verdict | None:
+    fields = identity.experiment_fields(options)
+    if config.get("experiment_fields") == fields and config.get(
+        "target_participant"
+    ) == identity.target(options):
+        return None
+    different = _different(config.get("experiment_fields"), fields)
+    return Verdict(
+        State.CONFLICT,
+        f"{folder} holds results of another configuration ({different}): give another --prefix, or"
+        " --overwrite",
+    )
+
+
+def refuse_conflict(verdict: Verdict, *, overwrite: bool) -> None:
+    """Raises Conflict when the place holds another configuration's results, and `overwrite` is
+    off.
+    """
+    if verdict.state is State.CONFLICT and not overwrite:
+        raise Conflict(verdict.reason)
+
+
+def make_way(paths: Paths, folder: Path, verdict: Verdict, *, overwrite: bool) -> None:
+    """Move what stands in the way of a new experiment to superseded/.
+
+    Raises:
+        Conflict: it is another configuration's, and `overwrite` is off.
+    """
+    refuse_conflict(verdict, overwrite=overwrite)
+    if verdict.state is not State.NEW and folder.exists():
+        artifacts.supersede_experiment(paths, folder)
+
+
+def _different(before: object, now: dict[str, Any]) -> str:
+    old = before if isinstance(before, dict) else {}
+    names = sorted(name for name in old.keys() | now.keys() if old.get(name) != now.get(name))
+    return (
+        _few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names])
+        or "another target"
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def copy_base_model(paths: Paths, source_hash: str, options: Options) -> str:
+    """Publish a whole base model for `options` from one with the same training key: equal weights,
+    its own configuration. Returns its hash.
+    """
+    source = artifacts.open_base_model(paths, source_hash)
+    base_hash = identity.base_hash(options)
+    metadata = {
+        **source.metadata,
+        "config": options.model_dump() | {"device": "auto", "prefix": None},
+        "target_participant": identity.target(options),
+    }
+    artifacts.publish_base_model(paths, base_hash, source.weights, metadata)
+    return base_hash

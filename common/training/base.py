@@ -1,0 +1,165 @@
+"""One base model, from its options to its publication. `run` is what train_base.py and the workers
+call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from common import artifacts
+from common.data.dataset import Windows
+from common.jobs import identity
+from common.jobs.job_files import BOOKKEEPING
+from common.jobs.verdicts import (
+    Data,
+    State,
+    Verdict,
+    base_fingerprints,
+    check_unchanged,
+    copy_base_model,
+    judge_base,
+    published_trainings,
+)
+from common.options import BaseOptions
+from common.paths import Paths
+from common.training import loop, metrics
+from common.training.provenance import now, provenance
+from common.training.setup import (
+    CheckpointFile,
+    Log,
+    Progress,
+    device_name,
+    network,
+    open_splits,
+    place,
+    prepare,
+    score,
+    settings,
+)
+
+Publish = Callable[[bytes, dict[str, Any]], None]
+
+
+def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Publish the base model that `values` (options) describe, training it only when nothing equal
+    is published.
+
+    Returns "base_model_hash", and "reused" with the reason when nothing was trained.
+
+    Raises:
+        InputError: options or data. TrainingError: the training. NodeError: the GPU. OSError: the
+        disk.
+    """
+    paths = Paths.here()
+    data = Data(paths)
+    options = data.resolve(
+        BaseOptions.parse(
+            {key: value for key, value in values.items() if key not in BOOKKEEPING}, "options"
+        )
+    )
+    fingerprints = base_fingerprints(options, data.sha256)
+    base_hash, key = identity.base_hash(options), identity.training_key(options, fingerprints)
+    with artifacts.lock(paths.training_lock(key), wait=True, owner=f"process {os.getpid()}"):
+        artifacts.remove_temporaries(paths.base_models, f"{base_hash}")
+        verdict = judge_base(paths, base_hash, key, fingerprints)
+        if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
+            return {"base_model_hash": base_hash, "reused": "already published"}
+        equal = None if values.get("_retrain") else published_trainings(paths).get(key)
+        if equal:
+            _make_way(paths, base_hash, verdict)
+            copy_base_model(paths, equal, options)
+            return {
+                "base_model_hash": base_hash,
+                "reused": f"copied from {equal}, an equal training",
+            }
+
+        def unchanged() -> None:
+            check_unchanged(
+                paths,
+                f"base model {base_hash}",
+                fingerprints,
+                lambda sha256: base_fingerprints(options, sha256),
+            )
+
+        def publish(weights: bytes, metadata: dict[str, Any]) -> None:
+            unchanged()
+            _make_way(paths, base_hash, verdict)
+            artifacts.publish_base_model(paths, base_hash, weights, metadata)
+
+        resumed = _train(paths, options, base_hash, key, fingerprints, progress, unchanged, publish)
+    return {"base_model_hash": base_hash, "resumed": resumed}
+
+
+def _make_way(paths: Paths, base_hash: str, verdict: Verdict) -> None:
+    """Only when its successor is there: whatever goes wrong before leaves the disk as it was."""
+    if verdict.state is not State.NEW:
+        artifacts.supersede_base_model(paths, base_hash)
+
+
+def _train(
+    paths: Paths,
+    options: BaseOptions,
+    base_hash: str,
+    key: str,
+    fingerprints: dict[str, str],
+    progress: Progress,
+    unchanged: Callable[[], None],
+    publish: Publish,
+) -> bool:
+    device, started, began = prepare(options), now(), time.monotonic()
+    people = identity.base_participants(options)
+    learnt = Windows(open_splits(paths, options, people, ("train", "val")))
+    chosen = Windows(open_splits(paths, options, people, ("test",), learnt.channels))
+    model = network(options, learnt.channels, loop.epoch_seed(key, 0, "init"))
+    if options.normalization == "train":
+        model.set_normalization(*learnt.normalization())
+    model.to(device)
+    place(learnt, device), place(chosen, device)
+    unchanged()
+    checkpoint, log = (
+        CheckpointFile(paths, key, unchanged),
+        Log(
+            f"base model {base_hash}, training {key}, base participants {', '.join(people)}",
+            progress,
+        ),
+    )
+    fitted = loop.fit(
+        model, learnt, chosen, settings(options, key), progress=log.epoch, checkpoint=checkpoint
+    )
+    probabilities, loss = score(model, chosen)
+    scores, undefined = metrics.final_scores(chosen.y.numpy(), probabilities, loss=loss)
+    publish(
+        loop.serialize(fitted.state),
+        {
+            "training_key": key,
+            "config": options.model_dump() | {"device": "auto", "prefix": None},
+            "base_participants": people,
+            "target_participant": identity.target(options),
+            "data_fingerprints": fingerprints,
+            "code_fingerprints": identity.code_fingerprints(),
+            "metrics": scores,
+            "undefined": undefined,
+            "losses": fitted.losses,
+            "best_epoch": fitted.best_epoch,
+            "epochs": fitted.epochs,
+            "updates": fitted.updates,
+            "stopped_by": fitted.stopped_by,
+            "counts": {"train": _counts(learnt), "selection": _counts(chosen)},
+            "channels": learnt.channels,
+            # Which of several equal hashes was trained depends on the order of jobs: that is
+            # provenance.
+            "provenance": (
+                provenance(options, device_name(device), started, time.monotonic() - began)
+                | {"trained_as": base_hash}
+            ),
+        },
+    )
+    checkpoint.remove()
+    return fitted.resumed
+
+
+def _counts(windows: Windows) -> dict[str, int]:
+    return {"windows": len(windows), "positives": windows.positives}

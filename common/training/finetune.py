@@ -1,0 +1,590 @@
+"""One fine-tune, from its options to its publication. `run` is what train_finetune.py and the
+workers call.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import artifacts
+from common.data.dataset import Rows, Split, Windows, select_subset
+from common.data.manifest import Manifest, listed_windows, read_manifest
+from common.data.windowing import covered_hours
+from common.errors import CorruptArtifact, InputError
+from common.jobs import identity
+from common.jobs.verdicts import (
+    Data,
+    State,
+    Verdict,
+    check_unchanged,
+    finetune_fingerprints,
+    judge_experiment,
+    make_way,
+    refuse_conflict,
+    stale_base,
+)
+from common.options import FinetuneOptions
+from common.paths import Paths, experiment_name
+from common.training import loop, metrics
+from common.training.networks import Network
+from common.training.provenance import now, provenance
+from common.training.setup import (
+    CheckpointFile,
+    Log,
+    Progress,
+    Recent,
+    device_name,
+    network,
+    open_splits,
+    place,
+    prepare,
+    score,
+    settings,
+)
+
+# Taken from the base model; an option that is given and says something else is refused.
+_OF_THE_BASE = (
+    "n_base_participants",
+    "model",
+    "base_channels",
+    "num_blocks",
+    "normalization",
+    "window_size",
+    "base_order_seed",
+    "early_stopping_patience",
+    "seed",
+)
+# Taken from the base model unless given.
+_BESIDES = ("fold", "participants", "data_path")
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """A model's scores under the names of metrics.json, why some are undefined, and its
+    probabilities by split.
+    """
+
+    values: dict[str, float | None]
+    undefined: dict[str, str]
+    probabilities: dict[str, np.ndarray[Any, Any]]
+
+    def set(self, name: str, value: float | None, why: str) -> None:
+        """A value, or the reason for None."""
+        self.values[name] = value
+        if value is None:
+            self.undefined[name] = why
+        else:
+            self.undefined.pop(name, None)
+
+
+Publish = Callable[[dict[str, bytes], dict[str, Any], str], None]
+_bases: Recent[dict[str, torch.Tensor]] = Recent(4)
+_untouched: Recent[_Scores] = Recent(32)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """The verified base model that a fine-tune starts from."""
+
+    hash: str
+    weights: bytes
+    sha256: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A fine-tune with all that its result depends on."""
+
+    options: FinetuneOptions
+    base: _Base | None
+    people: tuple[str, ...]  # base participants
+    fingerprints: dict[str, str]
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Folder below the prefix."""
+        return experiment_name(self.options.fold, identity.target(self.options))
+
+    @property
+    def prefix(self) -> str:
+        """Folder below experiments/."""
+        return self.options.prefix or identity.experiment_prefix(self.options)
+
+
+def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Publish the fine-tune that `values` (options) describe, unless it is published and current.
+
+    Returns "folder" (relative to the project), "data_path", and "reused" with the reason when
+    nothing was trained.
+
+    Raises:
+        InputError: options, data, base model. TrainingError: the training. NodeError: the GPU.
+        OSError: the disk.
+    """
+    paths = Paths.here()
+    data = Data(paths)
+    task = _task(
+        paths, data, FinetuneOptions.parse(values, "options"), by_hand=bool(values.get("_by_hand"))
+    )
+    folder = paths.experiment(task.prefix, task.name)
+    done = {"folder": str(folder.relative_to(paths.root)), "data_path": task.options.data_path}
+    with _locked(paths, identity.experiment_lock(task.prefix, task.name)):
+        artifacts.remove_temporaries(folder)
+        verdict = _judge(task, folder)
+        if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
+            return {**done, "reused": "already published"}
+        refuse_conflict(verdict, overwrite=task.options.overwrite)
+
+        def unchanged() -> None:
+            check_unchanged(
+                paths,
+                str(folder),
+                task.fingerprints,
+                lambda sha256: finetune_fingerprints(task.options, task.people, sha256),
+            )
+
+        def publish(files: dict[str, bytes], record: dict[str, Any], log: str) -> None:
+            """What stands in the way leaves only now: whatever goes wrong before leaves the disk as
+            it was.
+            """
+            unchanged()
+            make_way(paths, folder, _judge(task, folder), overwrite=task.options.overwrite)
+            artifacts.publish_experiment(paths, task.prefix, task.name, files, record, log)
+
+        # The folder first, then the key, whose checkpoint all prefixes share: always in this order,
+        # so that nobody waits in a circle.
+        with _locked(paths, task.key):
+            resumed = _train(paths, task, progress, unchanged, publish)
+    return {**done, "resumed": resumed}
+
+
+def _locked(paths: Paths, name: str) -> AbstractContextManager[None]:
+    return artifacts.lock(paths.training_lock(name), wait=True, owner=f"process {os.getpid()}")
+
+
+def _judge(task: _Task, folder: Path) -> Verdict:
+    return judge_experiment(
+        folder, task.options, task.base.sha256 if task.base else None, task.fingerprints
+    )
+
+
+# -- what is asked for
+
+
+def _task(paths: Paths, data: Data, options: FinetuneOptions, *, by_hand: bool) -> _Task:
+    base: _Base | None = None
+    people: tuple[str, ...] = ()
+    if options.mode == "target_only":
+        options = data.resolve(options.model_copy(update={"n_base_participants": 0}))
+    elif options.base_model_hash is None:
+        raise InputError(
+            f"base_model_hash: mode {options.mode} starts from a base model: give --base_model_hash"
+            " (see base_models/, or generate_jobs.py)"
+        )
+    else:
+        base = _open_base(paths, options.base_model_hash)
+        # For a worker the plan has looked: its node need not have today's files of people whom its
+        # jobs do not read.
+        if by_hand and (
+            stale := stale_base(
+                paths, base.metadata, base.metadata["config"]["data_path"], data.sha256
+            )
+        ):
+            raise InputError(stale)
+        options, people = (
+            _as_the_base(options, base, data),
+            tuple(base.metadata["base_participants"]),
+        )
+        if identity.target(options) in people:
+            raise InputError(
+                f"target {identity.target(options)} is among the base participants of {base.hash}:"
+                " its data trained that model; another --fold"
+            )
+    fingerprints = finetune_fingerprints(options, people, data.sha256)
+    return _Task(
+        options,
+        base,
+        people,
+        fingerprints,
+        identity.experiment_key(options, base.sha256 if base else None, fingerprints),
+    )
+
+
+def _open_base(paths: Paths, base_hash: str) -> _Base:
+    model = artifacts.open_base_model(paths, base_hash)
+    return _Base(base_hash, model.weights, model.metadata["weights_sha256"], model.metadata)
+
+
+def _as_the_base(options: FinetuneOptions, base: _Base, data: Data) -> FinetuneOptions:
+    """What was not given comes from the base model. Raises InputError where what was given
+    contradicts it.
+    """
+    config, given = base.metadata["config"], options.model_dump(exclude_unset=True)
+    for name in _OF_THE_BASE:
+        if (
+            name in given
+            and given[name] != config[name]
+            and not (given[name] == "all" and name == "n_base_participants")
+        ):
+            hint = "; a fine-tune's own seed is --seed_finetune" if name == "seed" else ""
+            raise InputError(
+                f"{name}: {given[name]} was given, but base model {base.hash} has {config[name]}:"
+                f" leave it out, or take another base{hint}"
+            )
+    for name in (*_OF_THE_BASE, *(name for name in _BESIDES if name not in given)):
+        given[name] = config[name]
+    # A longer list of people does not change who the base model learnt from.
+    return data.resolve(FinetuneOptions.parse(given, "options"))
+
+
+# -- training
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The windows of a fine-tune. `selection` is None when nothing is selected (target_val
+    none).
+    """
+
+    train: Windows
+    own: Windows  # the target's part of `train`
+    selection: Windows | None
+    test: Windows
+    rows: dict[str, tuple[Split, Rows | None]]  # of the target, by split
+
+
+def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
+    options, target = task.options, identity.target(task.options)
+    seed = identity.effective_seed(options)
+    train, val, test = open_splits(paths, options, [target], ("train", "val", "test"), channels)
+    chosen = select_subset(train.y, options.target_data_pct, order=options.target_order, seed=seed)
+    parts: list[Split | tuple[Split, Rows | None]] = [(train, chosen)]
+    if options.mode == "full_fine_tuning":
+        parts += open_splits(paths, options, task.people, ("train", "val"), train.x.shape[1])
+    rows: dict[str, tuple[Split, Rows | None]] = {"train": (train, chosen), "test": (test, None)}
+    if options.target_val != "none":
+        matched = options.target_val == "matched"
+        kept = (
+            select_subset(val.y, options.target_data_pct, order=options.target_order, seed=seed)
+            if matched
+            else None
+        )
+        rows["val"] = (val, kept)
+    return _Sets(
+        Windows(parts),
+        Windows([rows["train"]]),
+        Windows([rows["val"]]) if "val" in rows else None,
+        Windows([rows["test"]]),
+        rows,
+    )
+
+
+def _train(
+    paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish
+) -> bool:
+    options = task.options
+    device, started, began = prepare(options), now(), time.monotonic()
+    sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
+    for windows in (sets.train, sets.selection, sets.test):
+        if windows is not None:
+            place(windows, device)
+    unchanged()  # before anything of them is kept, for this training or for others of this worker
+    seed_key = f"{identity.effective_seed(options)}/{task.key}"
+    model = network(options, sets.train.channels, loop.epoch_seed(seed_key, 0, "init"))
+    if task.base:
+        _load(model, task.base)
+    elif options.normalization == "train":
+        model.set_normalization(*sets.own.normalization())
+    model.to(device)
+    before = (
+        _untouched.get(
+            _untouched_key(task), lambda: _score(model, sets, "base_", "base_threshold_tuned")
+        )
+        if task.base
+        else None
+    )
+    checkpoint, log = (
+        CheckpointFile(paths, task.key, unchanged),
+        Log(
+            f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress
+        ),
+    )
+    fitted = loop.fit(
+        model,
+        sets.train,
+        sets.selection,
+        _settings(task, seed_key),
+        progress=log.epoch,
+        checkpoint=checkpoint,
+    )
+    after = _score(model, sets, "", "threshold_tuned")
+    places = _places(paths, task, sets)
+    record = _metrics(task, fitted, before, after) | {"counts": _counts(paths, task, sets, places)}
+    record["provenance"] = provenance(
+        options, device_name(device), started, time.monotonic() - began
+    )
+    files = {
+        "best_model.pt": loop.serialize(fitted.state),
+        "losses.json": artifacts.to_json(fitted.losses),
+        "config.json": artifacts.to_json(_config(task)),
+        "predictions.csv": _predictions(sets, places, before, after),
+    }
+    publish(files, record, log.text)
+    checkpoint.remove()
+    return fitted.resumed
+
+
+def _load(model: Network, base: _Base) -> None:
+    """Raises CorruptArtifact where the bytes are those that were published, but no weights of this
+    network.
+    """
+    try:
+        model.load_state_dict(_bases.get(base.sha256, lambda: loop.deserialize(base.weights)))
+    except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
+        raise CorruptArtifact(
+            f"base_models/{base.hash}.pt: no weights of the network that its metadata name: run"
+            " base training again"
+        ) from error
+
+
+def _settings(task: _Task, seed_key: str) -> loop.Settings:
+    head_only = task.options.mode == "head_only_fine_tuning"
+    patience = task.options.early_stopping_patience_target
+    return settings(
+        task.options,
+        seed_key,
+        patience=patience,
+        from_untouched=task.base is not None,
+        head_only=head_only,
+    )
+
+
+def _untouched_key(task: _Task) -> Any:
+    """What the scores of the untouched base depend on: a warm worker computes them once for a base
+    and target, not once for each sibling fine-tune.
+    """
+    options = task.options
+    matched = (
+        (identity.effective_seed(options), options.target_data_pct, options.target_order)
+        if options.target_val == "matched"
+        else None
+    )
+    target = [task.fingerprints[name] for name in identity.finetune_data_files(options, ())[1:3]]
+    return (
+        task.base.sha256 if task.base else None,
+        *target,
+        options.target_val,
+        matched,
+        options.threads,
+        options.device,
+    )
+
+
+# -- scores
+
+
+def _score(model: Network, sets: _Sets, who: str, threshold_name: str) -> _Scores:
+    """Scores of `model` on selection and test windows, at 0.5 and at the threshold that maximises
+    macro F1 on its own selection windows.
+    """
+    windows = {"val": sets.selection, "test": sets.test}
+    scored = {split: score(model, part) for split, part in windows.items() if part is not None}
+    made = _no_scores(who, threshold_name, "no selection windows")
+    made.probabilities.update(
+        {split: probabilities for split, (probabilities, _) in scored.items()}
+    )
+    threshold = (
+        metrics.tuned_threshold(sets.selection.y.numpy(), scored["val"][0])
+        if sets.selection is not None
+        else None
+    )
+    made.set(threshold_name, threshold, "no selection windows of both classes")
+    for split, (probabilities, loss) in scored.items():
+        labels = (
+            sets.test.y.numpy()
+            if split == "test" or sets.selection is None
+            else sets.selection.y.numpy()
+        )
+        values, undefined = metrics.final_scores(labels, probabilities, loss=loss)
+        tuned, tuned_undefined = (
+            metrics.threshold_scores(labels, probabilities, threshold)
+            if threshold is not None
+            else ({}, {})
+        )
+        for name in metrics.SCORES:
+            made.set(f"{who}{split}_{name}", values[name], undefined.get(name, ""))
+        for name in metrics.THRESHOLDED:
+            made.set(
+                f"{who}{split}_{name}_tuned",
+                tuned.get(name),
+                tuned_undefined.get(name, "no tuned threshold"),
+            )
+    return made
+
+
+def _no_scores(who: str, threshold_name: str, why: str = "no base model") -> _Scores:
+    names = [f"{who}{split}_{name}" for split in ("val", "test") for name in metrics.SCORES]
+    names += [
+        f"{who}{split}_{name}_tuned" for split in ("val", "test") for name in metrics.THRESHOLDED
+    ]
+    return _Scores(
+        dict.fromkeys([threshold_name, *names]), dict.fromkeys([threshold_name, *names], why), {}
+    )
+
+
+# -- what is recorded
+
+
+def _config(task: _Task) -> dict[str, Any]:
+    options = task.options
+    values = options.model_dump() | {
+        "prefix": task.prefix,
+        "seed_finetune": identity.effective_seed(options),
+        "overwrite": False,
+        "device": "auto",
+    }
+    return {
+        "options": values,
+        "experiment_fields": identity.experiment_fields(options),
+        "experiment_key": task.key,
+        "fold": options.fold,
+        "target_participant": identity.target(options),
+        "base_participants": list(task.people),
+        "base_model_hash": task.base.hash if task.base else None,
+        "base_weights_sha256": task.base.sha256 if task.base else None,
+        "training_key": task.base.metadata["training_key"] if task.base else None,
+        "data_fingerprints": task.fingerprints,
+        "code_fingerprints": identity.code_fingerprints(),
+    }
+
+
+def _metrics(
+    task: _Task, fitted: loop.FitResult, before: _Scores | None, after: _Scores
+) -> dict[str, Any]:
+    base = before or _no_scores("base_", "base_threshold_tuned")
+    record: dict[str, Any] = {
+        **base.values,
+        **after.values,
+        "undefined": {**base.undefined, **after.undefined},
+    }
+    return record | {
+        "best_epoch": fitted.best_epoch,
+        "epochs": fitted.epochs,
+        "updates": fitted.updates,
+        "stopped_by": fitted.stopped_by,
+        "mode": task.options.mode,
+        "target_data_pct": task.options.target_data_pct,
+        "fold": task.options.fold,
+        "target_participant": identity.target(task.options),
+        "base_model_hash": task.base.hash if task.base else None,
+        "base_weights_sha256": task.base.sha256 if task.base else None,
+    }
+
+
+def _counts(
+    paths: Paths, task: _Task, sets: _Sets, places: Mapping[str, list[tuple[str, str]]]
+) -> dict[str, Any]:
+    """Windows, positives and recorded hours of what was learnt from, selected on and tested on."""
+    manifest = read_manifest(paths.data(task.options.data_path))
+    counts: dict[str, Any] = {}
+    for name, split, windows in (
+        ("train", "train", sets.own),
+        ("selection", "val", sets.selection),
+        ("test", "test", sets.test),
+    ):
+        number, positives = (len(windows), windows.positives) if windows is not None else (0, 0)
+        counts[name] = {
+            "windows": number,
+            "positives": positives,
+            "hours": _hours(manifest, places.get(split, [])),
+        }
+    if task.options.mode == "full_fine_tuning":
+        counts["base_train"] = {
+            "windows": len(sets.train) - len(sets.own),
+            "positives": sets.train.positives - sets.own.positives,
+        }
+    return counts
+
+
+def _hours(manifest: Manifest | None, places: list[tuple[str, str]]) -> float | None:
+    """Recorded time under the windows, overlaps counted once; of windows whose starts nobody knows,
+    as if they followed each other.
+    """
+    if manifest is None:
+        return None
+    try:
+        hours = covered_hours(
+            [(session, float(start)) for session, start in places], manifest.window_seconds
+        )
+    except (TypeError, ValueError):  # no numbers
+        hours = math.nan
+    return round(
+        (
+            hours
+            if math.isfinite(hours)
+            else len(places) * min(manifest.stride_seconds, manifest.window_seconds) / 3600
+        ),
+        6,
+    )
+
+
+def _predictions(
+    sets: _Sets, places: Mapping[str, list[tuple[str, str]]], before: _Scores | None, after: _Scores
+) -> bytes:
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["split", "index", "session", "start_s", "label", "p_base", "p_finetuned"])
+    for split in (split for split in ("val", "test") if split in sets.rows):
+        opened, kept = sets.rows[split]
+        base, tuned = before.probabilities[split] if before else None, after.probabilities[split]
+        for position, number in enumerate(_numbers(opened, kept)):
+            p_base = "" if base is None else f"{base[position]:.9g}"
+            rows.writerow(
+                [
+                    split,
+                    number,
+                    *places[split][position],
+                    int(opened.y[number]),
+                    p_base,
+                    f"{tuned[position]:.9g}",
+                ]
+            )
+    return out.getvalue().encode()
+
+
+def _places(paths: Paths, task: _Task, sets: _Sets) -> dict[str, list[tuple[str, str]]]:
+    """Session and start second of the windows of `sets.rows`, by split; empty where the data set
+    does not say.
+    """
+    listed = {
+        split: _listed(paths, task, split, len(opened)) for split, (opened, _) in sets.rows.items()
+    }
+    return {
+        split: [listed[split][number] for number in _numbers(*rows)]
+        for split, rows in sets.rows.items()
+    }
+
+
+def _numbers(opened: Split, kept: Rows | None) -> Sequence[int]:
+    return range(len(opened)) if kept is None else [int(number) for number in kept]
+
+
+def _listed(paths: Paths, task: _Task, split: str, number: int) -> list[tuple[str, str]]:
+    places = listed_windows(
+        paths.data(task.options.data_path), identity.target(task.options), split
+    )
+    return places if len(places) == number else [("", "")] * number

@@ -1,0 +1,240 @@
+"""What surrounds the loop in every training: device, settings from options, checkpoint file, opened
+data, log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common.artifacts import read_regular, sha256, write_file
+from common.data.dataset import Split, Windows, open_split
+from common.errors import CorruptArtifact, NodeError
+from common.jobs.identity import code_fingerprints, digest
+from common.options import Options
+from common.paths import Paths
+from common.training import loop
+from common.training.augment import Augment
+from common.training.networks import Network, build
+from common.training.provenance import now
+from common.training.stopping import Stopped, stopping
+
+Progress = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
+
+
+def silent(state: Mapping[str, Any]) -> None:
+    """Progress that nobody wants to see."""
+
+
+def torch_device(name: str) -> torch.device:
+    """'auto', 'cpu' or a GPU number as a device.
+
+    Raises:
+        NodeError: that GPU is not there. Whoever wants the CPU instead says so before.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    number = 0 if name == "auto" else int(name)
+    if not torch.cuda.is_available() or number >= torch.cuda.device_count():
+        raise NodeError(
+            f"GPU {number} is not there ({torch.cuda.device_count()} GPUs are visible): give"
+            " --device cpu, or correct gpus in cluster_config.json"
+        )
+    return torch.device("cuda", number)
+
+
+def device_for_hand(name: str) -> tuple[str, str | None]:
+    """For a script run by hand: the device, and a remark when a GPU was asked for where there is
+    none.
+    """
+    if name.isdecimal() and (
+        not torch.cuda.is_available() or int(name) >= torch.cuda.device_count()
+    ):
+        return "cpu", f"no GPU {name} on this machine: running on the CPU"
+    return name, None
+
+
+def device_name(device: torch.device) -> str:
+    """For the provenance."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def prepare(options: Options) -> torch.device:
+    """Threads and device of this process, as a training wants them."""
+    if torch.get_num_threads() != options.threads:
+        torch.set_num_threads(options.threads)
+    return torch_device(options.device)
+
+
+def settings(options: Options, seed_key: str, **changes: Any) -> loop.Settings:
+    """The loop's settings; `changes` override."""
+    augment = None
+    if options.use_augmentation:
+        low, high = options.magnitude_range
+        augment = Augment(options.jitter_std, (low, high), options.aug_prob, options.time_warp_std)
+    values: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+        "max_epochs": options.max_epochs,
+        "patience": options.early_stopping_patience,
+        "seed_key": seed_key,
+        "metric": options.early_stopping_metric,
+        "pos_weight": options.pos_weight,
+        "augment": augment,
+        "min_steps_per_epoch": options.min_steps_per_epoch,
+        "compiled": options.compile == "on",
+    }
+    return loop.Settings(**values | changes)
+
+
+def network(options: Options, channels: int, seed: int) -> Network:
+    """The network that the options name."""
+    return build(
+        options.model,
+        channels=channels,
+        base_channels=options.base_channels,
+        num_blocks=options.num_blocks,
+        dropout=options.dropout,
+        seed=seed,
+    )
+
+
+def open_splits(
+    paths: Paths,
+    options: Options,
+    people: Sequence[str],
+    splits: Sequence[str],
+    channels: int | None = None,
+) -> list[Split]:
+    """Opened and checked data, person by person; all with the same channels. Raises InputError."""
+    opened: list[Split] = []
+    for name in people:
+        for split in splits:
+            expected = (
+                channels if channels is not None else (opened[0].x.shape[1] if opened else None)
+            )
+            opened.append(
+                open_split(
+                    paths.data(options.data_path),
+                    name,
+                    split,
+                    window_size=options.window_size,
+                    channels=expected,
+                )
+            )
+    return opened
+
+
+def place(windows: Windows, device: torch.device) -> Windows:
+    """Put windows where the training happens; GPUs may be shared by as many workers as their slots
+    say.
+    """
+    return windows.place(device, jobs_per_gpu=int(os.environ.get("JOBS_PER_GPU", "1")))
+
+
+def score(model: Network, windows: Windows) -> tuple[np.ndarray[Any, Any], float]:
+    """Probability of class 1 of every window (float32 [windows]), and the mean loss, in one
+    pass.
+    """
+    model.eval()
+    with torch.inference_mode():
+        logits = torch.cat(
+            [model(x) for x, _ in windows.batches(loop.evaluation_batch(model, windows))]
+        ).cpu()
+        loss = F.binary_cross_entropy_with_logits(logits.double(), windows.y.double())
+        return torch.sigmoid(logits).numpy(), float(loss)
+
+
+class CheckpointFile:
+    """A training cut short, kept under its key and the code that wrote it; checked before it is
+    loaded.
+
+    `unchanged` raises where the data are no longer those of the key: what was learnt from others is
+    not kept.
+    """
+
+    def __init__(
+        self, paths: Paths, key: str, unchanged: Callable[[], None] = lambda: None
+    ) -> None:
+        self._unchanged = unchanged
+        self._path = paths.checkpoint(f"{key}-{digest(code_fingerprints(), 8)}")
+
+    def load(self) -> bytes | None:
+        """The checkpoint's bytes, or None when there is none or a damaged one."""
+        with contextlib.suppress(FileNotFoundError, CorruptArtifact):
+            checksum, _, data = read_regular(self._path).partition(b"\n")
+            if checksum.decode(errors="replace") == sha256(data):
+                return data
+        return None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this process is to stop: then a checkpoint is saved now and not only every
+        minute.
+        """
+        return stopping.wanted
+
+    def save(self, data: bytes) -> None:
+        """Replace the checkpoint. Raises Stopped when this process is to stop."""
+        self._unchanged()
+        write_file(self._path, sha256(data).encode() + b"\n" + data)
+        stopping.saved += 1
+        if stopping.wanted:
+            raise Stopped
+
+    def remove(self) -> None:
+        """The training is published."""
+        self._path.unlink(missing_ok=True)
+
+
+class Log:
+    """train.log: a line an epoch, and the time."""
+
+    def __init__(self, title: str, progress: Progress) -> None:
+        self._lines = [f"{now()} {title}"]
+        self._progress = progress
+        self._began = time.monotonic()
+
+    def epoch(self, state: dict[str, Any]) -> None:
+        """Called by the loop after every epoch."""
+        numbers = " ".join(
+            f"{name} {state[name]:.6f}"
+            for name in ("train_loss", "val_loss", "val_macro_f1")
+            if isinstance(state.get(name), float)
+        )
+        self.line(f"epoch {state['epoch']} {numbers} best {state['best_epoch']}")
+        self._progress({"epoch": state["epoch"], "of": state["epochs"]} | state)
+
+    def line(self, text: str) -> None:
+        """One line."""
+        self._lines.append(f"{time.monotonic() - self._began:9.3f} {text}")
+
+    @property
+    def text(self) -> str:
+        """The whole log."""
+        return "\n".join(self._lines) + "\n"
+
+
+class Recent(Generic[T]):
+    """The last few results of something costly, by key: what a warm worker need not do twice."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._kept = most, OrderedDict[Any, T]()
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        """The kept value, or a new one."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return self._kept[key]

@@ -1,0 +1,42 @@
+"""What the watching head makes of the event logs that tasks leave."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from common.cluster.estimates import Estimates
+from common.cluster.journal import Journal
+from common.cluster.results import Home
+from common.cluster.slurm.task import part
+from common.cluster.slurm.watch import Watch
+from common.cluster.ssh.run import Work
+from common.jobs.job_files import Job
+from common.paths import Paths
+
+
+def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+    paths, place = Paths(tmp_path), ("run", "free0", 0)
+    jobs = [Job("script", "job0", {}), Job("script", "job1", {})]
+    work = Work((), {}, jobs, frozenset(), {})
+    with closing(Journal(paths, "run", part("free0", 0))) as task:
+        task.event("done", job="job0")
+        task._events.write('{"time": 1.0, "event": "do\n[]\n')
+        task.event("done", job="job1")
+    said: list[str] = []
+    with closing(Journal(paths, "run")) as journal:
+        home = Home(paths, lambda data_path, name: "", {})
+        watch = Watch(
+            paths,
+            work,
+            {job.id: place for job in jobs},
+            {},
+            home,
+            journal,
+            Estimates(paths, ()),
+            said.append,
+            lambda status: None,
+        )
+        watch._read_events()
+    assert watch.status(True)["phases"] == {"script": {"done": 2}}
+    assert not said

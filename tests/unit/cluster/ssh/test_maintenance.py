@@ -1,0 +1,137 @@
+"""--check, --setup-nodes and --clean-nodes with nodes that answer anything: a line about each, and
+the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cluster import request as requests
+from common.cluster.config import ClusterConfig, Server
+from common.cluster.ssh import maintenance
+from common.cluster.ssh.maintenance import check_nodes, clean_nodes, setup_nodes
+from common.cluster.transport import connection
+from common.cluster.transport.process import Result
+from common.errors import InputError
+from common.jobs.verdicts import Data
+from common.paths import Paths
+from tests.unit.cluster.ssh.test_node_facts import facts
+
+FILES = [("data/a", "x.pt"), ("data/a", "y.pt")]
+FACTS = facts(host="h", python="3.11", cores=4, gpus=[], code={}, data=[None, None])
+
+
+class Fake:
+    """A node that answers every command in the same way."""
+
+    shared, path, python = False, "/p", "python3"
+
+    def __init__(self, name: str, answer: object) -> None:
+        self.name, self._answer = name, answer
+
+    def run(self, argv: Sequence[str], **_: Any) -> Result:
+        return Result(
+            0, json.dumps(self._answer).encode() if self._answer is not None else b"", b""
+        )
+
+    def push(self, *_: object, **__: object) -> None: ...
+
+    def refresh(self) -> None: ...
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ClusterConfig]:
+    """Nodes by name with their answer; an exception is raised on connecting. localhost is this
+    machine.
+    """
+
+    def make(local: dict[str, str] | None = None, **answers: object) -> ClusterConfig:
+        @contextmanager
+        def connect(server: Server, project: Path) -> Iterator[Any]:
+            if server.host == "localhost":
+                with connection.connect(server, project) as node:
+                    yield node
+                return
+            answer = answers[server.host]
+            if isinstance(answer, Exception):
+                raise answer
+            yield Fake(server.host, answer)
+
+        for module in (maintenance, requests):
+            monkeypatch.setattr(module, "connect", connect)
+        return ClusterConfig(
+            servers=[
+                *([Server(host="localhost", **local)] if local else []),
+                *(Server(host=name) for name in answers),
+            ]
+        )  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    (tmp_path / "data/a").mkdir(parents=True)
+    for _, name in FILES:
+        (tmp_path / "data/a" / name).write_text(name)
+    return Paths(tmp_path)
+
+
+def test_check_has_a_line_for_each_node_whatever_one_says(
+    answering: Callable[..., ClusterConfig], paths: Paths
+) -> None:
+    (paths.root / "file").touch()
+    local = {"path": str(paths.root / "file/x")}
+    config = answering(
+        local,
+        few={**FACTS, "data": [None]},
+        many={**FACTS, "data": [None] * 3},
+        gone=ConnectionResetError(104, "reset"),
+        good=FACTS,
+    )
+    lines, good = check_nodes(config, paths, FILES, Data(paths).sha256)
+    assert [line.partition(", torch")[0] for line in lines] == [
+        f"localhost: CANNOT WORK: no project folder: {paths.root}/file/x: Not a directory",
+        "few: CANNOT WORK: it told of 1 data files, 2 were asked for",
+        "many: CANNOT WORK: it told of 3 data files, 2 were asked for",
+        "gone: CANNOT WORK: [Errno 104] reset",
+        "good: ok: python 3.11",
+    ]
+    assert not good
+
+
+def test_set_up_and_cleaning_go_on_with_the_other_nodes(
+    answering: Callable[..., ClusterConfig], paths: Paths
+) -> None:
+    said: list[str] = []
+    bare = {**FACTS, "versions": {}}
+    assert not setup_nodes(
+        answering(gone=EOFError("the link ended"), bare=bare, good=FACTS), paths, said.append
+    )
+    assert {"gone: the link ended", "bare: python3: python 3.11, torch None"} <= set(said)
+    assert any(line.startswith("good: python3: python 3.11, torch 2") for line in said)
+    said.clear()
+    assert not clean_nodes(
+        answering(silent=None, odd="\x1b[2J", gone=OSError(5, "broken"), good=3), paths, said.append
+    )
+    assert said[:3] == [
+        "silent: not cleaned: no answer",
+        "odd: not cleaned: no answer",
+        "gone: [Errno 5] broken",
+    ]
+    assert said[3].startswith("good: 3 files removed")
+
+
+def test_a_node_that_breaks_is_not_asked_for_its_data(
+    answering: Callable[..., ClusterConfig], tmp_path: Path
+) -> None:
+    config = answering(gone=ConnectionResetError(104, "reset"))
+    request = requests.Request(Paths(tmp_path), tmp_path / "c.json", config)
+    with pytest.raises(InputError, match=r"data/a/x\.pt: neither here nor on any node"):
+        requests._data_sha256(request, Data(Paths(tmp_path)), FILES)

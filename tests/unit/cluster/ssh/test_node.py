@@ -1,0 +1,110 @@
+"""A node's threads: what they tell the runner, and when."""
+
+from __future__ import annotations
+
+import errno
+import queue
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from common.cluster.config import ClusterConfig, Server, Slot, SlotPlan
+from common.cluster.ssh.node import UNHANDLED, Broken, Ended, Event, Fetched, Node, Said, WorkerLink
+from common.cluster.ssh.payload import Needs
+from common.errors import NodeError
+from common.paths import Paths
+from tests.conftest import wait_until
+
+
+class Played:
+    """A process whose lines are given; then it ends with 127."""
+
+    stderr_tail = b"no such file"
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self.lines, self.read = lines, 0
+
+    def read_line(self, timeout: float | None = None) -> bytes:
+        self.read += 1
+        return self.lines.pop(0) if self.lines else b""
+
+    def wait(self, timeout: float | None = None) -> int:
+        return 127
+
+    def close(self) -> None: ...
+
+    close_input = close
+
+
+def node(folder: Path, tell: Any) -> Node:
+    server = Server(host="n")
+    return Node(
+        server,
+        Paths(folder),
+        ClusterConfig(servers=[server]),
+        Needs((), (), {}, (), (), "us"),
+        tell,
+    )
+
+
+def test_a_worker_that_ends_at_once_is_known_by_then(tmp_path: Path) -> None:
+    known: list[bool] = []
+    one = node(tmp_path, lambda event: known.append(one.workers.get(0) is event.worker))
+    one.connection = SimpleNamespace(
+        start=lambda argv: Played([]),
+        shared=False,
+        path="/there",
+        python="python3",
+        close=lambda: None,
+    )  # type: ignore[assignment]
+    one.plan = SlotPlan((Slot("n", 0, None),))
+    for number in range(1, 101):
+        one._start_worker(Slot("n", 0, None))
+        wait_until(lambda number=number: len(known) == number, what="its end")  # type: ignore[misc]
+    one.stop()
+    assert all(known)
+
+
+def test_a_worker_that_floods_the_head_is_not_read_faster_than_it_is_looked_at(
+    tmp_path: Path,
+) -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    one = node(tmp_path, events.put)
+    process = Played([b"mark\n", *[b"{}\n"] * (3 * UNHANDLED)])
+    link = WorkerLink(one, Slot("n", 0, None), process, "mark", events.put)  # type: ignore[arg-type]
+    link.begin()
+    wait_until(lambda: events.qsize() == UNHANDLED, what="as many as may wait")
+    assert process.read <= UNHANDLED + 2
+    while isinstance(event := events.get(timeout=30), Said):
+        event.worker.handled()
+    one.stop()
+    assert isinstance(event, Ended)
+
+
+@pytest.mark.parametrize("free", [0, 1 << 40])
+def test_a_copy_that_fails_because_the_heads_disk_is_full_is_no_fault_of_the_node(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pull(names: list[str], root: Path) -> None:
+        raise NodeError("n: rsync: exit code 11")
+
+    usage = namedtuple("usage", ("total", "used", "free"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, free))
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    one = node(tmp_path, events.put)
+    one.connection = SimpleNamespace(pull=pull, close=lambda: None)  # type: ignore[assignment]
+    one.fetch("b" * 16, urgent=True)
+    event = events.get(timeout=30)
+    one.stop()
+    if free:
+        assert isinstance(event, Fetched)
+        assert event.error == "n: rsync: exit code 11"
+    else:
+        assert isinstance(event, Broken)
+        assert isinstance(event.error, OSError)
+        assert event.error.errno == errno.ENOSPC
+        assert str(tmp_path) in str(event.error.filename)

@@ -1,0 +1,358 @@
+"""What the runner makes of what nodes and workers say, in whatever order they say it. Nodes are
+played here; the scheduler is the real one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from common.cluster.config import Server, Slot, SlotPlan, load_config
+from common.cluster.journal import Journal
+from common.cluster.scheduler.states import Settings, State
+from common.cluster.ssh import run as module
+from common.cluster.ssh.node import Arrived, Ended, Fetched, Joined, Left, Said, Seen
+from common.cluster.ssh.payload import Needs
+from common.cluster.ssh.run import Runner, Work
+from common.jobs import verdicts
+from common.jobs.job_files import Job
+from common.paths import Paths
+
+
+class PlayedWorker:
+    """The head's end of a worker that this test speaks for."""
+
+    def __init__(self, node: PlayedNode, slot: Slot) -> None:
+        self.node, self.slot, self.log, self.heard, self.ended = (
+            node,
+            slot,
+            None,
+            time.monotonic(),
+            False,
+        )
+        self.got: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.got.append(message)
+
+    def handled(self) -> None: ...
+
+    def end(self) -> None:
+        self.ended = True
+
+    kill = end
+
+    @property
+    def jobs(self) -> list[str]:
+        return [message["job"] for message in self.got if "job" in message]
+
+
+class PlayedNode:
+    """A node that does nothing by itself."""
+
+    shared = False
+    connection = None
+
+    def __init__(
+        self, server: Server, paths: Paths, settings: object, needs: object, tell: Any
+    ) -> None:
+        self.server, self.name, self.paths, self.tell = server, server.name, paths, tell
+        self.plan = SlotPlan(
+            tuple(
+                Slot(self.name, index, str(index // 2) if server.gpus else None)
+                for index in range(server.cpu_slots or 1)
+            )
+        )
+        self.workers: dict[int, PlayedWorker] = {}
+        self.fetching: list[str] = []
+        self.sending: list[Sequence[object]] = []
+
+    def join(self) -> None: ...
+
+    def start_worker(self, slot: Slot) -> None:
+        self.workers[slot.index] = PlayedWorker(self, slot)
+
+    def send_bases(self, bases: Sequence[str], *, damaged: bool = False) -> None:
+        self.sending.append(tuple(bases))
+
+    def fetch(self, job: str, *, urgent: bool) -> None:
+        self.fetching.append(job)
+
+    def close(self) -> None:
+        self.workers.clear()
+
+    def stop(self) -> None: ...
+
+
+class Play:
+    """A run over played nodes, turn by turn."""
+
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        jobs: Sequence[Job],
+        *servers: dict[str, Any],
+        **config: Any,
+    ) -> None:
+        monkeypatch.setattr(module, "Node", PlayedNode)
+        path = folder / "cluster_config.json"
+        path.write_text(
+            json.dumps({"servers": servers or [{"host": "n", "cpu_slots": 1}], **config})
+        )
+        self.paths, self.said = Paths(folder), list[str]()
+        scripts = {"base": "train_base.py", "finetune": "train_finetune.py", "script": "mine.py"}
+        work = Work(
+            [job for job in jobs if job.kind == "base"],
+            {},
+            [job for job in jobs if job.kind != "base"],
+            frozenset(),
+            scripts,
+        )
+        estimates = SimpleNamespace(
+            seconds=lambda job: 10.0, work=lambda job: 1.0, speed=lambda node: 1.0
+        )
+        self.home = SimpleNamespace(
+            accept=lambda job, root: "",
+            judge=lambda job, root: SimpleNamespace(state=None, other_code=()),
+        )
+        needs = Needs((), (), {}, (), (), "head")
+        self.run: Any = Runner(
+            self.paths,
+            path,
+            load_config(path),
+            work,
+            needs,
+            self.home,
+            Journal(self.paths, "r"),
+            estimates,
+            Settings(),  # type: ignore[arg-type]
+            self.said.append,
+            lambda status: None,
+            patience=0.0,
+        )
+        self.run._start_nodes()
+        self.copies = itertools.count()
+
+    @property
+    def scheduler(self) -> Any:
+        return self.run._scheduler
+
+    def node(self, name: str = "n") -> Any:
+        return self.run._members[name].node
+
+    def worker(self, slot: int = 0, name: str = "n") -> Any:
+        return self.node(name).workers[slot]
+
+    def tell(self, *events: object) -> None:
+        for event in events:
+            self.run._events.put(event)
+        for _ in range(3 + 2 * len(self.run._arrived)):
+            self.run._turn()
+
+    def join(self, name: str = "n", found: tuple[str, ...] = ()) -> None:
+        """The node answers and all its workers say hello."""
+        node = self.node(name)
+        self.run._events.put(Seen(node, (), found))
+        self.run._events.put(Joined(node, ()))
+        for slot in node.plan.slots:
+            node.start_worker(slot)
+        self.tell(*[Said(worker, {"hello": {"log": ""}}) for worker in node.workers.values()])
+
+    def say(self, message: dict[str, Any], slot: int = 0, name: str = "n") -> None:
+        self.tell(Said(self.worker(slot, name), message))
+
+    def arrive(self, job: str, name: str = "n") -> None:
+        """The result of a job comes home."""
+        self.tell(Fetched(self.node(name), (job,), self.paths.incoming / str(next(self.copies)), 1))
+
+    def state(self, job: str) -> State:
+        return State(self.scheduler.state(job))
+
+
+def base(name: str) -> Job:
+    return Job("base", name, {})
+
+
+def script(*names: str) -> list[Job]:
+    return [Job("script", name, {}) for name in names]
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    made: list[Play] = []
+
+    def start(jobs: Sequence[Job], *servers: dict[str, Any], **config: Any) -> Play:
+        made.append(Play(tmp_path, monkeypatch, jobs, *servers, **config))
+        return made[0]
+
+    yield start
+    for each in made:
+        each.run.journal.close()
+
+
+def test_a_result_found_on_a_node_that_does_its_job_again_leaves_the_slot_busy(play: Any) -> None:
+    run = play([base(name) for name in "abcd"])
+    run.join()
+    (first,) = run.worker().jobs
+    run.say({"done": first, "seconds": 1.0})
+    run.tell(Left(run.node(), "n: cut", True))
+    run.run._members["n"].stage = "joining"
+    run.join(found=(first,))
+    assert run.worker().jobs == [first]
+    run.arrive(first)
+    assert run.state(first) is State.DONE
+    assert run.worker().jobs == [first]
+    assert run.worker().got[-1] == {"cancel": first}
+    run.say({"failed": first, "cause": "cancelled", "error": "cancelled"})
+    assert len(run.worker().jobs) == 2
+    second = run.worker().jobs[-1]
+    run.tell(Ended(run.worker(), 137, "killed"))
+    assert run.scheduler.copies(second) == []
+    assert run.state(second) is State.READY
+
+
+def test_a_late_word_of_a_cancelled_copy_does_not_touch_the_one_beside_it(play: Any) -> None:
+    run = play(script("a"), {"host": "n", "cpu_slots": 2})
+    run.join()
+    (slot,) = [index for index in (0, 1) if run.worker(index).jobs]
+    copy = run.scheduler._jobs["a"].copies["n"]
+    run.scheduler._cancel(0.0, copy)
+    run.scheduler._lose(0.0, copy.job, "silent")
+    run.tell()
+    assert run.worker(1 - slot).jobs == ["a"]
+    run.say({"failed": "a", "cause": "error", "error": "late"}, slot)
+    assert run.state("a") is State.RUNNING
+    run.say({"done": "a", "seconds": 1.0}, 1 - slot)
+    assert run.state("a") is State.DONE
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state"),
+    [(verdicts.State.CONFLICT, State.FAILED), (verdicts.State.NEW, State.RUNNING)],
+)
+def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_nodes_fault(
+    play: Any, verdict: verdicts.State, state: State
+) -> None:
+    run = play([base("a")])
+    run.join()
+    run.home.accept = lambda job, root: "refused"
+    run.home.judge = lambda job, root: verdicts.Verdict(verdict)
+    run.say({"done": "a", "seconds": 1.0})
+    run.arrive("a")
+    assert run.state("a") is state
+    assert run.worker().jobs == (["a"] if state is State.FAILED else ["a", "a"])
+
+
+def test_a_second_hello_frees_nothing(play: Any) -> None:
+    run = play(script(*"abcde"))
+    run.join()
+    for _ in range(3):
+        run.say({"hello": {"log": ""}})
+    assert len(run.worker().jobs) == 1
+
+
+def test_a_job_that_a_worker_gives_up_unasked_is_the_nodes_fault(play: Any) -> None:
+    run = play(script("a"))
+    run.join()
+    run.say({"failed": "a", "cause": "cancelled", "error": "cancelled"})
+    assert run.worker().jobs == ["a", "a"]
+    run.say({"failed": "a", "cause": "cancelled", "error": "cancelled"})
+    run.say({"failed": "a", "cause": "cancelled", "error": "cancelled"})
+    assert run.state("a") is State.FAILED
+
+
+def test_a_job_that_waits_for_its_base_in_a_slot_whose_gpu_is_gone_does_not_bring_the_slot_back(
+    play: Any,
+) -> None:
+    tuning = {"mode": "full_fine_tuning", "data_path": "data/x", "participants": ["a"], "fold": 0}
+    run = play(
+        [*script("a"), *(Job("finetune", f"p/{name}", tuning, needs="b" * 16) for name in "xy")],
+        {"host": "n", "cpu_slots": 3, "gpus": [0]},
+    )
+    run.join()
+    (working,) = [index for index in range(3) if run.worker(index).jobs]
+    mate = next(index for index in range(2) if index != working)
+    waiting = run.run._members["n"].waiting[mate].job
+    run.say({"failed": "a", "cause": "gpu_gone", "error": "CUDA error"}, working)
+    assert mate not in run.run._members["n"].waiting
+    run.tell(Arrived(run.node(), ("b" * 16,), 0, "n: the copy failed"))
+    assert run.scheduler.job_at(module.Slot("n", mate)) is None
+    assert run.worker(mate).jobs == []
+    assert run.state(waiting) in (State.READY, State.RUNNING)
+
+
+def test_a_worker_that_is_frozen_beside_one_that_speaks_is_ended_and_its_job_done_again(
+    play: Any,
+) -> None:
+    run = play(
+        script("a", "b", "c"),
+        {"host": "n", "cpu_slots": 2},
+        heartbeat_seconds=0.001,
+        suspect_seconds=30,
+        close_seconds=60,
+    )
+    run.join()
+    frozen = run.worker(0)
+    (job,) = frozen.jobs
+    frozen.heard -= 40
+    run.tell()
+    assert run.worker(0) is frozen
+    frozen.heard -= 30
+    run.tell()
+    assert run.worker(0) is not frozen
+    assert job not in run.scheduler.jobs_on("n")
+    assert frozen.ended
+    run.say({"hello": {"log": ""}})
+    run.tell(Said(frozen, {"done": job}))
+    assert run.state(job) is not State.DONE
+
+
+def test_a_node_that_is_silent_as_a_whole_is_left_to_the_scheduler(play: Any) -> None:
+    run = play(
+        script("a", "b"),
+        {"host": "n", "cpu_slots": 2},
+        heartbeat_seconds=0.001,
+        suspect_seconds=30,
+        close_seconds=60,
+    )
+    run.join()
+    workers = [run.worker(index) for index in (0, 1)]
+    for worker in workers:
+        worker.heard -= 70
+    run.tell()
+    assert not any(worker.ended for worker in workers)
+
+
+def test_a_flood_of_messages_does_not_keep_the_rest_from_being_looked_at(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = play(script("a", "b"))
+    run.join()
+    run.worker().got.clear()
+    run.run._beat_at = 0.0  # a beat is due
+    flood = itertools.repeat(Said(run.worker(), {}), 10 * module.AT_ONCE)
+    monkeypatch.setattr(
+        run.run, "_events", SimpleNamespace(get=lambda timeout: next(flood), put=lambda event: None)
+    )
+    run.run._turn()
+    assert run.worker().got == [{"beat": 0}]
+    assert next(flood, None)
+
+
+def test_times_of_silence_that_are_changed_in_a_run_count_from_the_next_on(play: Any) -> None:
+    run = play(script("a"))
+    longer = {"heartbeat_seconds": 100, "suspect_seconds": 200, "close_seconds": 300}
+    run.run.config_path.write_text(
+        json.dumps({"servers": [{"host": "n", "cpu_slots": 1}], **longer})
+    )
+    run.run._reread_config(0.0)
+    assert (run.run.config.heartbeat_seconds, run.run.config.close_seconds) == (5, 60)
+    assert "from the next run on" in run.said[-1]

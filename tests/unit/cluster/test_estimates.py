@@ -1,0 +1,97 @@
+"""How long jobs take and how fast nodes are, from the events of earlier runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cluster.estimates import EPOCHS, OVERHEAD_SECONDS, SECONDS_PER_BYTE, Estimates
+from common.jobs.job_files import Job, base_job
+from common.jobs.verdicts import Data
+from common.paths import Paths
+
+MEGABYTE = 10**6
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Two people, a megabyte each, one of them the target."""
+    for name in ("ann", "bob"):
+        for split in ("train", "val", "test"):
+            path = tmp_path / "data" / "made" / f"{name}_{split}.pt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(MEGABYTE))
+    values = {
+        "participants": ["ann", "bob"],
+        "data_path": "data/made",
+        "fold": 0,
+        "n_base_participants": 1,
+        "max_epochs": 100,
+    }
+    return base_job(values, "here", Data(Paths(tmp_path)))
+
+
+def done(node: str, seconds: float | None, work: float = 1e8, kind: str = "base") -> dict[str, Any]:
+    return {"event": "done", "node": node, "kind": kind, "seconds": seconds, "work": work}
+
+
+def test_before_any_run_the_bytes_tell(tmp_path: Path, job: Job) -> None:
+    estimates = Estimates(Paths(tmp_path), [])
+    assert estimates.work(job) == 3 * MEGABYTE * EPOCHS
+    assert estimates.seconds(job) == pytest.approx(
+        OVERHEAD_SECONDS + 3 * MEGABYTE * EPOCHS * SECONDS_PER_BYTE
+    )
+    assert estimates.speed("n1") == 1
+
+
+def test_jobs_of_the_same_kind_tell_more(tmp_path: Path, job: Job) -> None:
+    estimates = Estimates(
+        Paths(tmp_path),
+        [
+            done("n1", OVERHEAD_SECONDS + 5),
+            done("n1", OVERHEAD_SECONDS + 5, kind="full_fine_tuning", work=1e3),
+        ],
+    )
+    assert estimates.seconds(job) == pytest.approx(OVERHEAD_SECONDS + 3 * MEGABYTE * EPOCHS * 5e-8)
+
+
+def test_nodes_are_compared_on_jobs_of_equal_kinds(tmp_path: Path) -> None:
+    past = [
+        done(node, OVERHEAD_SECONDS + seconds, kind=kind)
+        for kind, seconds in (("base", 40), ("full_fine_tuning", 4))
+        for node in ("n1", "n2", "n3")
+    ]
+    # The fast node did only short jobs of the slow kind: it is not their length that makes it fast.
+    past += [
+        done("fast", OVERHEAD_SECONDS + 20, kind="base"),
+        done("slow", OVERHEAD_SECONDS + 8, kind="full_fine_tuning"),
+    ]
+    estimates = Estimates(Paths(tmp_path), past)
+    assert [estimates.speed(name) for name in ("n1", "fast", "slow")] == pytest.approx(
+        [1, 2, 0.5], rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        done("n1", None),
+        done("n1", 0),
+        done("n1", 5, work=0),
+        {"event": "done"},
+        {"event": "failed", "node": "n1"},
+        {},
+    ],
+)
+def test_what_says_nothing_is_left_out(tmp_path: Path, job: Job, event: dict[str, Any]) -> None:
+    estimates, none = Estimates(Paths(tmp_path), [event]), Estimates(Paths(tmp_path), [])
+    assert (estimates.seconds(job), estimates.speed("n1")) == (none.seconds(job), 1)
+
+
+def test_a_new_node_is_thought_as_fast_as_the_others(tmp_path: Path) -> None:
+    # all sooner than the start-up that is expected
+    tiny = [done(node, OVERHEAD_SECONDS / 10) for node in ("n1", "n2")]
+    estimates = Estimates(Paths(tmp_path), tiny)
+    assert [estimates.speed(node) for node in ("n1", "n2", "new")] == [1, 1, 1]

@@ -1,0 +1,59 @@
+"""Results come home or are refused in words: whatever changed on the head meanwhile, a run goes
+on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.jobs.verdicts import State
+from common.paths import Paths
+from tests.trust.hostile import Pair, put, reseal_metrics, write_sealed
+from tests.trust.kills import here
+from tests.trust.world import opened
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """A node with results that the head has not."""
+    with opened(tmp_path, "node") as node, opened(tmp_path, "head") as head:
+        made = Pair(node, head)
+        assert made.accept(made.base) == ""
+        yield made
+
+
+def test_results_of_another_configuration_in_the_way_are_kept_and_told(pair: Pair) -> None:
+    head = pair.head.folder
+    here(head, "finetune", {**pair.tune.values, "max_epochs": 1})
+    mine = head / f"experiments/{pair.tune.id}/metrics.json"
+    before = mine.read_bytes()
+    assert "holds results of another configuration (max_epochs 1 there, 3 here)" in pair.accept(
+        pair.tune
+    )
+    assert mine.read_bytes() == before
+
+
+def test_what_waits_for_data_that_are_edited_meanwhile_is_not_current(pair: Pair) -> None:
+    head = Paths(pair.head.folder)
+    assert pair.accept(pair.tune) == ""
+    assert pair.home.judge(pair.tune, head).state is State.DONE
+    (head.data("data/tiny") / "ann_test.pt").unlink()
+    verdict = pair.home.judge(pair.tune, head)
+    assert verdict.state is State.STALE
+    assert "ann_test.pt: No such file" in verdict.reason
+    assert "ann_test.pt: No such file" in pair.accept(pair.tune)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_record_that_lacks_what_the_head_will_read_is_refused(pair: Pair, number: int) -> None:
+    path = pair.documents(pair.alone)[number]
+    write_sealed(path, put(json.loads(path.read_bytes()), ("base_model_hash",), put))
+    reseal_metrics(path.parent)
+    assert (
+        pair.accept(pair.alone)
+        == f"{pair.alone.id}: base_model_hash in its record: Field required: it is not used"
+    )

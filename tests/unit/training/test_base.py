@@ -1,0 +1,175 @@
+"""What base training publishes, and when it trains nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common import artifacts
+from common.errors import InputError, TrainingError
+from common.paths import Paths
+from common.training import base
+from tests.scripts.made import PEOPLE, write_data, write_manifest
+
+OPTIONS: dict[str, Any] = {
+    "data_path": "data/made",
+    "window_size": 40,
+    "participants": list(PEOPLE),
+    "lr": 0.01,
+    "batch_size": 16,
+    "max_epochs": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    write_data(tmp_path / "data/made")
+    return tmp_path
+
+
+def train(**changes: Any) -> tuple[dict[str, Any], list[int]]:
+    """The result, and the epochs that were seen."""
+    epochs: list[int] = []
+    return base.run(OPTIONS | changes, lambda state: epochs.append(state["epoch"])), epochs
+
+
+def test_what_is_published_tells_how_it_was_made(project: Path) -> None:
+    result, epochs = train(fold=1, n_base_participants=2)
+    assert epochs == [1, 2, 3, 4]
+    metadata = artifacts.open_base_model(Paths(project), result["base_model_hash"]).metadata
+    assert (metadata["base_participants"], metadata["target_participant"]) == (
+        ["ann", "cyd"],
+        "bob",
+    )
+    assert (
+        metadata["provenance"]["trained_as"]
+        == metadata["base_model_hash"]
+        == result["base_model_hash"]
+    )
+    assert metadata["counts"] == {
+        "train": {"windows": 72, "positives": 36},
+        "selection": {"windows": 24, "positives": 12},
+    }
+    assert sorted(metadata["data_fingerprints"]) == sorted(
+        f"{name}_{split}.pt" for name in ("ann", "cyd") for split in ("train", "val", "test")
+    )
+    assert [len(metadata["losses"][name]) for name in ("train", "val", "val_macro_f1")] == [4, 4, 4]
+    assert (
+        metadata["stopped_by"],
+        metadata["epochs"],
+        metadata["updates"],
+        metadata["channels"],
+    ) == ("max_epochs", 4, 20, 2)
+    assert {
+        "versions",
+        "device",
+        "host",
+        "started",
+        "finished",
+        "train_seconds",
+        "threads",
+        "compile",
+        "checksum",
+    } <= metadata["provenance"].keys()
+    assert 0 <= metadata["metrics"]["macro_f1"] <= 1
+
+
+def test_the_same_again_trains_nothing() -> None:
+    train()
+    result, epochs = train()
+    assert (result["reused"], epochs) == ("already published", [])
+
+
+def test_an_equal_training_under_another_hash_is_copied() -> None:
+    first, _ = train(fold=1, n_base_participants=1)
+    second, epochs = train(fold=2, n_base_participants=1)
+    assert epochs == []
+    assert second["reused"] == f"copied from {first['base_model_hash']}, an equal training"
+    assert first["base_model_hash"] != second["base_model_hash"]
+
+
+def test_a_damaged_copy_is_no_source(project: Path) -> None:
+    first, _ = train(fold=1, n_base_participants=1)
+    (project / f"base_models/{first['base_model_hash']}.pt").write_bytes(b"x")
+    result, epochs = train(fold=1, n_base_participants=1)
+    assert result == {"base_model_hash": first["base_model_hash"], "resumed": False}
+    assert len(epochs) == 4
+    assert (
+        project / f"superseded/base_models/{first['base_model_hash']}.pt.0"
+    ).read_bytes() == b"x"
+
+
+def test_a_failing_training_leaves_what_was_there(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = train(n_base_participants=1)
+    paths = Paths(project)
+    before = artifacts.open_base_model(paths, result["base_model_hash"])
+    x, y = torch.load("data/made/bob_train.pt", weights_only=True)
+    torch.save((x * float("inf"), y), "data/made/bob_train.pt")
+    with pytest.raises(InputError, match="NaN or infinite"):
+        train(n_base_participants=1)
+    torch.save((x * 2, y), "data/made/bob_train.pt")
+
+    def diverging(*_: object, **__: object) -> None:
+        raise TrainingError("the training loss became nan in epoch 1")
+
+    monkeypatch.setattr(base.loop, "fit", diverging)
+    with pytest.raises(TrainingError, match="in epoch 1"):
+        train(n_base_participants=1)
+    assert artifacts.open_base_model(paths, result["base_model_hash"]) == before
+    assert not (project / "superseded").exists()
+
+
+@pytest.mark.parametrize(
+    "whole", [True, False], ids=["a whole data set", "files before their dataset.json"]
+)
+def test_a_data_set_replaced_during_training_is_named_as_changed(
+    project: Path, whole: bool
+) -> None:
+    write_manifest(project / "data/made", PEOPLE)
+
+    def replaced(state: object) -> None:
+        write_data(project / "data/made", seed=1, manifest=whole)
+
+    with pytest.raises(
+        TrainingError,
+        match="the data changed while it was trained: nothing is published, run it again",
+    ):
+        base.run(OPTIONS, replaced)
+    assert not (project / "base_models").exists() or not list((project / "base_models").iterdir())
+
+
+def test_a_training_whose_weights_are_whole_but_unannounced_is_done_again(project: Path) -> None:
+    result, _ = train()
+    (project / f"base_models/{result['base_model_hash']}_metadata.json").unlink()
+    _, epochs = train()
+    assert len(epochs) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_training_is_told_as_resumed_only_when_it_went_on(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """A checkpoint of another number of threads is whole, but not of this training."""
+    plain = base.settings
+    monkeypatch.setattr(
+        base,
+        "settings",
+        lambda *args, **changes: plain(*args, checkpoint_seconds=0.0, **changes),
+    )
+
+    def cut_short(state: dict[str, Any]) -> None:
+        if state["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        base.run(OPTIONS, cut_short)
+    result, epochs = train(threads=threads)
+    torch.set_num_threads(1)
+    assert (result["resumed"], epochs[0]) == ((True, 3) if threads == 1 else (False, 1))
