@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from rows import Row  # noqa: E402
 
-from common.cluster.scheduler.scheduler import Job, Scheduler, Settings, Slot  # noqa: E402
+from common.cluster.scheduler.scheduler import Limits, PlannedJob, Scheduler, SlotId  # noqa: E402
 
 BASES, SIBLINGS = 84, 12
 BASE_SECONDS, FINETUNE_SECONDS = 600.0, 120.0
@@ -102,7 +102,7 @@ class Simulation:
         # time, order, job or base, slot (-1: a base arrives), its begin (the slot it arrives for)
         self.events: list[tuple[float, int, str, int, float]] = []
         self.scheduler = Scheduler(
-            Settings(
+            Limits(
                 suspect_after=math.inf,
                 close_after=math.inf,
                 bytes_per_second=BYTES / TRANSFER_SECONDS,
@@ -110,7 +110,7 @@ class Simulation:
         )
         guesses = world.estimate if durations == KNOWN else [1.0] * len(world.estimate)
         jobs = [
-            Job(
+            PlannedJob(
                 str(job),
                 guesses[job],
                 "base" if base < 0 else "finetune",
@@ -124,7 +124,7 @@ class Simulation:
         for name, speed in dict(zip(self.names, world.speed.tolist(), strict=True)).items():
             self.tell(self.scheduler.add_node, 0.0, name, speed if speeds == KNOWN else 1.0)
         for slot, name in enumerate(self.names):
-            self.tell(self.scheduler.slot_free, 0.0, Slot(name, slot))
+            self.tell(self.scheduler.slot_free, 0.0, SlotId(name, slot))
 
     def tell(self, call: Callable[..., object], *args: object) -> None:
         before = time.process_time()
@@ -150,7 +150,7 @@ class Simulation:
                 self.tell(scheduler.base_arrived, self.names[int(extra)], name)
                 continue
             node = self.names[number]
-            self.tell(scheduler.slot_free, now, Slot(node, number))
+            self.tell(scheduler.slot_free, now, SlotId(node, number))
             self.tell(scheduler.observe, name, node, now - extra)
             self.tell(scheduler.finished, now, name, node)
             scheduler.changes()

@@ -297,7 +297,7 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
         trusted=not request.sync,
         beside=found_beside(paths, jobs) if any(data.values()) else {},
     )
-    settings = scheduler.Settings(
+    limits = scheduler.Limits(
         suspect_after=request.config.suspect_seconds,
         close_after=request.config.close_seconds,
         max_retries=request.max_retries,
@@ -317,7 +317,7 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
         home,
         journal,
         Estimates(paths, past),
-        settings,
+        limits,
         say,
         show,
         push_all=push_all,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from common.cluster.scheduler.states import Copy, Corrections, Node, Record, Slot
+from common.cluster.scheduler.states import Copy, Corrections, JobRecord, NodeRecord, SlotId
 
 Floats = npt.NDArray[np.float64]
 
@@ -47,7 +47,7 @@ class View:
     speed: float
     horizon: float
     fastest_free: float | None = None
-    passed: list[Record] = field(default_factory=list)
+    passed: list[JobRecord] = field(default_factory=list)
     waiting: int = 0
 
 
@@ -68,14 +68,14 @@ class Placement:
         self.corrections = corrections
         self.able = 0
         self.todo: dict[str, float] = {}
-        self.slots: list[Slot] = []
-        self.owner: list[Node] = []
+        self.slots: list[SlotId] = []
+        self.owner: list[NodeRecord] = []
         self.copies: list[Copy | None] = []
         self.free: set[int] = set()
         self._status: list[int] = []
-        self._heaps: dict[str, list[tuple[float, int, Record]]] = {}
-        self._by_base: dict[str, dict[str, Record]] = {}  # ready jobs by the base they need
-        self._holders: dict[str, set[Node]] = {}  # nodes that hold a base or are about to
+        self._heaps: dict[str, list[tuple[float, int, JobRecord]]] = {}
+        self._by_base: dict[str, dict[str, JobRecord]] = {}  # ready jobs by the base they need
+        self._holders: dict[str, set[NodeRecord]] = {}  # nodes that hold a base or are about to
         # per base and slot: seconds a byte takes to come, 0 where the node holds it
         self._missing: dict[str, Floats] = {}
         none = np.empty(0)
@@ -97,7 +97,7 @@ class Placement:
         self.end = _larger(self.end, size, -math.inf)
         self._missing.clear()
 
-    def add_row(self, host: Node, slot: Slot) -> int:
+    def add_row(self, host: NodeRecord, slot: SlotId) -> int:
         """A new slot, down."""
         row = len(self.slots)
         if row == len(self.rate):
@@ -135,12 +135,12 @@ class Placement:
         self._inverse_free[row] = inverse if free else math.inf
         (self.free.add if free else self.free.discard)(row)
 
-    def mark_node(self, host: Node) -> None:
+    def mark_node(self, host: NodeRecord) -> None:
         """The node's speed changed, or whether it may get jobs."""
         for row in host.rows.values():
             self._mark(row)
 
-    def present(self, host: Node, base: str) -> None:
+    def present(self, host: NodeRecord, base: str) -> None:
         """The node holds the base, or it is coming."""
         self._holders.setdefault(base, set()).add(host)
         missing = self._missing.get(base)
@@ -152,27 +152,27 @@ class Placement:
         """No job needs the base any more."""
         self._missing.pop(base, None)
 
-    def absent(self, host: Node, base: str) -> None:
+    def absent(self, host: NodeRecord, base: str) -> None:
         """The node no longer holds the base, nor is it coming."""
         if base not in host.holds:
             self._holders.get(base, set()).discard(host)
             self._missing.pop(base, None)
 
-    def work(self, record: Record) -> float:
+    def work(self, record: JobRecord) -> float:
         """Seconds at speed 1, as corrected by what was seen."""
         return record.job.estimate * self.corrections.factor(record.job.kind)
 
-    def tail(self, record: Record) -> float:
+    def tail(self, record: JobRecord) -> float:
         """The same of its longest dependant."""
         return record.tail * self.corrections.factor(record.tail_kind) if record.tail else 0.0
 
-    def rank(self, record: Record) -> float:
+    def rank(self, record: JobRecord) -> float:
         """Seconds of the remaining chain. A job that killed a worker comes after all others: it may
         do it again, and set aside the node that they need.
         """
         return 0.0 if record.deaths else self.work(record) + self.tail(record)
 
-    def queue(self, record: Record) -> None:
+    def queue(self, record: JobRecord) -> None:
         """It is ready; a second entry of a record that is queued already does no harm."""
         record.queued = True
         heap = self._heaps.setdefault(record.job.kind, [])
@@ -183,7 +183,7 @@ class Placement:
         if record.base is not None:
             self._by_base.setdefault(record.base, {})[record.job.id] = record
 
-    def dequeue(self, record: Record) -> None:
+    def dequeue(self, record: JobRecord) -> None:
         """Its entry in the heap is left behind and skipped when met."""
         record.queued = False
         if record.base is not None:
@@ -191,13 +191,13 @@ class Placement:
             if mates is not None and mates.pop(record.job.id, None) is not None and not mates:
                 del self._by_base[record.base]
 
-    def _clean(self, heap: list[tuple[float, int, Record]]) -> None:
+    def _clean(self, heap: list[tuple[float, int, JobRecord]]) -> None:
         while heap and not heap[0][2].queued:
             heapq.heappop(heap)
 
-    def _pop(self) -> Record | None:
+    def _pop(self) -> JobRecord | None:
         """The ready job with the longest remaining chain, taken out of the queue."""
-        best: list[tuple[float, int, Record]] | None = None
+        best: list[tuple[float, int, JobRecord]] | None = None
         for heap in self._heaps.values():
             self._clean(heap)
             if heap and (best is None or self.rank(heap[0][2]) > self.rank(best[0][2])):
@@ -222,7 +222,7 @@ class Placement:
         busy = float(np.dot(ready, rate)) - now * speed
         return View(now, ready, speed, now + (work + busy) / speed if speed > 0 else math.inf)
 
-    def next(self, view: View) -> tuple[Record, int] | None:
+    def next(self, view: View) -> tuple[JobRecord, int] | None:
         """What to start in this round, and in which row; None when the rest stays in the queue.
         Call `finish` after the round.
         """
@@ -265,7 +265,7 @@ class Placement:
             chains += [self.rank(heap[0][2]) / fastest] if heap else []
         return max(chains)
 
-    def _place(self, record: Record, view: View) -> tuple[int | None, bool]:
+    def _place(self, record: JobRecord, view: View) -> tuple[int | None, bool]:
         """The free slot on which to start, or None: True with it when waiting for a busy slot is
         better, False when no free slot will do.
         """
@@ -291,7 +291,7 @@ class Placement:
             return None, True
         return row, False
 
-    def _holds(self, record: Record, view: View) -> bool:
+    def _holds(self, record: JobRecord, view: View) -> bool:
         """True when an earlier decision to wait still stands; the slot waited for is spoken for
         again.
 
@@ -312,7 +312,9 @@ class Placement:
             view.fastest_free = 1.0 / float(self._inverse_free[: len(self.slots)].min())
         return view.fastest_free
 
-    def _best_free(self, record: Record, work: float, barred: set[Node]) -> tuple[int, float]:
+    def _best_free(
+        self, record: JobRecord, work: float, barred: set[NodeRecord]
+    ) -> tuple[int, float]:
         """The free slot that is done first, and its seconds (infinite if there is none); most often
         only one or two are free.
         """
@@ -328,7 +330,7 @@ class Placement:
                 best, least = row, seconds
         return best, least
 
-    def _transfer(self, record: Record, host: Node) -> float:
+    def _transfer(self, record: JobRecord, host: NodeRecord) -> float:
         base = record.base
         return (
             0.0
@@ -336,7 +338,9 @@ class Placement:
             else record.job.base_bytes / host.bytes_per_second
         )
 
-    def _cost(self, record: Record, work: float, inverse: Floats, barred: set[Node]) -> Floats:
+    def _cost(
+        self, record: JobRecord, work: float, inverse: Floats, barred: set[NodeRecord]
+    ) -> Floats:
         """Seconds that the job would take on each slot, transfer included; infinite where it may
         not run.
         """
@@ -353,14 +357,14 @@ class Placement:
             cost[list(host.rows.values())] = math.inf
         return cost
 
-    def _barred(self, record: Record) -> set[Node]:
+    def _barred(self, record: JobRecord) -> set[NodeRecord]:
         """Nodes that have a copy of the job, and those where it was lost if another can take it."""
         barred = {copy.node for copy in record.copies.values()}
         if record.avoid and self.able > sum(host.able for host in record.avoid):
             barred |= record.avoid
         return barred
 
-    def _swap(self, record: Record, row: int, view: View) -> Record:
+    def _swap(self, record: JobRecord, row: int, view: View) -> JobRecord:
         """Another ready job whose base is on this node, if `record` would wait for a transfer here
         and can as well start after it.
         """

@@ -25,12 +25,12 @@ from common.cluster.scheduler.states import (
     Change,
     Copy,
     Corrections,
-    Job,
-    Node,
-    Record,
-    Settings,
-    Slot,
-    State,
+    JobRecord,
+    JobState,
+    Limits,
+    NodeRecord,
+    PlannedJob,
+    SlotId,
 )
 
 __all__ = [
@@ -38,11 +38,11 @@ __all__ = [
     "Assignment",
     "Cancellation",
     "Change",
-    "Job",
+    "JobState",
+    "Limits",
+    "PlannedJob",
     "Scheduler",
-    "Settings",
-    "Slot",
-    "State",
+    "SlotId",
 ]
 
 _RECENT = 8  # bases of a node that are looked at when a job there would save a transfer
@@ -53,19 +53,19 @@ class Scheduler:
     base job ValueError: both are the caller's mistake.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
         self.corrections = Corrections()
         self._placement = Placement(self.corrections)
-        self._jobs: dict[str, Record] = {}
-        self._nodes: dict[str, Node] = {}
+        self._jobs: dict[str, JobRecord] = {}
+        self._nodes: dict[str, NodeRecord] = {}
         self._users: dict[str, int] = {}  # jobs not ended, by base
-        self._counts: dict[str, dict[State, int]] = {}
+        self._counts: dict[str, dict[JobState, int]] = {}
         self._left = 0
-        self._gated: list[Record] = []
+        self._gated: list[JobRecord] = []
         self._open_bases = 0
         self._order = itertools.count()
-        self._timers: list[tuple[float, int, str, Node, float]] = []
+        self._timers: list[tuple[float, int, str, NodeRecord, float]] = []
         self._cancelled: list[Cancellation] = []
         self._changes: list[Change] = []
         self._idle = 0.0  # seconds without a node that can work
@@ -74,7 +74,7 @@ class Scheduler:
 
     # ---- what the runner tells: jobs
 
-    def add_jobs(self, now: float, jobs: Iterable[Job]) -> None:
+    def add_jobs(self, now: float, jobs: Iterable[PlannedJob]) -> None:
         """Register jobs, in any order; a job may need one of the same call or of an earlier one.
         Raises ValueError.
         """
@@ -140,7 +140,7 @@ class Scheduler:
                 self._cancel(now, other)
             if host is not None:
                 self._hold(host, job)
-            self._finish(record, State.DONE, "")
+            self._finish(record, JobState.DONE, "")
             self._watch(now)
             return True
         self._watch(now)
@@ -198,7 +198,7 @@ class Scheduler:
             self._lose(now, record, cause)
         self._watch(now)
 
-    def out_of_gpu_memory(self, now: float, job: str, node: str, gpu: str) -> Slot | None:
+    def out_of_gpu_memory(self, now: float, job: str, node: str, gpu: str) -> SlotId | None:
         """As `job_killed`; also takes the slot away if its GPU has another, and returns it: end
         that worker. Later `slot_free` of it is ignored.
         """
@@ -244,12 +244,12 @@ class Scheduler:
         self._clock(now)
         host = self._nodes.get(name)
         if host is None:
-            host = self._nodes[name] = Node(name, state="closed", prior=speed, speed=speed)
-        host.bytes_per_second = bytes_per_second or self.settings.bytes_per_second
+            host = self._nodes[name] = NodeRecord(name, state="closed", prior=speed, speed=speed)
+        host.bytes_per_second = bytes_per_second or self.limits.bytes_per_second
         host.draining = False
         if host.state == "closed":
             host.state, host.epoch = "open", host.epoch + 1
-            self._timer(now + self.settings.suspect_after, "silence", host, host.epoch)
+            self._timer(now + self.limits.suspect_after, "silence", host, host.epoch)
             self._note("node", name, "open", "")
         host.heard = now
         for base in holds:
@@ -276,7 +276,7 @@ class Scheduler:
         self._close(now, self._nodes[name], cause)
         self._watch(now)
 
-    def slot_free(self, now: float, slot: Slot, gpu: str | None = None) -> bool:
+    def slot_free(self, now: float, slot: SlotId, gpu: str | None = None) -> bool:
         """The worker of `slot` is ready: it has joined, come back, or is done with its job (whose
         result may still be on its way).
 
@@ -298,7 +298,7 @@ class Scheduler:
         self._watch(now)
         return True
 
-    def slot_gone(self, now: float, slot: Slot) -> None:
+    def slot_gone(self, now: float, slot: SlotId) -> None:
         """The slot has no worker any more. What ran on it, if nobody said why it ended, is lost
         without a fault of the node.
         """
@@ -383,8 +383,8 @@ class Scheduler:
         taken, self._changes = self._changes, []
         return taken
 
-    def state(self, job: str) -> State:
-        """State of a job."""
+    def state(self, job: str) -> JobState:
+        """JobState of a job."""
         return self._jobs[job].state
 
     def cause(self, job: str) -> str:
@@ -404,7 +404,7 @@ class Scheduler:
         """Its speed as estimated now."""
         return self._nodes[node].speed
 
-    def counts(self, kind: str | None = None) -> dict[State, int]:
+    def counts(self, kind: str | None = None) -> dict[JobState, int]:
         """Number of jobs in each state, of one kind or of all."""
         tables = (
             [self._counts[kind]]
@@ -413,7 +413,7 @@ class Scheduler:
             if kind is None
             else []
         )
-        return {state: sum(table[state] for table in tables) for state in State}
+        return {state: sum(table[state] for table in tables) for state in JobState}
 
     def kinds(self) -> list[str]:
         """The kinds of job seen, in order of their arrival."""
@@ -427,7 +427,7 @@ class Scheduler:
         """Nodes with a copy of `job`."""
         return list(self._jobs[job].copies)
 
-    def job_at(self, slot: Slot) -> str | None:
+    def job_at(self, slot: SlotId) -> str | None:
         """The job that occupies `slot`, or None."""
         row = self._nodes[slot.node].rows.get(slot.number)
         copy = self._placement.copies[row] if row is not None else None
@@ -440,7 +440,7 @@ class Scheduler:
     @property
     def given_up(self) -> bool:
         """True when for `no_node_limit` seconds no node could work, though jobs are left."""
-        return self._left > 0 and self._idle >= self.settings.no_node_limit
+        return self._left > 0 and self._idle >= self.limits.no_node_limit
 
     @property
     def over(self) -> bool:
@@ -459,7 +459,7 @@ class Scheduler:
 
     # ---- jobs
 
-    def _check(self, new: list[Job]) -> None:
+    def _check(self, new: list[PlannedJob]) -> None:
         by_id = {job.id: job for job in new}
         if len(by_id) < len(new) or not self._jobs.keys().isdisjoint(by_id):
             twice = next(job.id for job in new if job.id in self._jobs or by_id[job.id] is not job)
@@ -477,17 +477,17 @@ class Scheduler:
                     " none"
                 )
 
-    def _enter(self, job: Job) -> None:
-        record = self._jobs[job.id] = Record(job, job.base or job.needs, next(self._order))
-        counts = self._counts.setdefault(job.kind, dict.fromkeys(State, 0))
-        counts[State.WAITING] += 1
+    def _enter(self, job: PlannedJob) -> None:
+        record = self._jobs[job.id] = JobRecord(job, job.base or job.needs, next(self._order))
+        counts = self._counts.setdefault(job.kind, dict.fromkeys(JobState, 0))
+        counts[JobState.WAITING] += 1
         self._placement.todo[job.kind] = self._placement.todo.get(job.kind, 0.0) + job.estimate
         self._left += 1
         self._open_bases += job.kind == "base"
         if record.base is not None:
             self._users[record.base] = self._users.get(record.base, 0) + 1
 
-    def _link(self, record: Record) -> None:
+    def _link(self, record: JobRecord) -> None:
         if record.job.needs is None:
             return
         parent = self._jobs[record.job.needs]
@@ -498,24 +498,24 @@ class Scheduler:
             if parent.queued:
                 self._placement.queue(parent)
 
-    def _open(self, record: Record) -> None:
+    def _open(self, record: JobRecord) -> None:
         """Make a waiting job ready if its base is done and no barrier holds it back; blocked if its
         base failed.
         """
-        if record.state is not State.WAITING:
+        if record.state is not JobState.WAITING:
             return
         parent = self._jobs[record.job.needs] if record.job.needs is not None else None
-        if parent is not None and parent.state in (State.FAILED, State.BLOCKED):
+        if parent is not None and parent.state in (JobState.FAILED, JobState.BLOCKED):
             self._finish(
-                record, State.BLOCKED, f"its base job {parent.job.id} {parent.state.value}"
+                record, JobState.BLOCKED, f"its base job {parent.job.id} {parent.state.value}"
             )
-        elif self.settings.wait_for_all_bases and record.job.kind != "base" and self._open_bases:
+        elif self.limits.wait_for_all_bases and record.job.kind != "base" and self._open_bases:
             self._gated.append(record)
-        elif parent is None or parent.state is State.DONE:
-            self._move(record, State.READY, "")
+        elif parent is None or parent.state is JobState.DONE:
+            self._move(record, JobState.READY, "")
             self._placement.queue(record)
 
-    def _move(self, record: Record, state: State, cause: str) -> None:
+    def _move(self, record: JobRecord, state: JobState, cause: str) -> None:
         old, kind = record.state, record.job.kind
         record.cause = cause or record.cause
         if old is state:
@@ -527,7 +527,7 @@ class Scheduler:
         self._placement.todo[kind] += record.job.estimate * ((state in LEFT) - (old in LEFT))
         self._note("job", record.job.id, state.value, cause)
 
-    def _finish(self, record: Record, state: State, cause: str) -> None:
+    def _finish(self, record: JobRecord, state: JobState, cause: str) -> None:
         """Done, failed or blocked: for good. Dependants are opened or blocked with it."""
         stack = [(record, state, cause)]
         while stack:
@@ -543,12 +543,12 @@ class Scheduler:
                 if not self._users[one.base]:
                     self._placement.unused(one.base)
             dependants = sorted(one.dependants or [], key=lambda child: -child.job.estimate)
-            if state is State.DONE:
+            if state is JobState.DONE:
                 for child in dependants:
                     self._open(child)
             else:
                 stack += [
-                    (child, State.BLOCKED, f"its base job {one.job.id} {state.value}")
+                    (child, JobState.BLOCKED, f"its base job {one.job.id} {state.value}")
                     for child in dependants
                 ]
         if not self._open_bases and self._gated:
@@ -556,23 +556,23 @@ class Scheduler:
             for one in gated:
                 self._open(one)
 
-    def _fail(self, now: float, record: Record, cause: str) -> None:
+    def _fail(self, now: float, record: JobRecord, cause: str) -> None:
         for copy in list(record.copies.values()):
             self._cancel(now, copy)
-        self._finish(record, State.FAILED, cause)
+        self._finish(record, JobState.FAILED, cause)
 
-    def _lose(self, now: float, record: Record, cause: str) -> None:
+    def _lose(self, now: float, record: JobRecord, cause: str) -> None:
         record.lost += 1
         self._settle(now, record, cause)
 
-    def _settle(self, now: float, record: Record, cause: str) -> None:
+    def _settle(self, now: float, record: JobRecord, cause: str) -> None:
         """Set the state that follows from a job's copies and lost attempts: running, ready (again),
         or failed.
         """
         if record.state in ENDED:
             return
         record.cause = cause or record.cause
-        limit = self.settings.max_retries
+        limit = self.limits.max_retries
         if any(copy.node.state == "open" for copy in record.copies.values()):
             again = False
         elif record.copies:  # on suspect nodes only
@@ -583,21 +583,21 @@ class Scheduler:
         else:
             again = True
         if again:
-            self._move(record, State.READY, cause)
+            self._move(record, JobState.READY, cause)
             self._placement.queue(record)
         else:
             self._placement.dequeue(record)
-            self._move(record, State.RUNNING, cause)
+            self._move(record, JobState.RUNNING, cause)
 
     # ---- copies
 
-    def _begin(self, now: float, record: Record, row: int, view: View) -> Assignment:
+    def _begin(self, now: float, record: JobRecord, row: int, view: View) -> Assignment:
         host = self._placement.owner[row]
         record.spares += bool(record.copies)
         copy = Copy(record, host, row, next(self._order))
         record.copies[host.name] = host.copies[record.job.id] = copy
         self._placement.dequeue(record)
-        self._move(record, State.RUNNING, "")
+        self._move(record, JobState.RUNNING, "")
         fetch = record.base if record.base is not None and record.base not in host.holds else None
         seconds = self._placement.work(record) / host.speed
         if fetch is not None and fetch not in host.coming:
@@ -637,23 +637,23 @@ class Scheduler:
 
     # ---- nodes
 
-    def _judge(self, now: float, host: Node) -> None:
+    def _judge(self, now: float, host: NodeRecord) -> None:
         """A silence timer rang."""
         silent = now - host.heard
-        if silent >= self.settings.close_after:
+        if silent >= self.limits.close_after:
             self._close(now, host, f"silent for {silent:.0f} s")
-        elif silent >= self.settings.suspect_after:
+        elif silent >= self.limits.suspect_after:
             if host.state == "open":
                 host.state = "suspect"
                 self._note("node", host.name, "suspect", f"silent for {silent:.0f} s")
                 self._refresh(host)
                 for copy in list(host.copies.values()):
                     self._settle(now, copy.job, f"{host.name} is silent")
-            self._timer(host.heard + self.settings.close_after, "silence", host, host.epoch)
+            self._timer(host.heard + self.limits.close_after, "silence", host, host.epoch)
         else:
-            self._timer(host.heard + self.settings.suspect_after, "silence", host, host.epoch)
+            self._timer(host.heard + self.limits.suspect_after, "silence", host, host.epoch)
 
-    def _close(self, now: float, host: Node, cause: str) -> None:
+    def _close(self, now: float, host: NodeRecord, cause: str) -> None:
         if host.state == "closed":
             return
         host.state = "closed"
@@ -673,29 +673,29 @@ class Scheduler:
         for copy in copies:
             self._lose(now, copy.job, cause)
 
-    def _fault(self, now: float, host: Node, cause: str) -> None:
+    def _fault(self, now: float, host: NodeRecord, cause: str) -> None:
         """Count a fault; the third in a row, and each one of the trials after it, sets the node
         aside for a growing time.
         """
         if host.aside_until is not None:
             return
         host.faults += 1
-        if host.faults >= self.settings.faults_in_a_row:
-            delay = min(self.settings.set_aside * 2.0**host.asides, self.settings.set_aside_most)
+        if host.faults >= self.limits.faults_in_a_row:
+            delay = min(self.limits.set_aside * 2.0**host.asides, self.limits.set_aside_most)
             host.asides += 1
             host.aside_until = now + delay
             self._timer(host.aside_until, "aside", host, host.aside_until)
             self._note("node", host.name, "set aside", f"{cause}; tried again in {delay:.0f} s")
         self._refresh(host)
 
-    def _praise(self, host: Node) -> None:
+    def _praise(self, host: NodeRecord) -> None:
         """A verified result: the row of faults is broken."""
         if host.faults or host.deaths:
             host.faults, host.asides, host.aside_until = 0, 0, None
             host.deaths.clear()
             self._refresh(host)
 
-    def _hold(self, host: Node, base: str) -> None:
+    def _hold(self, host: NodeRecord, base: str) -> None:
         host.coming.discard(base)
         if base in host.holds:
             return
@@ -703,11 +703,11 @@ class Scheduler:
         host.recent = [base, *host.recent[: _RECENT - 1]]
         self._placement.present(host, base)
 
-    def _refresh(self, host: Node) -> None:
+    def _refresh(self, host: NodeRecord) -> None:
         """Recompute whether a node may get jobs. On trial after being set aside it gets one at a
         time.
         """
-        healthy = host.faults < self.settings.faults_in_a_row
+        healthy = host.faults < self.limits.faults_in_a_row
         works = host.state == "open" and not host.draining and host.aside_until is None
         usable = works and (healthy or not host.copies)
         able = works and healthy and host.up > 0
@@ -729,7 +729,7 @@ class Scheduler:
         if (host.up > 0) != (had > 0):
             self._refresh(host)
 
-    def _timer(self, when: float, kind: str, host: Node, token: float) -> None:
+    def _timer(self, when: float, kind: str, host: NodeRecord, token: float) -> None:
         heapq.heappush(self._timers, (when, next(self._order), kind, host, token))
 
     def _note(self, what: str, name: str, state: str, cause: str) -> None:

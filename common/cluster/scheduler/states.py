@@ -10,7 +10,7 @@ from enum import Enum
 from typing import NamedTuple
 
 
-class State(str, Enum):
+class JobState(str, Enum):
     """Of a job, as DESIGN.md names them. A job whose node is suspect is READY again though its
     first copy still runs.
     """
@@ -23,12 +23,12 @@ class State(str, Enum):
     BLOCKED = "blocked"
 
 
-ENDED = frozenset({State.DONE, State.FAILED, State.BLOCKED})
-LEFT = frozenset({State.WAITING, State.READY})  # no copy of it is known to be working
+ENDED = frozenset({JobState.DONE, JobState.FAILED, JobState.BLOCKED})
+LEFT = frozenset({JobState.WAITING, JobState.READY})  # no copy of it is known to be working
 
 
 @dataclass(frozen=True)
-class Settings:
+class Limits:
     """Limits; times in seconds."""
 
     suspect_after: float = 30.0
@@ -44,7 +44,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PlannedJob:
     """One job.
 
     id: unique. estimate: seconds at speed 1. kind: "base", "finetune" or any other word; jobs of
@@ -61,7 +61,7 @@ class Job:
     base_bytes: int = 0
 
 
-class Slot(NamedTuple):
+class SlotId(NamedTuple):
     """One place where one job runs at a time."""
 
     node: str
@@ -72,7 +72,7 @@ class Assignment(NamedTuple):
     """Start `job` on `slot`; `fetch` is the base model that its node does not hold yet, or None."""
 
     job: str
-    slot: Slot
+    slot: SlotId
     fetch: str | None
 
 
@@ -83,12 +83,12 @@ class Cancellation(NamedTuple):
 
     job: str
     node: str
-    slot: Slot | None
+    slot: SlotId | None
 
 
 class Change(NamedTuple):
-    """For the event log. `what` is "job" (state: a State's value) or "node" (state: open, suspect,
-    closed, set aside, draining).
+    """One entry of the event log. `what` is "job" (state: the value of a JobState) or "node"
+    (state: open, suspect, closed, set aside, draining).
     """
 
     what: str
@@ -103,33 +103,33 @@ class Copy:
     is on its way.
     """
 
-    job: Record
-    node: Node
+    job: JobRecord
+    node: NodeRecord
     row: int
     order: int
 
 
 @dataclass(slots=True, eq=False)
-class Record:
-    job: Job
+class JobRecord:
+    job: PlannedJob
     base: str | None
     order: int
-    state: State = State.WAITING
+    state: JobState = JobState.WAITING
     queued: bool = False
     copies: dict[str, Copy] = field(default_factory=dict)
-    dependants: list[Record] | None = None
+    dependants: list[JobRecord] | None = None
     tail: float = 0.0  # the longest dependant's estimate
     tail_kind: str = ""
     lost: int = 0  # attempts that ended in a fault
     spares: int = 0  # copies started because a node was suspect
-    avoid: set[Node] | None = None
+    avoid: set[NodeRecord] | None = None
     deaths: list[str] | None = None
     cause: str = ""
     hold: tuple[float, float, int, float] | None = None  # see Placement._holds
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class NodeRecord:
     name: str
     state: str = "open"
     draining: bool = False

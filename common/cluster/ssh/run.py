@@ -22,7 +22,7 @@ from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal
 from common.cluster.results import Home
 from common.cluster.scheduler import scheduler as plan
-from common.cluster.scheduler.scheduler import Scheduler, Slot
+from common.cluster.scheduler.scheduler import Scheduler, SlotId
 from common.cluster.ssh.node import (
     Arrived,
     Broken,
@@ -97,7 +97,7 @@ class Runner:
         home: Home,
         journal: Journal,
         estimates: Estimates,
-        settings: plan.Settings,
+        limits: plan.Limits,
         say: Callable[[str], None],
         show: Callable[[dict[str, Any]], None],
         *,
@@ -127,14 +127,14 @@ class Runner:
         self._trained_as = {
             sibling.id: base for base, siblings in work.siblings.items() for sibling in siblings
         }
-        self._scheduler = Scheduler(settings)
+        self._scheduler = Scheduler(limits)
         self._members: dict[str, Member] = {}
         self._worked = False  # a worker has spoken
         # base -> (node, experiment found there), to be judged when it is here
         self._found: dict[str, set[tuple[str, str]]] = {}
         self._ending: set[WorkerLink] = set()
         self._greeted: set[WorkerLink] = set()
-        self._starts: dict[Slot, int] = {}
+        self._starts: dict[SlotId, int] = {}
         self._resent: dict[str, int] = {}
         self._seconds: dict[str, float] = {}  # of jobs whose results are on their way
         self._progress: dict[str, dict[str, Any]] = {}
@@ -172,9 +172,9 @@ class Runner:
         self._take_result()
         self._publish_status()
 
-    def _planned(self, job: Job) -> plan.Job:
+    def _planned(self, job: Job) -> plan.PlannedJob:
         needs = self._trained_as.get(job.needs, job.needs) if job.needs else None
-        return plan.Job(
+        return plan.PlannedJob(
             job.id,
             max(1e-3, self.estimates.seconds(job)),
             kind(job),
@@ -305,17 +305,17 @@ class Runner:
 
     def _conclude(self) -> Outcome:
         outcome, counts = self.outcome, self._scheduler.counts()
-        outcome.done, outcome.interrupted = counts[plan.State.DONE], self.interrupts > 0
+        outcome.done, outcome.interrupted = counts[plan.JobState.DONE], self.interrupts > 0
         for job in self._jobs:
             state = self._scheduler.state(job)
-            if state is plan.State.FAILED:
+            if state is plan.JobState.FAILED:
                 outcome.failed[job] = (self._scheduler.cause(job), self._logs.get(job, ""))
-            elif state is plan.State.BLOCKED:
+            elif state is plan.JobState.BLOCKED:
                 outcome.blocked.append(job)
-            elif state is not plan.State.DONE:
+            elif state is not plan.JobState.DONE:
                 outcome.left.append(job)
         if self._scheduler.given_up:
-            outcome.why = f"no node could work for {self._scheduler.settings.no_node_limit:.0f} s"
+            outcome.why = f"no node could work for {self._scheduler.limits.no_node_limit:.0f} s"
         self.journal.event(
             "end",
             done=outcome.done,
@@ -397,7 +397,7 @@ class Runner:
         for job in event.found:
             if (
                 job in self._jobs
-                and self._scheduler.state(job) is not plan.State.DONE
+                and self._scheduler.state(job) is not plan.JobState.DONE
                 and not self.work.retrain
             ):
                 member.expected.add(job)
@@ -464,7 +464,7 @@ class Runner:
     def _on_said(self, now: float, event: Said) -> None:
         worker, message = event.worker, event.message
         worker.handled()
-        member, slot = self._of(worker.node), Slot(worker.node.name, worker.slot.index)
+        member, slot = self._of(worker.node), SlotId(worker.node.name, worker.slot.index)
         if (
             member is None
             or worker in self._ending
@@ -486,7 +486,7 @@ class Runner:
     def _on_hello(
         self, now: float, member: Member, worker: WorkerLink, hello: Mapping[str, Any]
     ) -> None:
-        slot = Slot(worker.node.name, worker.slot.index)
+        slot = SlotId(worker.node.name, worker.slot.index)
         if "refused" in hello:
             self._lose_slot(now, member, worker, str(hello["refused"]))
             return
@@ -511,17 +511,17 @@ class Runner:
         member.gone.add(worker.slot.index)
         member.waiting.pop(worker.slot.index, None)
         if member.stage == "open":
-            self._scheduler.slot_gone(now, Slot(name, worker.slot.index))
+            self._scheduler.slot_gone(now, SlotId(name, worker.slot.index))
         if len(member.gone) == len(worker.node.plan.slots):
             self._on_left(now, Left(worker.node, f"{name}: {why}", False))
 
-    def _free(self, now: float, worker: WorkerLink, slot: Slot) -> None:
+    def _free(self, now: float, worker: WorkerLink, slot: SlotId) -> None:
         if worker not in self._ending and not self._scheduler.slot_free(now, slot, worker.slot.gpu):
             self._ending.add(worker)
             worker.end()
 
     def _on_done(
-        self, now: float, worker: WorkerLink, slot: Slot, message: Mapping[str, Any]
+        self, now: float, worker: WorkerLink, slot: SlotId, message: Mapping[str, Any]
     ) -> None:
         job, node, result = self._jobs[message["done"]], worker.node, message.get("result") or {}
         self._free(now, worker, slot)
@@ -545,7 +545,7 @@ class Runner:
             message.get("cause"),
             str(message.get("error")),
         )
-        node, slot = worker.node.name, Slot(worker.node.name, worker.slot.index)
+        node, slot = worker.node.name, SlotId(worker.node.name, worker.slot.index)
         # cancelled meanwhile: what became of it says nothing, and the job may run elsewhere on the
         # node
         if self._scheduler.job_at(slot) != job.id:
@@ -598,7 +598,7 @@ class Runner:
 
     def _on_ended(self, now: float, event: Ended) -> None:
         worker, node = event.worker, event.worker.node
-        slot, member = Slot(node.name, worker.slot.index), self._of(node)
+        slot, member = SlotId(node.name, worker.slot.index), self._of(node)
         current = node.workers.get(worker.slot.index) is worker
         if current:
             del node.workers[worker.slot.index]
@@ -628,7 +628,7 @@ class Runner:
         self._restart(now, member, worker, how)
 
     def _restart(self, now: float, member: Member, worker: WorkerLink, how: str) -> None:
-        slot = Slot(worker.node.name, worker.slot.index)
+        slot = SlotId(worker.node.name, worker.slot.index)
         if worker not in self._greeted:
             self._starts[slot] = self._starts.get(slot, 0) + 1
             if self._starts[slot] >= STARTS:
@@ -673,7 +673,7 @@ class Runner:
                     self._scheduler.base_arrived(member.node.name, base)
 
     def _go_on(self, now: float, member: Member, waiting: Waiting, error: str) -> None:
-        slot, worker = Slot(member.node.name, waiting.slot), member.node.workers.get(waiting.slot)
+        slot, worker = SlotId(member.node.name, waiting.slot), member.node.workers.get(waiting.slot)
         if worker is None:  # its end is told next
             return
         if error:
@@ -705,7 +705,7 @@ class Runner:
     def _accept(self, job: Job, node: Node, root: Paths) -> None:
         now = time.monotonic()
         ran_there = node.name in self._scheduler.copies(job.id)
-        if self._scheduler.state(job.id) is plan.State.DONE:
+        if self._scheduler.state(job.id) is plan.JobState.DONE:
             self._scheduler.finished(now, job.id, node.name)
             return
         if refused := self.home.accept(job, root):
@@ -782,7 +782,7 @@ class Runner:
         if files := [item for item in new if not isinstance(item, str)]:
             member.node.send_data(files)
 
-    def _start(self, now: float, job: str, slot: Slot) -> None:
+    def _start(self, now: float, job: str, slot: SlotId) -> None:
         node, planned = self._members[slot.node].node, self._jobs[job]
         worker = node.workers.get(slot.number)
         # its end is told next, or its slot is given up
@@ -814,11 +814,11 @@ class Runner:
     def _note(self, now: float, change: plan.Change) -> None:
         if change.what == "node":
             self._note_node(now, change)
-        elif change.state == plan.State.FAILED.value:
+        elif change.state == plan.JobState.FAILED.value:
             log = self._logs.get(change.name, "")
             self.say(f"failed: {change.name}: {change.cause}" + (f" (log: {log})" if log else ""))
             self.journal.event("failed", job=change.name, error=change.cause, log=log)
-        elif change.state == plan.State.BLOCKED.value:
+        elif change.state == plan.JobState.BLOCKED.value:
             self.journal.event("blocked", job=change.name, error=change.cause)
         elif change.cause:
             self.journal.event("job", job=change.name, state=change.state, cause=change.cause)

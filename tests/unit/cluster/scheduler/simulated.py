@@ -6,7 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from common.cluster.scheduler.scheduler import ENDED, Job, Scheduler, Settings, Slot, State
+from common.cluster.scheduler.scheduler import (
+    ENDED,
+    JobState,
+    Limits,
+    PlannedJob,
+    Scheduler,
+    SlotId,
+)
 
 HEARTBEAT = 5.0
 
@@ -19,19 +26,19 @@ class SimulatedCluster:
     cancel).
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.scheduler = Scheduler(settings)
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.scheduler = Scheduler(limits)
         self.now = 0.0
-        self.slots: dict[Slot, str | None] = {}
-        self.jobs: dict[str, Job] = {}
+        self.slots: dict[SlotId, str | None] = {}
+        self.jobs: dict[str, PlannedJob] = {}
         self.begun: dict[tuple[str, str], float] = {}
         self.parcels: list[tuple[str, str]] = []  # finished on the node, not home yet: job, node
         self.starts: Counter[str] = Counter()
-        self.ended: dict[str, State] = {}
+        self.ended: dict[str, JobState] = {}
         self.mute: set[str] = set()
         self.stopped = False
 
-    def add_jobs(self, *jobs: Job) -> None:
+    def add_jobs(self, *jobs: PlannedJob) -> None:
         self.jobs.update({job.id: job for job in jobs})
         self.scheduler.add_jobs(self.now, jobs)
 
@@ -46,9 +53,9 @@ class SimulatedCluster:
         self.mute.discard(name)
         self.scheduler.add_node(self.now, name, speed, holds=holds)
         for number in range(slots):
-            self.free(Slot(name, number), gpu)
+            self.free(SlotId(name, number), gpu)
 
-    def free(self, slot: Slot, gpu: str | None = None) -> None:
+    def free(self, slot: SlotId, gpu: str | None = None) -> None:
         """The slot's worker says that it is idle."""
         if self.scheduler.slot_free(self.now, slot, gpu):
             self.slots[slot] = None
@@ -83,7 +90,7 @@ class SimulatedCluster:
         self.check_books()
         return started
 
-    def check_start(self, job: str, slot: Slot) -> None:
+    def check_start(self, job: str, slot: SlotId) -> None:
         """The order can be carried out and breaks no rule."""
         scheduler, needs = self.scheduler, self.jobs[job].needs
         assert not self.stopped, f"{job} started after the first Ctrl-C"
@@ -93,7 +100,7 @@ class SimulatedCluster:
         assert scheduler.node_state(slot.node) == "open", (
             f"{job} started on a node that is {scheduler.node_state(slot.node)}"
         )
-        assert needs is None or scheduler.state(needs) is State.DONE, (
+        assert needs is None or scheduler.state(needs) is JobState.DONE, (
             f"{job} started before its base {needs} was done"
         )
         assert job not in self.ended, f"{job} started after it had ended"
@@ -103,7 +110,7 @@ class SimulatedCluster:
         for change in self.scheduler.changes():
             if change.what == "job" and change.state in {state.value for state in ENDED}:
                 assert change.name not in self.ended, f"{change.name} ended twice"
-                self.ended[change.name] = State(change.state)
+                self.ended[change.name] = JobState(change.state)
         for job in self.jobs:
             state = self.scheduler.state(job)
             assert (state in ENDED) == (job in self.ended), f"{job} is {state}"
@@ -112,12 +119,12 @@ class SimulatedCluster:
             )
         assert sum(self.scheduler.counts().values()) == len(self.jobs)
         assert set(self.scheduler.left()) == self.jobs.keys() - self.ended.keys()
-        retries = self.scheduler.settings.max_retries
+        retries = self.scheduler.limits.max_retries
         assert all(count <= 1 + 2 * retries for count in self.starts.values()), (
             "retries are not bounded"
         )
 
-    def running(self) -> list[tuple[str, Slot]]:
+    def running(self) -> list[tuple[str, SlotId]]:
         """Copies that are training, in a fixed order."""
         return [
             (job, slot)
@@ -125,19 +132,19 @@ class SimulatedCluster:
             if job not in (None, "down", "stopping")
         ]
 
-    def where(self, job: str) -> Slot:
+    def where(self, job: str) -> SlotId:
         """The one slot that runs `job`."""
         (slot,) = [slot for name, slot in self.running() if name == job]
         return slot
 
-    def end(self, job: str, slot: Slot | None = None) -> Slot:
+    def end(self, job: str, slot: SlotId | None = None) -> SlotId:
         """The training of `job` ends well and its result is home at once."""
         slot = slot or self.where(job)
         self.pack(job, slot)
         self.deliver(job, slot.node)
         return slot
 
-    def pack(self, job: str, slot: Slot) -> None:
+    def pack(self, job: str, slot: SlotId) -> None:
         """The training ends well; the slot is idle, the result is still on the node."""
         self.parcels.append((job, slot.node))
         self.free(slot)
@@ -174,11 +181,11 @@ class SimulatedCluster:
 
 def grid(
     bases: int, siblings: int, base_seconds: float = 60.0, finetune_seconds: float = 20.0
-) -> list[Job]:
+) -> list[PlannedJob]:
     """Bases b0, b1, ... and their fine-tunes b0f0, b0f1, ..."""
-    base_jobs = [Job(f"b{i}", base_seconds, "base") for i in range(bases)]
+    base_jobs = [PlannedJob(f"b{i}", base_seconds, "base") for i in range(bases)]
     return base_jobs + [
-        Job(f"b{i}f{j}", finetune_seconds, "finetune", needs=f"b{i}")
+        PlannedJob(f"b{i}f{j}", finetune_seconds, "finetune", needs=f"b{i}")
         for i in range(bases)
         for j in range(siblings)
     ]

@@ -7,27 +7,27 @@ import pytest
 from common.cluster.scheduler.scheduler import (
     Assignment,
     Change,
-    Job,
+    JobState,
+    Limits,
+    PlannedJob,
     Scheduler,
-    Settings,
-    Slot,
-    State,
+    SlotId,
 )
 from tests.unit.cluster.scheduler.simulated import SimulatedCluster, grid
 
 
 def cluster(
-    *nodes: str, jobs: list[Job], slots: int = 1, settings: Settings | None = None
+    *nodes: str, jobs: list[PlannedJob], slots: int = 1, limits: Limits | None = None
 ) -> SimulatedCluster:
-    made = SimulatedCluster(settings)
+    made = SimulatedCluster(limits)
     made.add_jobs(*jobs)
     for name in nodes:
         made.add_node(name, slots)
     return made
 
 
-def one(name: str = "j", seconds: float = 1000.0) -> list[Job]:
-    return [Job(name, seconds)]
+def one(name: str = "j", seconds: float = 1000.0) -> list[PlannedJob]:
+    return [PlannedJob(name, seconds)]
 
 
 # ---- order
@@ -39,33 +39,33 @@ def test_a_fine_tune_starts_the_moment_its_own_base_is_done() -> None:
     world.step(10)
     world.end("b0")
     assert world.step() == ["b0f0"]
-    assert world.scheduler.state("b1f0") is State.WAITING
+    assert world.scheduler.state("b1f0") is JobState.WAITING
 
 
 def test_with_the_barrier_no_fine_tune_starts_before_all_bases_have_ended() -> None:
     world = cluster(
         "n",
-        jobs=[*grid(2, 1), Job("alone", 5, "finetune")],
+        jobs=[*grid(2, 1), PlannedJob("alone", 5, "finetune")],
         slots=4,
-        settings=Settings(wait_for_all_bases=True),
+        limits=Limits(wait_for_all_bases=True),
     )
     assert sorted(world.step()) == ["b0", "b1"]
     world.end("b0")
     assert world.step() == []
     world.scheduler.job_error(0, "b1", "n", "ValueError")
-    world.slots[Slot("n", 1)] = None
+    world.slots[SlotId("n", 1)] = None
     assert sorted(world.step()) == ["alone", "b0f0"]
-    assert world.scheduler.state("b1f0") is State.BLOCKED
+    assert world.scheduler.state("b1f0") is JobState.BLOCKED
 
 
 def test_the_longest_remaining_chain_goes_first_and_a_base_counts_with_its_longest_fine_tune() -> (
     None
 ):
     jobs = [
-        Job("long", 50),
-        Job("base", 30, "base"),
-        Job("tail", 40, "finetune", needs="base"),
-        Job("short", 10),
+        PlannedJob("long", 50),
+        PlannedJob("base", 30, "base"),
+        PlannedJob("tail", 40, "finetune", needs="base"),
+        PlannedJob("short", 10),
     ]
     world = cluster("n", jobs=jobs)
     assert world.step() == ["base"]
@@ -75,7 +75,7 @@ def test_the_longest_remaining_chain_goes_first_and_a_base_counts_with_its_longe
 
 def test_the_fast_slot_gets_the_long_chain() -> None:
     world = SimulatedCluster()
-    world.add_jobs(Job("short", 10), Job("long", 100))
+    world.add_jobs(PlannedJob("short", 10), PlannedJob("long", 100))
     world.add_node("slow", speed=0.5)
     world.add_node("fast", speed=2.0)
     world.step()
@@ -84,7 +84,7 @@ def test_the_fast_slot_gets_the_long_chain() -> None:
 
 def test_at_the_end_a_long_job_waits_for_the_fast_slot_that_ends_it_sooner() -> None:
     world = SimulatedCluster()
-    world.add_jobs(Job("first", 101), Job("second", 100))
+    world.add_jobs(PlannedJob("first", 101), PlannedJob("second", 100))
     world.add_node("slow", speed=0.25)
     world.add_node("fast", speed=1.0)
     assert world.step() == ["first"]
@@ -96,7 +96,7 @@ def test_at_the_end_a_long_job_waits_for_the_fast_slot_that_ends_it_sooner() -> 
 
 def test_a_job_that_waits_for_a_slot_takes_the_free_one_when_the_other_does_not_come_free() -> None:
     world = SimulatedCluster()
-    world.add_jobs(Job("first", 101), Job("second", 100))
+    world.add_jobs(PlannedJob("first", 101), PlannedJob("second", 100))
     world.add_node("slow", speed=0.25)
     world.add_node("fast", speed=1.0)
     assert world.step() == ["first"]
@@ -105,7 +105,7 @@ def test_a_job_that_waits_for_a_slot_takes_the_free_one_when_the_other_does_not_
 
 def test_a_job_does_not_wait_for_a_slot_whose_node_is_gone() -> None:
     world = SimulatedCluster()
-    world.add_jobs(Job("first", 101), Job("second", 100))
+    world.add_jobs(PlannedJob("first", 101), PlannedJob("second", 100))
     world.add_node("slow", speed=0.25)
     world.add_node("fast", speed=1.0)
     world.step()
@@ -114,28 +114,28 @@ def test_a_job_does_not_wait_for_a_slot_whose_node_is_gone() -> None:
 
 
 def test_a_fine_tune_prefers_the_node_that_holds_its_base() -> None:
-    world = SimulatedCluster(Settings(bytes_per_second=1.0))
-    world.add_jobs(Job("tune", 100, "finetune", base="published", base_bytes=10))
+    world = SimulatedCluster(Limits(bytes_per_second=1.0))
+    world.add_jobs(PlannedJob("tune", 100, "finetune", base="published", base_bytes=10))
     world.add_node("without")
     world.add_node("with", holds=("published",))
-    assert world.scheduler.assign(0) == [Assignment("tune", Slot("with", 0), None)]
+    assert world.scheduler.assign(0) == [Assignment("tune", SlotId("with", 0), None)]
 
 
 def test_among_many_free_slots_too_the_node_that_holds_the_base_is_found() -> None:
-    world = SimulatedCluster(Settings(bytes_per_second=1.0))
-    world.add_jobs(Job("tune", 100, "finetune", base="published", base_bytes=10))
+    world = SimulatedCluster(Limits(bytes_per_second=1.0))
+    world.add_jobs(PlannedJob("tune", 100, "finetune", base="published", base_bytes=10))
     for i in range(9):
         world.add_node(f"without{i}")
     world.add_node("with", holds=("published",))
-    assert world.scheduler.assign(0) == [Assignment("tune", Slot("with", 0), None)]
+    assert world.scheduler.assign(0) == [Assignment("tune", SlotId("with", 0), None)]
 
 
 def test_a_transfer_is_worth_it_when_the_other_node_is_so_much_faster() -> None:
-    world = SimulatedCluster(Settings(bytes_per_second=1.0))
-    world.add_jobs(Job("tune", 100, "finetune", base="published", base_bytes=10))
+    world = SimulatedCluster(Limits(bytes_per_second=1.0))
+    world.add_jobs(PlannedJob("tune", 100, "finetune", base="published", base_bytes=10))
     world.add_node("with", speed=0.5, holds=("published",))
     world.add_node("without")
-    assert world.scheduler.assign(0) == [Assignment("tune", Slot("without", 0), "published")]
+    assert world.scheduler.assign(0) == [Assignment("tune", SlotId("without", 0), "published")]
 
 
 def test_the_node_that_trained_a_base_holds_it_and_another_has_to_fetch_it() -> None:
@@ -148,20 +148,20 @@ def test_the_node_that_trained_a_base_holds_it_and_another_has_to_fetch_it() -> 
 
 
 def test_with_time_to_spare_a_slot_takes_the_fine_tune_whose_base_its_node_holds() -> None:
-    settings = Settings(bytes_per_second=1.0)
-    scheduler = Scheduler(settings)
+    limits = Limits(bytes_per_second=1.0)
+    scheduler = Scheduler(limits)
     scheduler.add_jobs(
-        0, [Job(f"far{i}", 11, "finetune", base="far", base_bytes=5) for i in range(20)]
+        0, [PlannedJob(f"far{i}", 11, "finetune", base="far", base_bytes=5) for i in range(20)]
     )
-    scheduler.add_jobs(0, [Job("near", 10, "finetune", base="near", base_bytes=5)])
+    scheduler.add_jobs(0, [PlannedJob("near", 10, "finetune", base="near", base_bytes=5)])
     scheduler.add_node(0, "n", holds=("near",))
-    scheduler.slot_free(0, Slot("n", 0))
-    assert scheduler.assign(0) == [Assignment("near", Slot("n", 0), None)]
+    scheduler.slot_free(0, SlotId("n", 0))
+    assert scheduler.assign(0) == [Assignment("near", SlotId("n", 0), None)]
 
 
 def test_a_base_that_was_lost_is_fetched_again() -> None:
     world = SimulatedCluster()
-    world.add_jobs(Job("tune", 100, "finetune", base="published", base_bytes=10))
+    world.add_jobs(PlannedJob("tune", 100, "finetune", base="published", base_bytes=10))
     world.add_node("n", holds=("published",))
     world.scheduler.base_lost("n", "published")
     assert world.scheduler.assign(0)[0].fetch == "published"
@@ -171,36 +171,42 @@ def test_a_base_that_was_lost_is_fetched_again() -> None:
 
 
 def test_a_slot_is_used_again_while_a_result_is_still_on_its_way() -> None:
-    world = cluster("n", jobs=[Job("a", 20), Job("b", 10)])
+    world = cluster("n", jobs=[PlannedJob("a", 20), PlannedJob("b", 10)])
     world.step()
-    world.pack("a", Slot("n", 0))
+    world.pack("a", SlotId("n", 0))
     assert world.step() == ["b"]
-    assert world.scheduler.state("a") is State.RUNNING
+    assert world.scheduler.state("a") is JobState.RUNNING
     world.deliver("a", "n")
-    assert world.scheduler.state("a") is State.DONE
+    assert world.scheduler.state("a") is JobState.DONE
 
 
 def test_an_error_of_the_job_fails_it_at_once_and_blocks_its_fine_tunes() -> None:
     world = cluster("n", jobs=grid(1, 2))
     world.step()
     world.scheduler.job_error(0, "b0", "n", "ValueError: no positives")
-    world.slots[Slot("n", 0)] = None
+    world.slots[SlotId("n", 0)] = None
     world.step()
-    assert world.ended == {"b0": State.FAILED, "b0f0": State.BLOCKED, "b0f1": State.BLOCKED}
+    assert world.ended == {
+        "b0": JobState.FAILED,
+        "b0f0": JobState.BLOCKED,
+        "b0f1": JobState.BLOCKED,
+    }
     assert world.scheduler.cause("b0") == "ValueError: no positives"
     assert "b0" in world.scheduler.cause("b0f0")
     assert world.scheduler.over
 
 
 def test_a_job_added_to_a_failed_base_is_blocked_and_to_a_done_base_ready() -> None:
-    world = cluster("n", jobs=[Job("good", 2, "base"), Job("bad", 1, "base")], slots=2)
+    world = cluster(
+        "n", jobs=[PlannedJob("good", 2, "base"), PlannedJob("bad", 1, "base")], slots=2
+    )
     world.step()
     world.end("good")
     world.scheduler.job_error(0, "bad", "n", "ValueError")
-    world.add_jobs(Job("f1", 1, needs="good"), Job("f2", 1, needs="bad"))
+    world.add_jobs(PlannedJob("f1", 1, needs="good"), PlannedJob("f2", 1, needs="bad"))
     assert (world.scheduler.state("f1"), world.scheduler.state("f2")) == (
-        State.READY,
-        State.BLOCKED,
+        JobState.READY,
+        JobState.BLOCKED,
     )
 
 
@@ -217,7 +223,7 @@ def test_a_result_that_does_not_verify_counts_as_the_nodes_fault_and_the_job_is_
 
 
 def test_a_result_found_on_the_node_that_does_the_job_again_stops_it_and_keeps_its_slot_busy():
-    world = cluster("n", jobs=[Job("j", 100), Job("k", 10)])
+    world = cluster("n", jobs=[PlannedJob("j", 100), PlannedJob("k", 10)])
     world.step()
     slot = world.where("j")
     assert world.scheduler.finished(0, "j", "n")
@@ -257,10 +263,10 @@ def test_a_job_on_a_suspect_node_is_ready_while_nobody_else_can_take_it() -> Non
     world.step()
     world.mute.add("n1")
     world.step(31)
-    assert world.scheduler.state("j") is State.READY
+    assert world.scheduler.state("j") is JobState.READY
     world.mute.clear()
     world.step(5)
-    assert world.scheduler.state("j") is State.RUNNING
+    assert world.scheduler.state("j") is JobState.RUNNING
     assert world.starts["j"] == 1
 
 
@@ -273,8 +279,8 @@ def test_a_node_that_speaks_before_60_s_keeps_its_job_and_the_later_copy_is_canc
     world.mute.clear()
     world.step(5)
     assert world.scheduler.copies("j") == ["n1"]
-    assert world.slots[Slot("n2", 0)] == "stopping"
-    assert world.scheduler.state("j") is State.RUNNING
+    assert world.slots[SlotId("n2", 0)] == "stopping"
+    assert world.scheduler.state("j") is JobState.RUNNING
 
 
 def test_the_slot_of_a_cancelled_copy_is_used_only_when_it_says_that_it_is_free() -> None:
@@ -285,9 +291,9 @@ def test_the_slot_of_a_cancelled_copy_is_used_only_when_it_says_that_it_is_free(
     world.step(40)
     world.mute.clear()
     world.step(5)
-    world.add_jobs(Job("next", 10))
+    world.add_jobs(PlannedJob("next", 10))
     assert world.step(20) == []
-    world.free(Slot("n2", 0))
+    world.free(SlotId("n2", 0))
     assert world.step() == ["next"]
 
 
@@ -300,7 +306,7 @@ def test_an_order_to_stop_a_copy_whose_slot_is_free_again_is_dropped_lest_it_hit
     world.mute.add("n1")
     world.step(40)
     world.scheduler.heartbeat(world.now, "n1")
-    world.free(Slot("n2", 0))
+    world.free(SlotId("n2", 0))
     assert world.scheduler.cancellations() == []
 
 
@@ -310,11 +316,11 @@ def test_the_first_verified_result_wins_and_the_other_copy_is_cancelled() -> Non
     world.add_node("n2")
     world.mute.add("n1")
     world.step(40)
-    world.end("j", Slot("n2", 0))
+    world.end("j", SlotId("n2", 0))
     world.obey()
-    assert world.slots[Slot("n1", 0)] == "stopping"
+    assert world.slots[SlotId("n1", 0)] == "stopping"
     assert not world.scheduler.finished(world.now, "j", "n1")
-    assert world.scheduler.state("j") is State.DONE
+    assert world.scheduler.state("j") is JobState.DONE
 
 
 def test_a_node_that_is_silent_again_and_again_does_not_make_copies_without_end() -> None:
@@ -326,8 +332,8 @@ def test_a_node_that_is_silent_again_and_again_does_not_make_copies_without_end(
         world.step(40)
         world.mute.clear()
         world.step(5)
-        if world.slots[Slot("n2", 0)] == "stopping":
-            world.free(Slot("n2", 0))
+        if world.slots[SlotId("n2", 0)] == "stopping":
+            world.free(SlotId("n2", 0))
     assert world.starts["j"] == 3
     assert world.scheduler.copies("j") == ["n1"]
 
@@ -337,8 +343,8 @@ def test_a_closed_node_gets_nothing_until_it_joins_again() -> None:
     world.step()
     world.scheduler.close_node(0, "n", "the connection ended")
     world.lose_node("n")
-    assert world.scheduler.state("j") is State.READY
-    assert not world.scheduler.slot_free(0, Slot("n", 0))
+    assert world.scheduler.state("j") is JobState.READY
+    assert not world.scheduler.slot_free(0, SlotId("n", 0))
     assert world.step(20) == []
     world.add_node("n")
     assert world.step() == ["j"]
@@ -355,7 +361,7 @@ def test_a_node_that_is_named_again_while_it_is_suspect_stays_so_until_it_speaks
 
 
 def test_a_short_silence_limit_is_a_setting() -> None:
-    world = cluster("n", jobs=one(), settings=Settings(suspect_after=3, close_after=6))
+    world = cluster("n", jobs=one(), limits=Limits(suspect_after=3, close_after=6))
     world.scheduler.tick(4)
     assert world.scheduler.node_state("n") == "suspect"
     world.scheduler.tick(7)
@@ -366,7 +372,7 @@ def test_a_short_silence_limit_is_a_setting() -> None:
 
 
 def test_a_nodes_fault_is_retried_on_another_node_even_if_the_first_is_free_again() -> None:
-    world = cluster("n1", "n2", jobs=[Job("j", 100), Job("other", 90)])
+    world = cluster("n1", "n2", jobs=[PlannedJob("j", 100), PlannedJob("other", 90)])
     world.step()
     bad, good = world.where("j"), world.where("other")
     world.scheduler.node_fault(0, "j", bad.node, "disk full")
@@ -378,20 +384,20 @@ def test_a_nodes_fault_is_retried_on_another_node_even_if_the_first_is_free_agai
 
 
 def test_a_job_is_given_up_after_its_retries() -> None:
-    world = cluster("n", jobs=one(), settings=Settings(faults_in_a_row=100))
+    world = cluster("n", jobs=one(), limits=Limits(faults_in_a_row=100))
     for _ in range(3):
         assert world.step() == ["j"]
         world.scheduler.node_fault(0, "j", "n", "disk full")
-        world.free(Slot("n", 0))
+        world.free(SlotId("n", 0))
     assert world.step() == []
-    assert world.scheduler.state("j") is State.FAILED
+    assert world.scheduler.state("j") is JobState.FAILED
     assert "disk full" in world.scheduler.cause("j")
 
 
 def test_three_faults_in_a_row_set_a_node_aside_and_it_is_tried_again_with_one_job_at_a_time() -> (
     None
 ):
-    world = cluster("n", jobs=[Job(f"j{i}", 100) for i in range(9)], slots=3)
+    world = cluster("n", jobs=[PlannedJob(f"j{i}", 100) for i in range(9)], slots=3)
     assert len(world.step()) == 3
     for job, slot in world.running():
         world.scheduler.node_fault(0, job, "n", "disk full")
@@ -405,7 +411,7 @@ def test_three_faults_in_a_row_set_a_node_aside_and_it_is_tried_again_with_one_j
 
 
 def test_a_node_that_fails_its_trial_is_set_aside_for_longer() -> None:
-    world = cluster("n", jobs=[Job(f"j{i}", 100) for i in range(9)])
+    world = cluster("n", jobs=[PlannedJob(f"j{i}", 100) for i in range(9)])
     waits = []
     for _ in range(6):
         begun = world.now
@@ -414,17 +420,17 @@ def test_a_node_that_fails_its_trial_is_set_aside_for_longer() -> None:
             world.step(1)
         waits.append(world.now - begun)
         world.scheduler.node_fault(world.now, world.running()[0][0], "n", "disk full")
-        world.free(Slot("n", 0))
+        world.free(SlotId("n", 0))
     assert waits == [0, 0, 0, 30, 60, 120]
 
 
 def test_a_good_result_breaks_the_row_of_faults() -> None:
-    world = cluster("n", jobs=[Job(f"j{i}", 100) for i in range(9)])
+    world = cluster("n", jobs=[PlannedJob(f"j{i}", 100) for i in range(9)])
     for _ in range(3):
         for _ in range(2):
             world.step()
             world.scheduler.node_fault(0, world.running()[0][0], "n", "disk full")
-            world.free(Slot("n", 0))
+            world.free(SlotId("n", 0))
         world.step()
         world.end(world.running()[0][0])
     assert world.scheduler.node_state("n") == "open"
@@ -432,16 +438,16 @@ def test_a_good_result_breaks_the_row_of_faults() -> None:
 
 def test_one_job_that_kills_its_worker_on_two_nodes_fails_and_no_node_is_blamed() -> None:
     world = cluster(
-        "n1", "n2", jobs=[*one(), Job("other", 10)], settings=Settings(faults_in_a_row=1)
+        "n1", "n2", jobs=[*one(), PlannedJob("other", 10)], limits=Limits(faults_in_a_row=1)
     )
     for _ in range(2):
         world.step()
         slot = world.where("j")
         world.scheduler.job_killed(0, "j", slot.node, "its worker died with signal 11")
         world.free(slot)
-        if world.scheduler.state("other") is State.RUNNING:
+        if world.scheduler.state("other") is JobState.RUNNING:
             world.end("other")
-    assert world.scheduler.state("j") is State.FAILED
+    assert world.scheduler.state("j") is JobState.FAILED
     assert "n1 and n2" in world.scheduler.cause("j") or "n2 and n1" in world.scheduler.cause("j")
     assert {world.scheduler.node_state(name) for name in ("n1", "n2")} == {"open"}
 
@@ -451,13 +457,16 @@ def test_where_there_is_one_node_a_job_fails_when_it_died_there_twice() -> None:
     for _ in range(2):
         assert world.step() == ["j"]
         world.scheduler.job_killed(0, "j", "n", "out of memory")
-        world.free(Slot("n", 0))
-    assert world.scheduler.state("j") is State.FAILED
+        world.free(SlotId("n", 0))
+    assert world.scheduler.state("j") is JobState.FAILED
 
 
 def test_a_node_is_blamed_when_a_second_job_dies_there() -> None:
     world = cluster(
-        "n", jobs=[Job("a", 10), Job("b", 10)], slots=2, settings=Settings(faults_in_a_row=1)
+        "n",
+        jobs=[PlannedJob("a", 10), PlannedJob("b", 10)],
+        slots=2,
+        limits=Limits(faults_in_a_row=1),
     )
     world.step()
     world.scheduler.job_killed(0, "a", "n", "out of memory")
@@ -468,11 +477,16 @@ def test_a_node_is_blamed_when_a_second_job_dies_there() -> None:
 
 def test_a_job_that_killed_a_worker_is_tried_again_after_all_others() -> None:
     world = cluster(
-        "n", jobs=[Job("killer", 100, "base"), Job("a", 10, "base"), Job("b", 10, "finetune")]
+        "n",
+        jobs=[
+            PlannedJob("killer", 100, "base"),
+            PlannedJob("a", 10, "base"),
+            PlannedJob("b", 10, "finetune"),
+        ],
     )
     assert world.step() == ["killer"]
     world.scheduler.job_killed(0, "killer", "n", "out of memory")
-    world.free(Slot("n", 0))
+    world.free(SlotId("n", 0))
     order = []
     for _ in range(3):
         order += world.step()
@@ -481,7 +495,7 @@ def test_a_job_that_killed_a_worker_is_tried_again_after_all_others() -> None:
 
 
 def test_out_of_gpu_memory_takes_one_slot_from_that_gpu_but_never_its_last() -> None:
-    world = cluster(jobs=[Job("a", 30), Job("b", 20), Job("c", 10)])
+    world = cluster(jobs=[PlannedJob("a", 30), PlannedJob("b", 20), PlannedJob("c", 10)])
     world.add_node("n", 2, gpu="0")
     world.add_node("n2")
     world.step()
@@ -516,7 +530,7 @@ def test_a_word_about_a_copy_that_was_lost_is_ignored() -> None:
     world.scheduler.job_error(0, "j", slot.node, "late")
     world.scheduler.job_killed(0, "j", slot.node, "late")
     assert world.scheduler.out_of_gpu_memory(0, "j", slot.node, "0") is None
-    assert world.scheduler.state("j") is State.READY
+    assert world.scheduler.state("j") is JobState.READY
 
 
 def test_when_no_node_can_work_for_ten_minutes_the_run_is_given_up_and_the_rest_listed() -> None:
@@ -545,7 +559,7 @@ def test_ten_minutes_begin_again_when_a_node_works() -> None:
 
 
 def test_a_drained_node_finishes_what_it_runs_and_gets_nothing_new() -> None:
-    world = cluster("n", jobs=[Job("a", 20), Job("b", 10)])
+    world = cluster("n", jobs=[PlannedJob("a", 20), PlannedJob("b", 10)])
     world.step()
     world.scheduler.drain_node(0, "n")
     assert world.scheduler.jobs_on("n") == ["a"]
@@ -557,7 +571,7 @@ def test_a_drained_node_finishes_what_it_runs_and_gets_nothing_new() -> None:
 
 
 def test_after_stop_starting_running_jobs_finish_and_nothing_new_starts() -> None:
-    world = cluster("n", jobs=[Job("a", 20), Job("b", 10)])
+    world = cluster("n", jobs=[PlannedJob("a", 20), PlannedJob("b", 10)])
     world.step()
     world.scheduler.stop_starting()
     world.stopped = True
@@ -573,7 +587,11 @@ def test_after_stop_starting_running_jobs_finish_and_nothing_new_starts() -> Non
 
 def test_observed_durations_mend_the_estimates_of_that_kind_and_the_time_left() -> None:
     world = cluster(
-        "n", jobs=[*(Job(f"f{i}", 10, "finetune") for i in range(10)), Job("b", 10, "base")]
+        "n",
+        jobs=[
+            *(PlannedJob(f"f{i}", 10, "finetune") for i in range(10)),
+            PlannedJob("b", 10, "base"),
+        ],
     )
     before = world.scheduler.time_left(0)
     assert before == pytest.approx(110)
@@ -589,7 +607,7 @@ def test_observed_durations_mend_the_estimates_of_that_kind_and_the_time_left() 
 
 
 def test_a_node_that_is_slower_than_the_others_is_found_out() -> None:
-    world = cluster("slow", "fast", jobs=[Job(f"j{i}", 10) for i in range(60)])
+    world = cluster("slow", "fast", jobs=[PlannedJob(f"j{i}", 10) for i in range(60)])
     while not world.scheduler.over:
         world.step(10)
         for job, slot in world.running():
@@ -612,8 +630,8 @@ def test_counts_are_kept_for_each_kind() -> None:
     world = cluster("n", jobs=grid(2, 3))
     world.step()
     assert world.scheduler.kinds() == ["base", "finetune"]
-    assert world.scheduler.counts("base")[State.RUNNING] == 1
-    assert world.scheduler.counts("finetune")[State.WAITING] == 6
+    assert world.scheduler.counts("base")[JobState.RUNNING] == 1
+    assert world.scheduler.counts("finetune")[JobState.WAITING] == 6
     assert sum(world.scheduler.counts().values()) == 8
     assert sum(world.scheduler.counts("unheard").values()) == 0
 
@@ -622,7 +640,7 @@ def test_changes_tell_the_story_for_the_event_log() -> None:
     scheduler = Scheduler()
     scheduler.add_jobs(0, one())
     scheduler.add_node(0, "n")
-    scheduler.slot_free(0, Slot("n", 0))
+    scheduler.slot_free(0, SlotId("n", 0))
     scheduler.assign(0)
     scheduler.close_node(1, "n", "the connection ended")
     assert scheduler.changes() == [
@@ -638,15 +656,20 @@ def test_changes_tell_the_story_for_the_event_log() -> None:
 @pytest.mark.parametrize(
     ("jobs", "word"),
     [
-        ([Job("a", 1), Job("a", 1)], "twice"),
-        ([Job("a", 0)], "estimate"),
-        ([Job("a", float("nan"))], "estimate"),
-        ([Job("a", 1, needs="b")], "not among"),
-        ([Job("a", 1, needs="a")], "needs a job itself"),
-        ([Job("a", 1, needs="b"), Job("b", 1, needs="c"), Job("c", 1)], "needs a job itself"),
+        ([PlannedJob("a", 1), PlannedJob("a", 1)], "twice"),
+        ([PlannedJob("a", 0)], "estimate"),
+        ([PlannedJob("a", float("nan"))], "estimate"),
+        ([PlannedJob("a", 1, needs="b")], "not among"),
+        ([PlannedJob("a", 1, needs="a")], "needs a job itself"),
+        (
+            [PlannedJob("a", 1, needs="b"), PlannedJob("b", 1, needs="c"), PlannedJob("c", 1)],
+            "needs a job itself",
+        ),
     ],
 )
-def test_a_callers_mistake_is_refused_and_changes_nothing(jobs: list[Job], word: str) -> None:
+def test_a_callers_mistake_is_refused_and_changes_nothing(
+    jobs: list[PlannedJob], word: str
+) -> None:
     scheduler = Scheduler()
     with pytest.raises(ValueError, match=word):
         scheduler.add_jobs(0, jobs)

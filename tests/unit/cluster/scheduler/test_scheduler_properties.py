@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from common.cluster.scheduler.scheduler import ENDED, Job, Settings, Slot, State
+from common.cluster.scheduler.scheduler import ENDED, JobState, Limits, PlannedJob, SlotId
 from tests.unit.cluster.scheduler.simulated import SimulatedCluster, grid
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -24,17 +24,17 @@ NODES = ("n0", "n1", "n2")
 class Storm(RuleBasedStateMachine):
     """Events in any order, then fair weather until the run is over."""
 
-    settings = Settings()
+    limits = Limits()
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = SimulatedCluster(self.settings)
+        self.world = SimulatedCluster(self.limits)
         self.scheduler = self.world.scheduler
         self.world.add_jobs(*grid(2, 2))
         self.known: set[str] = set()
         self.extra = 0
 
-    def running(self, pick: int) -> tuple[str, Slot] | None:
+    def running(self, pick: int) -> tuple[str, SlotId] | None:
         copies = self.world.running()
         return copies[pick % len(copies)] if copies else None
 
@@ -139,7 +139,7 @@ class Storm(RuleBasedStateMachine):
     def more_jobs_come(self, needs: str | None) -> None:
         self.extra += 1
         self.world.add_jobs(
-            Job(f"x{self.extra}", 30.0, "finetune" if needs else "base", needs=needs)
+            PlannedJob(f"x{self.extra}", 30.0, "finetune" if needs else "base", needs=needs)
         )
 
     @rule(rarely=st.integers(0, 9))
@@ -156,16 +156,16 @@ class Storm(RuleBasedStateMachine):
         unended = set(self.scheduler.left())
         assert unended == self.world.jobs.keys() - self.world.ended.keys()
         assert not unended or self.scheduler.given_up or self.world.stopped
-        failed = {State.FAILED, State.BLOCKED}
+        failed = {JobState.FAILED, JobState.BLOCKED}
         for job in self.world.jobs.values():
             if job.needs and self.world.ended.get(job.needs) in failed:
-                assert self.world.ended[job.id] in failed | {State.DONE}
+                assert self.world.ended[job.id] in failed | {JobState.DONE}
 
 
 class StormWithBarrier(Storm):
     """The same in two literal phases."""
 
-    settings = Settings(wait_for_all_bases=True)
+    limits = Limits(wait_for_all_bases=True)
 
 
 def test_in_any_storm_the_rules_hold_and_the_run_ends() -> None:
@@ -219,7 +219,7 @@ def test_a_lone_bad_node_ends_the_run_in_bounded_time(
 ) -> None:
     """Every job that it is given ends in a fault after `delay` seconds."""
     world = SimulatedCluster()
-    world.add_jobs(*(Job(f"j{i}", 100.0) for i in range(jobs)))
+    world.add_jobs(*(PlannedJob(f"j{i}", 100.0) for i in range(jobs)))
     world.add_node("n", slots, gpu="0")
     turn = 0
     while not world.scheduler.over:
@@ -236,7 +236,7 @@ def test_a_lone_bad_node_ends_the_run_in_bounded_time(
                 world.free(slot, "0")
         assert world.now < 3600 + 3 * jobs * (delay + 5)
     world.obey()
-    assert State.DONE not in world.ended.values()
+    assert JobState.DONE not in world.ended.values()
     assert world.ended.keys() | set(world.scheduler.left()) == world.jobs.keys()
 
 
@@ -246,15 +246,15 @@ def test_a_sound_cluster_of_any_speeds_does_everything_without_idling_away_the_t
     data: st.DataObject,
 ) -> None:
     """However wrong the estimates are, the makespan stays under that of the slowest slot alone."""
-    world = SimulatedCluster(Settings(bytes_per_second=1e6))
+    world = SimulatedCluster(Limits(bytes_per_second=1e6))
     speeds = data.draw(
         st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0]), min_size=1, max_size=5), "speeds"
     )
     seconds = data.draw(st.lists(st.integers(1, 200), min_size=8, max_size=8), "seconds")
     wrong = data.draw(st.sampled_from([0.1, 1.0, 10.0]), "estimate over seconds")
-    jobs = [Job(f"b{i}", wrong * seconds[i], "base") for i in range(2)]
+    jobs = [PlannedJob(f"b{i}", wrong * seconds[i], "base") for i in range(2)]
     jobs += [
-        Job(f"f{i}", wrong * seconds[i], "finetune", needs=f"b{i % 2}", base_bytes=10**6)
+        PlannedJob(f"f{i}", wrong * seconds[i], "finetune", needs=f"b{i % 2}", base_bytes=10**6)
         for i in range(2, 8)
     ]
     world.add_jobs(*jobs)
@@ -266,7 +266,7 @@ def test_a_sound_cluster_of_any_speeds_does_everything_without_idling_away_the_t
         for job, slot in world.running():
             if world.now - world.begun[job, slot.node] >= true[job] / speeds[int(slot.node[1:])]:
                 world.end(job, slot)
-    assert set(world.ended.values()) == {State.DONE}
+    assert set(world.ended.values()) == {JobState.DONE}
     assert world.now <= sum(seconds) / min(speeds) + 2 * len(jobs)
 
 
@@ -289,4 +289,4 @@ def test_a_job_ends_once_however_many_answers_come(answers: list[str]) -> None:
             world.scheduler.node_fault(world.now, "b0", "n", "disk full")
     world.check_books()
     assert verdicts.count(True) <= 1
-    assert (world.scheduler.state("b0") is State.DONE) == (True in verdicts)
+    assert (world.scheduler.state("b0") is JobState.DONE) == (True in verdicts)

@@ -16,7 +16,7 @@ import pytest
 
 from common.cluster.config import Server, Slot, SlotPlan, load_config
 from common.cluster.journal import Journal
-from common.cluster.scheduler.states import Settings, State
+from common.cluster.scheduler.states import JobState, Limits
 from common.cluster.ssh import run as module
 from common.cluster.ssh.node import Arrived, Ended, Fetched, Joined, Left, Said, Seen
 from common.cluster.ssh.payload import Needs
@@ -133,7 +133,7 @@ class Play:
             self.home,
             Journal(self.paths, "r"),
             estimates,
-            Settings(),  # type: ignore[arg-type]
+            Limits(),  # type: ignore[arg-type]
             self.said.append,
             lambda status: None,
             patience=0.0,
@@ -173,8 +173,8 @@ class Play:
         """The result of a job comes home."""
         self.tell(Fetched(self.node(name), (job,), self.paths.incoming / str(next(self.copies)), 1))
 
-    def state(self, job: str) -> State:
-        return State(self.scheduler.state(job))
+    def state(self, job: str) -> JobState:
+        return JobState(self.scheduler.state(job))
 
 
 def base(name: str) -> Job:
@@ -208,7 +208,7 @@ def test_a_result_found_on_a_node_that_does_its_job_again_leaves_the_slot_busy(p
     run.join(found=(first,))
     assert run.worker().jobs == [first]
     run.arrive(first)
-    assert run.state(first) is State.DONE
+    assert run.state(first) is JobState.DONE
     assert run.worker().jobs == [first]
     assert run.worker().got[-1] == {"cancel": first}
     run.say({"failed": first, "cause": "cancelled", "error": "cancelled"})
@@ -216,7 +216,7 @@ def test_a_result_found_on_a_node_that_does_its_job_again_leaves_the_slot_busy(p
     second = run.worker().jobs[-1]
     run.tell(Ended(run.worker(), 137, "killed"))
     assert run.scheduler.copies(second) == []
-    assert run.state(second) is State.READY
+    assert run.state(second) is JobState.READY
 
 
 def test_a_late_word_of_a_cancelled_copy_does_not_touch_the_one_beside_it(play: Any) -> None:
@@ -229,17 +229,17 @@ def test_a_late_word_of_a_cancelled_copy_does_not_touch_the_one_beside_it(play: 
     run.tell()
     assert run.worker(1 - slot).jobs == ["a"]
     run.say({"failed": "a", "cause": "error", "error": "late"}, slot)
-    assert run.state("a") is State.RUNNING
+    assert run.state("a") is JobState.RUNNING
     run.say({"done": "a", "seconds": 1.0}, 1 - slot)
-    assert run.state("a") is State.DONE
+    assert run.state("a") is JobState.DONE
 
 
 @pytest.mark.parametrize(
     ("verdict", "state"),
-    [(verdicts.State.CONFLICT, State.FAILED), (verdicts.State.NEW, State.RUNNING)],
+    [(verdicts.State.CONFLICT, JobState.FAILED), (verdicts.State.NEW, JobState.RUNNING)],
 )
 def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_nodes_fault(
-    play: Any, verdict: verdicts.State, state: State
+    play: Any, verdict: verdicts.State, state: JobState
 ) -> None:
     run = play([base("a")])
     run.join()
@@ -248,7 +248,7 @@ def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_
     run.say({"done": "a", "seconds": 1.0})
     run.arrive("a")
     assert run.state("a") is state
-    assert run.worker().jobs == (["a"] if state is State.FAILED else ["a", "a"])
+    assert run.worker().jobs == (["a"] if state is JobState.FAILED else ["a", "a"])
 
 
 def test_a_second_hello_frees_nothing(play: Any) -> None:
@@ -266,7 +266,7 @@ def test_a_job_that_a_worker_gives_up_unasked_is_the_nodes_fault(play: Any) -> N
     assert run.worker().jobs == ["a", "a"]
     run.say({"failed": "a", "cause": "cancelled", "error": "cancelled"})
     run.say({"failed": "a", "cause": "cancelled", "error": "cancelled"})
-    assert run.state("a") is State.FAILED
+    assert run.state("a") is JobState.FAILED
 
 
 def test_a_job_that_waits_for_its_base_in_a_slot_whose_gpu_is_gone_does_not_bring_the_slot_back(
@@ -284,9 +284,9 @@ def test_a_job_that_waits_for_its_base_in_a_slot_whose_gpu_is_gone_does_not_brin
     run.say({"failed": "a", "cause": "gpu_gone", "error": "CUDA error"}, working)
     assert mate not in run.run._members["n"].waiting
     run.tell(Arrived(run.node(), ("b" * 16,), 0, "n: the copy failed"))
-    assert run.scheduler.job_at(module.Slot("n", mate)) is None
+    assert run.scheduler.job_at(module.SlotId("n", mate)) is None
     assert run.worker(mate).jobs == []
-    assert run.state(waiting) in (State.READY, State.RUNNING)
+    assert run.state(waiting) in (JobState.READY, JobState.RUNNING)
 
 
 def test_a_worker_that_is_frozen_beside_one_that_speaks_is_ended_and_its_job_done_again(
@@ -312,7 +312,7 @@ def test_a_worker_that_is_frozen_beside_one_that_speaks_is_ended_and_its_job_don
     assert frozen.ended
     run.say({"hello": {"log": ""}})
     run.tell(Said(frozen, {"done": job}))
-    assert run.state(job) is not State.DONE
+    assert run.state(job) is not JobState.DONE
 
 
 def test_a_node_that_is_silent_as_a_whole_is_left_to_the_scheduler(play: Any) -> None:
