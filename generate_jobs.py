@@ -13,10 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 from common.cli import Parser, run_script
+from common.data.data_sets import Data
 from common.jobs.grid import DOCUMENTED_GRID, expand, read_grid
 from common.jobs.job_files import Job, base_entries, write_jobs
 from common.jobs.plan import Plan, code_notice, counted, plan
-from common.jobs.verdicts import Data, State
+from common.jobs.verdicts import State
 from common.paths import BASE_JOBS, FINETUNE_JOBS, Paths
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from common.cli import run_script
 from common.cluster.command import execute, parser
+from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs.job_files import KINDS, Job, read_jobs
-from common.jobs.verdicts import Data
 from common.paths import CODE_ROOT
 
 

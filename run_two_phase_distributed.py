@@ -15,8 +15,8 @@ from pathlib import Path
 
 from common.cli import run_script
 from common.cluster.command import execute, parser
+from common.data.data_sets import Data
 from common.jobs.job_files import Job, read_jobs
-from common.jobs.verdicts import Data
 from common.paths import BASE_JOBS, FINETUNE_JOBS
 
 

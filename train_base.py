@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import Parser, Spinner, run_script
-from common.jobs.verdicts import Data
+from common.data.data_sets import Data
 from common.options import BaseOptions, add_arguments, from_flags
 from common.paths import Paths
 

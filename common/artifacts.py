@@ -387,40 +387,43 @@ def leftovers(folder: Path, name: str = "") -> list[Path]:
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, so that none is ever left to be removed by hand.
+    """Hold a lock that the kernel releases when the process ends: none is left to remove by hand.
 
     Raises:
-        Conflict: another process holds it (its own words say who), and `wait` is off.
+        Conflict: another process holds it, and `wait` is off; with its `path` and `holder`.
     """
     make_folder(path.parent)
     with path.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
+            holder = _read_owner(file)
             raise Conflict(
-                f"{path}: held by {_owner(file)}: wait for it to end, or stop it"
+                f"{path}: held by {holder}: wait for it to end, or stop it",
+                path=path,
+                holder=holder,
             ) from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
-        _sign(file, owner)
+        _write_owner(file, owner)
         try:
             yield
         finally:
-            _sign(file, "")
+            _write_owner(file, "")
 
 
-def _owner(file: IO[bytes]) -> str:
-    """The words of who holds the lock, who may have taken it only now."""
+def _read_owner(file: IO[bytes]) -> str:
+    """Lock owner; retry briefly while it is being written."""
     for _ in range(20):
         file.seek(0)
-        if words := file.read().decode(errors="replace").strip():
-            return words
+        if owner := file.read().decode(errors="replace").strip():
+            return owner
         time.sleep(0.05)
     return "another process"
 
 
-def _sign(file: IO[bytes], owner: str) -> None:
-    """Words for people who meet the lock; it holds without them, also on a full disk."""
+def _write_owner(file: IO[bytes], owner: str) -> None:
+    """For the message of a process that finds the lock taken; a full disk is no reason to fail."""
     with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(owner.encode())

@@ -1,31 +1,48 @@
 """Every exception that a user can meet, in one small tree.
 
-    ProjectError                 something that the user is told in one line; exit 1
-    |-- InputError               bad options, job files, configuration or data; exit 2, nothing
-    changed on disk |   |-- BaseModelNotFound    no published base model under that hash |   `--
-    Conflict             the place holds results of another configuration, or somebody else's lock
-    |-- CorruptArtifact          a published file whose bytes are not those that were published;
-    never loaded; exit 2 |-- TrainingError            the training itself went wrong (a loss that is
-    not a number) `-- NodeError                a node's fault, not the job's: connection lost, disk
-    full, GPU gone
+    ProjectError              reported to the user in one line; exit 1
+    |-- InputError            bad options, job files, configuration or data; exit 2
+    |   |-- BaseModelNotFound    no published base model under that hash
+    |   `-- Conflict             the place holds other results, or another process holds its lock
+    |-- CorruptArtifact       a published file has other bytes than were published; exit 2
+    |-- TrainingError         the training itself failed (a loss that is not a number)
+    `-- NodeError             a fault of a node, not of the job: connection lost, disk full, GPU gone
 
-A message is one line: what, where, why, what to do.
+A message is one line: what, where, why, what to do. Code never reads a message: what it needs to
+know is in the fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class ProjectError(Exception):
-    """Something to tell the user in one line."""
+    """Reported to the user in one line. The fields name what it is about, where that is known.
+
+    path: the file or folder; holder: the process that holds its lock; node: the node's name;
+    job: the job's id.
+    """
 
     exit_code = 1
 
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        path: Path | None = None,
+        holder: str | None = None,
+        node: str | None = None,
+        job: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.path, self.holder, self.node, self.job = path, holder, node, job
+
 
 class InputError(ProjectError):
-    """Bad options, job files, configuration or data."""
+    """Bad options, job files, configuration or data: nothing was changed on disk."""
 
     exit_code = 2
 
@@ -35,21 +52,21 @@ class BaseModelNotFound(InputError):
 
 
 class Conflict(InputError):
-    """The place is taken: results of another configuration, or a lock that somebody holds."""
+    """The place holds results of another configuration, or another process holds its lock."""
 
 
 class CorruptArtifact(ProjectError):
-    """The bytes on disk are not those that were published."""
+    """The bytes on disk are not those that were published; they are never loaded."""
 
     exit_code = 2
 
 
 class TrainingError(ProjectError):
-    """The training itself went wrong."""
+    """The training itself failed."""
 
 
 class NodeError(ProjectError):
-    """A node's fault, not the job's."""
+    """A fault of a node, not of the job."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

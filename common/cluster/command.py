@@ -24,9 +24,9 @@ from common.cluster.request import run as ssh_run
 from common.cluster.slurm import start
 from common.cluster.ssh import maintenance
 from common.cluster.ssh.payload import data_files
+from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs.job_files import Job
-from common.jobs.verdicts import Data
 from common.paths import CLUSTER_CONFIG, Paths
 
 # Base jobs, the others, and somebody else's script.

@@ -33,11 +33,12 @@ from common.cluster.ssh.payload import (
 )
 from common.cluster.ssh.run import SEEN_SECONDS, Outcome, Runner, Work
 from common.cluster.transport.connection import connect
+from common.data.data_sets import Data, DataSha256
 from common.errors import BaseModelNotFound, Conflict, InputError, ProjectError
 from common.jobs import identity
 from common.jobs.job_files import KINDS, Job
 from common.jobs.plan import Plan, code_notice, counted, plan
-from common.jobs.verdicts import Data, DataSha256, State, make_way
+from common.jobs.verdicts import State, make_way
 from common.paths import Paths
 
 Say = Callable[[str], None]

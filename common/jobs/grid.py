@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.data.data_sets import Data
 from common.errors import InputError, nearest
 from common.jobs import identity
 from common.jobs.job_files import Job, add_job, base_job, finetune_job, kind_of, load_json
-from common.jobs.verdicts import Data
 from common.options import BaseOptions, FinetuneOptions, hashed
 
 BASELINES = ("target_only", "head_only_fine_tuning")

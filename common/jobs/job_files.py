@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.artifacts import to_json, write_file
+from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs import identity
-from common.jobs.verdicts import Data
 from common.options import BaseOptions, FinetuneOptions
 from common.paths import experiment_name
 

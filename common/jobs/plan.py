@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.artifacts import read_base_metadata
+from common.data.data_sets import DataSha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.jobs import identity
 from common.jobs.job_files import Job
 from common.jobs.verdicts import (
-    DataSha256,
     State,
     Verdict,
     base_fingerprints,

@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts
-from common.data.manifest import Manifest, Sha256Cache, read_manifest
+from common.data.data_sets import Data, DataSha256
 from common.errors import (
     BaseModelNotFound,
     Conflict,
     CorruptArtifact,
     InputError,
     TrainingError,
-    nearest,
 )
 from common.jobs import identity
-from common.options import FinetuneOptions, O, Options
-from common.paths import Paths, split_file
-
-# (data_path, file name) -> SHA-256; the head's own files, or what the nodes say of theirs.
-DataSha256 = Callable[[str, str], str]
+from common.options import FinetuneOptions, Options
+from common.paths import Paths
 
 
 class State(Enum):
@@ -48,89 +44,6 @@ class Verdict:
     reason: str = ""
     weights_sha256: str | None = None
     other_code: tuple[str, ...] = ()
-
-
-class Data:
-    """The head's (or a node's) own data: who is in a data set, and SHA-256 of its files."""
-
-    def __init__(self, paths: Paths) -> None:
-        self._paths = paths
-        self._cache = Sha256Cache(paths.sha256_cache)
-        self._manifests: dict[str, Manifest | None] = {}
-
-    def sha256(self, data_path: str, file_name: str) -> str:
-        """SHA-256 of one data file.
-
-        Raises:
-            InputError: there is none, or dataset.json says that it should be another.
-        """
-        path = self._paths.data(data_path) / file_name
-        found, manifest = self._cache.sha256(path), self._manifest(data_path)
-        if manifest and manifest.files.get(file_name, found) != found:
-            raise InputError(
-                f"{path}: is not the file that dataset.json describes (damaged or edited): make the"
-                " data set again with prepare_data.py"
-            )
-        return found
-
-    def leakage_remark(self, data_path: str) -> str | None:
-        """What to tell of a data set that nobody can vouch for; None where dataset.json does, or
-        the data are not here.
-        """
-        if not self._paths.data(data_path).is_dir() or self._manifest(data_path):
-            return None
-        return (
-            f"warning: {data_path} has no dataset.json: leakage between its splits cannot be"
-            " excluded (prepare_data.py excludes it)"
-        )
-
-    def _manifest(self, data_path: str) -> Manifest | None:
-        if data_path not in self._manifests:
-            self._manifests[data_path] = read_manifest(self._paths.data(data_path))
-        return self._manifests[data_path]
-
-    def resolve(self, options: O) -> O:
-        """`options` with participants filled in.
-
-        Raises:
-            InputError: nobody says who they are, or dataset.json says that these options are of
-            other data.
-        """
-        folder, manifest = self._paths.data(options.data_path), self._manifest(options.data_path)
-        if manifest:
-            _check_described(options, folder, manifest)
-        elif options.participants is None and not folder.is_dir():
-            there = [
-                str(path.relative_to(self._paths.root))
-                for path in folder.parent.glob("*/")
-                if path.is_relative_to(self._paths.root)
-            ]
-            raise InputError(
-                f"data_path {options.data_path}: no such folder{nearest(options.data_path, there)};"
-                " prepare the data with prepare_data.py"
-            )
-        return options.resolved(
-            list(manifest.participants) if manifest and options.participants is None else None
-        )
-
-
-def _check_described(options: Options, folder: Path, manifest: Manifest) -> None:
-    """Now, and not in each job, a window's length or a name that is not of this data set."""
-    if options.window_size != manifest.window_size:
-        raise InputError(
-            f"window_size is {options.window_size}, but the windows of {options.data_path} have"
-            f" {manifest.window_size} samples (dataset.json)"
-        )
-    missing = [
-        name
-        for name in options.participants or ()
-        if name not in manifest.participants and not (folder / split_file(name, "train")).exists()
-    ]
-    if missing:
-        raise InputError(
-            f"participants {', '.join(missing)} are not in {options.data_path}, whose dataset.json"
-            f" has {', '.join(manifest.participants)}"
-        )
 
 
 def base_fingerprints(options: Options, sha256: DataSha256) -> dict[str, str]:

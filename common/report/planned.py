@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from common.cluster.journal import past_events
+from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs import identity
 from common.jobs.job_files import Job, read_jobs
-from common.jobs.verdicts import Data, changed
+from common.jobs.verdicts import changed
 from common.options import FinetuneOptions
 from common.paths import FINETUNE_JOBS, Paths
 from common.report.collect import Collection, Project, Run

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from common import artifacts
+from common.data.data_sets import Data
 from common.data.dataset import Windows
 from common.jobs import identity
 from common.jobs.job_files import BOOKKEEPING
 from common.jobs.verdicts import (
-    Data,
     State,
     Verdict,
     base_fingerprints,

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from common import artifacts
+from common.data.data_sets import Data
 from common.data.dataset import Rows, Split, Windows, select_subset
 from common.data.manifest import Manifest, listed_windows, read_manifest
 from common.data.windowing import covered_hours
 from common.errors import CorruptArtifact, InputError
 from common.jobs import identity
 from common.jobs.verdicts import (
-    Data,
     State,
     Verdict,
     check_unchanged,

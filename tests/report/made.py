@@ -17,9 +17,9 @@ from unittest import mock
 import numpy as np
 
 from common.artifacts import publish_base_model, publish_experiment, sha256, to_json
+from common.data.data_sets import Data
 from common.jobs import identity
 from common.jobs.job_files import base_entries, base_job, finetune_job, write_jobs
-from common.jobs.verdicts import Data
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name
 

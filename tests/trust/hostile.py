@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from common.cluster import protocol
 from common.cluster.closing import closing_table
 from common.cluster.results import Home
+from common.data.data_sets import Data
 from common.jobs.job_files import Job, base_job, finetune_job
-from common.jobs.verdicts import Data
 from common.paths import Paths
 from tests.trust.checker import Checker, contents, sha256
 from tests.trust.damage import published

@@ -161,9 +161,10 @@ def test_a_lock_that_is_held_says_by_whom(paths: Paths) -> None:
     place = paths.training_lock("k")
     with (
         artifacts.lock(place, wait=False, owner="process 7"),
-        pytest.raises(Conflict, match="held by process 7"),
+        pytest.raises(Conflict, match="held by process 7") as refused,
         artifacts.lock(place, wait=False, owner="other"),
     ):
         raise AssertionError("two holders")
+    assert (refused.value.path, refused.value.holder) == (place, "process 7")
     with artifacts.lock(place, wait=False, owner="next"):
         assert place.read_text() == "next"

@@ -25,9 +25,9 @@ from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal
 from common.cluster.on_node.worker import Worker
 from common.cluster.results import Home
+from common.data.data_sets import Data
 from common.errors import ProjectError, TrainingError
 from common.jobs.job_files import Job
-from common.jobs.verdicts import Data
 from common.paths import CODE_ROOT, Paths
 from common.training.stopping import Stopped, stopping
 

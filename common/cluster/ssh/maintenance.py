@@ -13,9 +13,9 @@ from common.cluster.request import owner
 from common.cluster.ssh.node import check_facts, code_digests, probe, result_files, slot_plan
 from common.cluster.ssh.payload import File, code_files
 from common.cluster.transport.connection import connect
+from common.data.data_sets import DataSha256
 from common.data.manifest import file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError, NodeError, ProjectError
-from common.jobs.verdicts import DataSha256
 from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_METRICS, EXPERIMENTS, Paths
 
 SWEEP_TEXT = (CODE_ROOT / "common/cluster/on_node/sweep.py").read_text()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from common.cluster.estimates import EPOCHS, OVERHEAD_SECONDS, SECONDS_PER_BYTE, Estimates
+from common.data.data_sets import Data
 from common.jobs.job_files import Job, base_job
-from common.jobs.verdicts import Data
 from common.paths import Paths
 
 MEGABYTE = 10**6

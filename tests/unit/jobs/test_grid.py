@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs.grid import DOCUMENTED_GRID, expand, read_grid
-from common.jobs.verdicts import Data
 from common.paths import Paths
 
 FIXED: dict[str, Any] = {"participants": ["ann", "bob", "cyd"], "data_path": "data/made"}

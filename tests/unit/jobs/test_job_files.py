@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs.job_files import (
     base_entries,
@@ -17,7 +18,6 @@ from common.jobs.job_files import (
     read_jobs,
     write_jobs,
 )
-from common.jobs.verdicts import Data
 from common.paths import Paths
 
 PEOPLE = ["ann", "bob", "cyd"]

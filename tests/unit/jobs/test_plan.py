@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from common import artifacts
+from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs import identity
 from common.jobs.job_files import Job, base_job, finetune_job
 from common.jobs.plan import Plan, code_notice, counted, plan
-from common.jobs.verdicts import Data, State, Verdict
+from common.jobs.verdicts import State, Verdict
 from common.paths import Paths
 
 PEOPLE = ["ann", "bob", "cyd", "dan"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from common import artifacts
+from common.data.data_sets import Data
 from common.errors import Conflict, InputError
 from common.jobs import identity
 from common.jobs.verdicts import (
-    Data,
     State,
     Verdict,
     changed,

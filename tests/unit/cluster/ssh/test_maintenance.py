@@ -18,8 +18,8 @@ from common.cluster.ssh import maintenance
 from common.cluster.ssh.maintenance import check_nodes, clean_nodes, setup_nodes
 from common.cluster.transport import connection
 from common.cluster.transport.process import Result
+from common.data.data_sets import Data
 from common.errors import InputError
-from common.jobs.verdicts import Data
 from common.paths import Paths
 from tests.unit.cluster.ssh.test_node_facts import facts
 
