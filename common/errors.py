@@ -6,7 +6,7 @@
     |   `-- Conflict             the place holds other results, or another process holds its lock
     |-- CorruptArtifact       a published file has other bytes than were published; exit 2
     |-- TrainingError         the training itself failed (a loss that is not a number)
-    `-- NodeError             a fault of a node, not of the job: connection lost, disk full, GPU gone
+    `-- NodeError             a fault of a node: connection lost, disk full, GPU gone
 
 A message is one line: what, where, why, what to do. Code never reads a message: what it needs to
 know is in the fields.
