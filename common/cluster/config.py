@@ -108,6 +108,8 @@ class Server(_Model):
         return self
 
 
+MEMORY_FLAGS = ("mem", "mem-per-cpu", "mem-per-gpu")  # of sbatch; they exclude each other
+GPU_FLAGS = ("gres", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
 # Flags of sbatch that are decided here, or that have a key of their own.
 _OURS = frozenset(
     (
@@ -129,8 +131,6 @@ _OURS = frozenset(
         "partition",
         "account",
         "cpus-per-task",
-        "mem",
-        "gres",
         "test-only",
         "parsable",
         "wait",
@@ -141,22 +141,38 @@ _OURS = frozenset(
 class Slurm(_Model):
     """How tasks are submitted when `engine` is slurm; sizes per task.
 
+    gpus: 0, 1 or a type such as "a100" or "a100:1"; a training uses one GPU.
+    memory_gb: unset, Slurm's own default holds; a memory flag in `sbatch` replaces it.
     notice_seconds: how long before the time limit, or before it is preempted, a task is told to
     checkpoint and requeue itself.
-    sbatch: any other flag of sbatch, such as {"qos": "low", "exclusive": true}.
+    sbatch: any other flag of sbatch, such as {"qos": "low", "gpus-per-node": "a100:1"}.
     """
 
     partition: str | None = Field(None, min_length=1)
     account: str | None = Field(None, min_length=1)
-    gpus: int = Field(0, ge=0)
+    gpus: int | str = 0
     cpus: int = Field(1, ge=1)
-    memory_gb: Annotated[int | float, Field(gt=0)] = 4
+    memory_gb: Annotated[int | float, Field(gt=0)] | None = None
     time: str = Field("04:00:00", pattern=r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d\d?(:\d\d){0,2})$")
     max_parallel: int = Field(64, ge=1)
     jobs_per_task: int = Field(12, ge=1)
     notice_seconds: int = Field(90, ge=1, le=3600)
     setup: list[str] = Field(default_factory=list)
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+
+    @property
+    def asks_for_gpu(self) -> bool:
+        """Whether a task is given a GPU, by `gpus` or by a flag in `sbatch`."""
+        return bool(self.gpus) or bool(self._gpu_flags())
+
+    def _gpu_flags(self) -> list[str]:
+        """The flags in `sbatch` that ask for GPUs; --gres may ask for other things only."""
+        return [
+            flag
+            for flag in GPU_FLAGS
+            if self.sbatch.get(flag)
+            and (flag != "gres" or re.search(r"\b(gpu|mps|shard)\b", str(self.sbatch[flag])))
+        ]
 
     @property
     def minutes(self) -> int:
@@ -177,6 +193,24 @@ class Slurm(_Model):
         if not any(character in "123456789" for character in value):
             raise ValueError("must be longer than nothing")
         return value
+
+    @field_validator("gpus")
+    @classmethod
+    def _one_gpu(cls, value: int | str) -> int | str:
+        if not re.fullmatch(r"0|1|[A-Za-z][\w.-]{0,99}(:1)?", str(value)):
+            raise ValueError(
+                'must be 0, 1 or a type such as "a100:1": a task uses one GPU (where a site gives'
+                ' whole nodes only: "sbatch": {"gres": "gpu:4"})'
+            )
+        return int(value) if str(value).isdecimal() else value
+
+    @model_validator(mode="after")
+    def _gpus_once(self) -> Slurm:
+        if self.gpus and (flags := self._gpu_flags()):
+            raise ValueError(
+                f"asks for GPUs twice, with gpus and with {flags[0]} in sbatch: keep one"
+            )
+        return self
 
     @field_validator("setup")
     @classmethod

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from common.artifacts import to_json, write_file
-from common.cluster.config import Slurm
-from common.cluster.slurm.queue import SlurmError, job_name, plain
+from common.cluster.config import MEMORY_FLAGS, Slurm
+from common.cluster.slurm.queue import SlurmError, job_name, outer_job_hidden, plain
 from common.cluster.slurm.task import Task
 from common.cluster.ssh.run import Work
 from common.errors import InputError
@@ -210,16 +210,21 @@ def parameters(settings: Slurm, name: str, indices: Iterable[int], after: str) -
 
 def _sizes(settings: Slurm) -> dict[str, Any]:
     """sbatch's flags for where a task runs and how large it is."""
+    asked = dict(settings.sbatch)
+    if settings.gpus:
+        asked["gres"] = ",".join(
+            filter(None, (f"gpu:{settings.gpus}", str(asked.get("gres") or "")))
+        )
+    if settings.memory_gb is not None and not any(asked.get(flag) for flag in MEMORY_FLAGS):
+        asked["mem"] = f"{max(1, round(settings.memory_gb * 1024))}M"
     known = {
         "partition": settings.partition,
         "account": settings.account,
-        "gres": f"gpu:{settings.gpus}" if settings.gpus else None,
         "cpus-per-task": settings.cpus,
-        "mem": f"{max(1, round(settings.memory_gb * 1024))}M",
     }
     return {
         flag: value
-        for flag, value in {**settings.sbatch, **known}.items()
+        for flag, value in {**asked, **known}.items()
         if value is not None and value is not False
     }
 
@@ -255,7 +260,7 @@ def submit(paths: Paths, settings: Slurm, run: str, array: Array, work: Work, af
         "label": array.label,
         "scripts": dict(work.scripts),
         "retrain": work.retrain,
-        "device": "0" if settings.gpus else "cpu",
+        "device": "0" if settings.asks_for_gpu else "cpu",
         "notice_seconds": told["signal_delay_s"],
     }
     tasks = {
@@ -286,7 +291,8 @@ def _submit(folder: str, told: Mapping[str, Any], tasks: Mapping[int, Task]) -> 
         kept[index] = JobPaths(folder).folder / f"{task.label}_{index}.pkl"
         delayed.dump(kept[index])
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # it prints what it also raises
+        # it prints what it also raises
+        with outer_job_hidden(), contextlib.redirect_stderr(io.StringIO()):
             array: str = executor._submit_command(executor._submitit_command_str).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         for path in kept.values():

@@ -4,12 +4,13 @@ Nobody else starts these commands.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from common.errors import InputError, ProjectError
@@ -31,6 +32,7 @@ _ENDED = frozenset(
         "REVOKED",
     )
 )
+_INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_")
 NEVER = "DependencyNeverSatisfied"
 
 
@@ -94,6 +96,22 @@ def trial(flags: Sequence[str]) -> str:
     return plain(_run(["sbatch", "--test-only", *flags, "--wrap=true"]).stderr)
 
 
+@contextlib.contextmanager
+def outer_job_hidden() -> Iterator[None]:
+    """Without what an allocation around this process (salloc), or a user's profile, set for Slurm's
+    commands: it would apply to our tasks. SLURM_CONF, which names the cluster, stays.
+    """
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(_INHERITED) and name != "SLURM_CONF"
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     if shutil.which(argv[0]) is None:
         raise InputError(
@@ -101,15 +119,16 @@ def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
             " such as its login node"
         )
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=ASK_SECONDS,
-            check=False,
-        )
+        with outer_job_hidden():
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=ASK_SECONDS,
+                check=False,
+            )
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{argv[0]} did not answer within {ASK_SECONDS} s") from None
     if done.returncode:

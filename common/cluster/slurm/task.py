@@ -31,6 +31,7 @@ from common.jobs.job_files import Job
 from common.paths import CODE_ROOT, Paths
 from common.training.stopping import Stopped, stopping
 
+HELD_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS")  # set by Slurm in a task that holds GPUs
 PROGRESS_SECONDS = 10.0
 STALLS = 3  # attempts in a row in which neither a job nor an epoch came to its end
 # An epoch may take this share of the notice; then the task is requeued from its last checkpoint,
@@ -80,6 +81,13 @@ class Task:
         return DelayedSubmission(self)
 
 
+def _device(asked: str) -> str:
+    """The GPU wherever Slurm gave this task one, as `sbatch` settings of a site may do unasked. A
+    training that is told to use a GPU fails where it cannot, so that none is held in vain.
+    """
+    return "0" if any(os.environ.get(name) for name in HELD_GPUS) else asked
+
+
 class _Attempt:
     """One start of a task."""
 
@@ -115,7 +123,7 @@ class _Attempt:
     def _run_jobs(self) -> list[str]:
         """Why those failed that did."""
         with self._log() as log:
-            worker = Worker(self, CODE_ROOT, self._task.device, log)
+            worker = Worker(self, CODE_ROOT, _device(self._task.device), log)
             return [
                 error
                 for job in self._task.jobs

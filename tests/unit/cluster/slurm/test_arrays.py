@@ -5,9 +5,11 @@ site's limit; what sbatch is told.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +28,7 @@ from common.cluster.slurm.arrays import (
     parameters,
     ranges,
 )
-from common.cluster.slurm.queue import Seen, SlurmError, final_states, plain
+from common.cluster.slurm.queue import Seen, SlurmError, ask, final_states, plain
 from common.cluster.slurm.start import _dependency
 from common.cluster.slurm.task import STALLS, Task, _Attempt
 from common.cluster.ssh.run import Work
@@ -193,6 +195,63 @@ def test_sbatch_is_told_sizes_throttle_dependency_and_to_requeue(
         "kill-on-invalid-dep" not in parameters(settings, "name", [0], "")["additional_parameters"]
     )
     assert {"--exclusive", "--qos=low", "--time=240"} <= set(flags(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({}, {}),
+        ({"memory_gb": 2}, {"mem": "2048M"}),
+        ({"memory_gb": 2, "sbatch": {"mem-per-cpu": "1G"}}, {"mem-per-cpu": "1G"}),
+        ({"memory_gb": 2, "sbatch": {"mem-per-gpu": "1G"}}, {"mem-per-gpu": "1G"}),
+        ({"memory_gb": 2, "sbatch": {"mem": "3G"}}, {"mem": "3G"}),
+        ({"gpus": "a100:1"}, {"gres": "gpu:a100:1"}),
+        ({"gpus": "1"}, {"gres": "gpu:1"}),
+        ({"gpus": "0"}, {}),
+        ({"gpus": "a100", "sbatch": {"gres": "scratch:9"}}, {"gres": "gpu:a100,scratch:9"}),
+        ({"sbatch": {"gpus-per-node": "a100:1"}}, {"gpus-per-node": "a100:1"}),
+        ({"sbatch": {"gres": "gpu:4"}}, {"gres": "gpu:4"}),
+        ({"sbatch": {"gres": "scratch:9"}}, {"gres": "scratch:9"}),
+    ],
+)
+def test_memory_and_gpus_reach_sbatch_once_each(
+    settings: dict[str, Any], sizes: dict[str, str]
+) -> None:
+    slurm = Slurm(**settings)
+    assert parameters(slurm, "name", [0], "")["additional_parameters"] == {
+        **sizes,
+        "cpus-per-task": 1,
+        "array": "0%64",
+        "requeue": True,
+    }
+    assert slurm.asks_for_gpu == any("gpu" in f"{k}{v}" for k, v in sizes.items() if "mem" not in k)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gpus": 2},
+        {"gpus": -1},
+        {"gpus": "a100:2"},
+        {"gpus": "a100:x"},
+        {"gpus": 1, "sbatch": {"gres": "gpu:1"}},
+        {"gpus": "a100", "sbatch": {"gpus-per-node": 1}},
+    ],
+)
+def test_gpus_that_no_training_would_use_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"one GPU|twice"):
+        Slurm(**settings)
+
+
+def test_settings_of_an_allocation_around_the_head_do_not_reach_slurms_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _command(tmp_path, "squeue", "env | grep -E '^(SLURM_|SBATCH_|SQUEUE_|KEPT)' | cut -d= -f1 | sort")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for name in ("SLURM_MEM_PER_CPU", "SBATCH_PARTITION", "SQUEUE_USERS", "SLURM_CONF", "KEPT"):
+        monkeypatch.setenv(name, "x")
+    assert ask("squeue").split() == ["KEPT", "SLURM_CONF"]
+    assert os.environ["SLURM_MEM_PER_CPU"] == "x"
 
 
 @pytest.mark.parametrize("name", ["array", "dependency", "Bad", "--qos"])
