@@ -246,7 +246,7 @@ def test_gpus_that_no_training_would_use_are_refused(settings: dict[str, Any]) -
 def test_settings_of_an_allocation_around_the_head_do_not_reach_slurms_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _command(tmp_path, "squeue", "env | grep -E '^(SLURM_|SBATCH_|SQUEUE_|KEPT)' | cut -d= -f1 | sort")
+    _command(tmp_path, "squeue", "env | grep -oE '^(SLURM_|SBATCH_|SQUEUE_|KEPT)\\w*' | sort")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     for name in ("SLURM_MEM_PER_CPU", "SBATCH_PARTITION", "SQUEUE_USERS", "SLURM_CONF", "KEPT"):
         monkeypatch.setenv(name, "x")
