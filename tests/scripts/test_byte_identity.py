@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_is_left_aside(
     project = generated(tmp_path)
     _, job = jobs_of(project)[0]
     environment = project.environment | {"PYTHONPATH": str(ROOT)}
-    code = KILLED.format(module="base_training")
+    code = KILLED.format(module="base")
     subprocess.run(
         [sys.executable, "-c", code],
         input=json.dumps(job),

@@ -196,7 +196,10 @@ def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain
         model.weights,
         {
             **model.metadata,
-            "code_fingerprints": {**model.metadata["code_fingerprints"], "models.py": "0" * 64},
+            "code_fingerprints": {
+                **model.metadata["code_fingerprints"],
+                "training/networks.py": "0" * 64,
+            },
         },
     )
     # One whose base is made anew, with the same weights as before, and one whose base is not.
@@ -208,7 +211,10 @@ def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain
         files["config.json"] = artifacts.to_json(
             {
                 **found.config,
-                "code_fingerprints": {**found.config["code_fingerprints"], "training.py": "0" * 64},
+                "code_fingerprints": {
+                    **found.config["code_fingerprints"],
+                    "training/loop.py": "0" * 64,
+                },
             }
         )
         artifacts.publish_experiment(paths, job["prefix"], name, files, found.metrics)
@@ -216,8 +222,8 @@ def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain
     ran, said = newly_run(project)
     assert not ran
     assert (
-        "3 results made by other versions of models.py, training.py are reused; --retrain makes"
-        " them anew" in said
+        "3 results made by other versions of training/loop.py, training/networks.py are reused;"
+        " --retrain makes them anew" in said
     )
     dry = project.run("run_two_phase_distributed.py", "--retrain", "--dry-run").stdout
     assert f"would train {base_hash}" in dry

@@ -22,7 +22,8 @@ from common.data.manifest import Sha256Cache, file_sha256
 from common.errors import CorruptArtifact, InputError, TrainingError
 from common.options import Options
 from common.paths import EXPERIMENT_FILES, Paths
-from common.training import base, finetune
+from common.training import base as base_training
+from common.training import finetune
 from common.training.setup import CheckpointFile, prepare
 from tests.trust.checker import broken, contents
 from tests.trust.disks import checkpoint_every_epoch
@@ -358,7 +359,7 @@ def changed_during(seed: int, parent: Path, kind: str) -> int:
                 before = change(path, seed)
 
         with cold_worker():
-            module = base if kind == "base" else finetune
+            module = base_training if kind == "base" else finetune
             with (
                 checkpoint_every_epoch() if rng.random() < 0.5 else nullcontext(),
                 mock.patch.object(module, "prepare", begin),
@@ -392,6 +393,6 @@ def _run(
     before = Path.cwd()
     os.chdir(folder)
     try:
-        (base if kind == "base" else finetune).run(values, progress)
+        (base_training if kind == "base" else finetune).run(values, progress)
     finally:
         os.chdir(before)
