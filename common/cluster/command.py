@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from common.cli import Parser
 from common.cluster.closing import closing_table
 from common.cluster.config import ClusterConfig, load_config
 from common.cluster.display import Display, status_lines
+from common.cluster.engine import Engine, load_engine
 from common.cluster.journal import latest_status
 from common.cluster.notify import Notifier
 from common.cluster.request import (
@@ -20,12 +22,9 @@ from common.cluster.request import (
     only_orchestrator,
     prepare,
 )
-from common.cluster.request import run as ssh_run
-from common.cluster.slurm import start
-from common.cluster.ssh import maintenance
-from common.cluster.ssh.payload import data_files
 from common.data.data_sets import Data
 from common.errors import InputError
+from common.jobs.inputs import all_data_files
 from common.jobs.job_files import Job
 from common.paths import CLUSTER_CONFIG, Paths
 
@@ -111,21 +110,17 @@ def execute(
     if args.status:
         return _status(paths, display)
     config = load_config(args.cluster_config)
+    engine = load_engine(config.engine)
     if args.cancel:
-        start.cancel(config, paths, display.say)
+        engine.cancel(config, paths, display.say)
         return 0
-    if config.engine == "slurm" and (args.setup_nodes or args.clean_nodes):
-        raise InputError(
-            "under Slurm all nodes share this project folder and its environment: there is nothing"
-            " to set up or to clean"
-        )
     if args.setup_nodes:
-        return int(not maintenance.setup_nodes(config, paths, display.say))
+        return int(not engine.setup(config, paths, display.say))
     if args.clean_nodes:
-        return int(not maintenance.clean_nodes(config, paths, display.say))
+        return int(not engine.clean(config, paths, display.say))
     data = Data(paths)
     if args.check:
-        return _check(args, config, paths, data, read, display)
+        return _check(engine, config, paths, data, read, display)
     bases, others, script = read(data)
     request = Request(
         paths,
@@ -141,15 +136,19 @@ def execute(
         only=args.only,
         max_retries=args.max_retries,
     )
+    fingerprints = partial(engine.fingerprints, config, paths)
     if args.dry_run:
-        for line in describe(prepare(request, data), verbose=True):
+        for line in describe(prepare(request, data, fingerprints), verbose=True):
             display.say(line)
         return 0
     with only_orchestrator(paths):
-        return _run(request, prepare(request, data), display, notifier)
+        prepared = prepare(request, data, fingerprints)
+        return _run(engine, request, prepared, display, notifier)
 
 
-def _run(request: Request, prepared: Prepared, display: Display, notifier: Notifier) -> int:
+def _run(
+    engine: Engine, request: Request, prepared: Prepared, display: Display, notifier: Notifier
+) -> int:
     for line in describe(prepared):
         display.say(line)
     failures: list[str] = []
@@ -161,8 +160,7 @@ def _run(request: Request, prepared: Prepared, display: Display, notifier: Notif
             notifier.tell(line)
 
     try:
-        engine = start.run if request.config.engine == "slurm" else ssh_run
-        outcome = engine(request, prepared, say, display.show)
+        outcome = engine.run(request, prepared, say, display.show)
     finally:
         display.close()
     lines = [
@@ -182,13 +180,13 @@ def _status(paths: Paths, display: Display) -> int:
         raise InputError(f"{paths.runs}: no run has been started in this project folder")
     for line in status_lines(status):
         display.say(line)
-    if status.get("engine") == "slurm":
-        display.say(start.queue_line(paths))
+    for line in load_engine(str(status.get("engine"))).status_lines(paths):
+        display.say(line)
     return 0
 
 
 def _check(
-    args: argparse.Namespace,
+    engine: Engine,
     config: ClusterConfig,
     paths: Paths,
     data: Data,
@@ -197,15 +195,11 @@ def _check(
 ) -> int:
     try:
         bases, others, _ = read(data)
-        files = list(dict.fromkeys(file for job in (*bases, *others) for file in data_files(job)))
+        files = all_data_files((*bases, *others))
     except InputError as error:  # nodes can be checked before there are jobs
         display.say(f"data are not compared: {error}")
         files = []
-    lines, good = (
-        start.check(config, paths)
-        if config.engine == "slurm"
-        else maintenance.check_nodes(config, paths, files, data.sha256)
-    )
+    lines, good = engine.check(config, paths, files, data.sha256)
     for line in lines:
         display.say(line)
     return int(not good)

@@ -1,5 +1,6 @@
-"""What both orchestrator scripts do around a run: read, plan, refuse or reuse, run, tell how it
-ended. It says lines through `say` and never prints.
+"""A user's request: plan it, describe it, make room for its results, and describe how it ended.
+
+Knows no engine: neither ssh/ nor slurm/ nor transport/.
 """
 
 from __future__ import annotations
@@ -9,40 +10,26 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from common import artifacts
-from common.cluster.config import ClusterConfig, Server
-from common.cluster.estimates import Estimates
-from common.cluster.journal import Journal, last_failures, new_run_id, past_events
+from common.cluster.config import ClusterConfig
+from common.cluster.journal import last_failures
 from common.cluster.results import Home
-from common.cluster.scheduler import scheduler
-from common.cluster.ssh.node import inventory, probe, send_code
-from common.cluster.ssh.payload import (
-    File,
-    Needs,
-    code_files,
-    data_files,
-    extra_files,
-    found_beside,
-    path_of,
-)
-from common.cluster.ssh.run import SEEN_SECONDS, Outcome, Runner, Work
-from common.cluster.transport.connection import connect
+from common.cluster.work import Outcome, Work
 from common.data.data_sets import Data, DataSha256
-from common.errors import BaseModelNotFound, Conflict, InputError, ProjectError
+from common.errors import BaseModelNotFound, Conflict, InputError
 from common.jobs import identity
+from common.jobs.inputs import File, all_data_files
 from common.jobs.job_files import KINDS, Job
 from common.jobs.plan import Plan, code_notice, counted, plan
 from common.jobs.verdicts import State, make_way
 from common.paths import Paths
 
-Say = Callable[[str], None]
-Show = Callable[[dict[str, Any]], None]
+# SHA-256 of data files that the head lacks, as the nodes have them.
+Fingerprints = Callable[[Sequence[File]], dict[File, str]]
 
 
 @dataclass(frozen=True)
@@ -73,21 +60,16 @@ class Prepared:
     data: dict[File, str | None] = field(default_factory=dict)
 
 
-def owner(paths: Paths) -> str:
-    """Names this head and project in the nodes' slot locks."""
-    return f"{platform.node()}:{paths.root}"
-
-
 # -- planning
 
 
-def prepare(request: Request, data: Data) -> Prepared:
+def prepare(request: Request, data: Data, fingerprints: Fingerprints) -> Prepared:
     """Plan a request. Changes nothing. Raises InputError, BaseModelNotFound and Conflict for what
     cannot be run.
     """
     bases, others = _chosen(request)
-    files = list(dict.fromkeys(file for job in (*bases, *others) for file in data_files(job)))
-    sha256, known = _data_sha256(request, data, files)
+    files = all_data_files((*bases, *others))
+    sha256, known = _data_sha256(request.paths, data, files, fingerprints)
     made = (
         plan(request.paths, bases, others, sha256, retrain=request.retrain)
         if request.script is None
@@ -118,18 +100,16 @@ def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
 
 
 def _data_sha256(
-    request: Request, data: Data, files: Sequence[File]
+    paths: Paths, data: Data, files: Sequence[File], fingerprints: Fingerprints
 ) -> tuple[DataSha256, dict[File, str | None]]:
-    """The head's own fingerprints; where it has no data at all, those of the nodes, which must
-    agree.
-    """
-    folders = {request.paths.data(data_path) for data_path, _ in files}
+    """The head's own fingerprints; those of the nodes where the head has no data at all."""
+    folders = {paths.data(data_path) for data_path, _ in files}
     if any(folder.is_dir() for folder in folders) or not files:
         known: dict[File, str | None] = {
             (data_path, name): data.sha256(data_path, name) for data_path, name in files
         }
         return data.sha256, known
-    found = _ask_nodes(request, files)
+    found = fingerprints(files)
 
     def sha256(data_path: str, name: str) -> str:
         if (data_path, name) not in found:
@@ -142,34 +122,6 @@ def _data_sha256(
     for data_path, name in files:
         sha256(data_path, name)
     return sha256, dict.fromkeys(files)
-
-
-def _ask_nodes(request: Request, files: Sequence[File]) -> dict[File, str]:
-    needs = Needs(code_files(), (), {}, (), (), owner(request.paths))
-
-    def ask(server: Server) -> dict[File, str | None]:
-        try:
-            with connect(server, request.paths.root) as node:
-                if not node.shared:
-                    send_code(node, needs, probe(node, needs.owner))
-                    return inventory(node, files, (), ()).data
-        # the run itself will say why this node is left out
-        except (ProjectError, OSError, EOFError):
-            pass
-        return {}
-
-    found: dict[File, str] = {}
-    with ThreadPoolExecutor(len(request.config.servers) or 1) as pool:
-        for server, answer in zip(
-            request.config.servers, pool.map(ask, request.config.servers), strict=True
-        ):
-            for file, sha256 in answer.items():
-                if sha256 and found.setdefault(file, sha256) != sha256:
-                    raise InputError(
-                        f"{path_of(file)}: {server.name} has another file than the other nodes, and"
-                        " the head has none: make them equal first"
-                    )
-    return found
 
 
 def _refuse(made: Plan, others: Sequence[Job]) -> None:
@@ -275,62 +227,6 @@ def only_orchestrator(paths: Paths) -> Iterator[None]:
         yield
 
 
-def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
-    """Run a planned request to its end."""
-    paths, work = request.paths, prepared.work
-    home = Home(paths, prepared.sha256, work.siblings)
-    make_room(request, prepared, home)
-    blocked = sorted(prepared.made.missing_base)
-    if not work.bases and not work.others:
-        return Outcome(blocked=blocked)
-    journal = Journal(paths, new_run_id())
-    experiments = tuple(job.id for job in work.others if job.kind == "finetune")
-    bases = tuple({job.id for job in work.bases} | {job.needs for job in work.others if job.needs})
-    jobs = (*work.bases, *work.others)
-    data = {file: prepared.data[file] for job in jobs for file in data_files(job)}
-    needs = Needs(
-        code_files(),
-        extra_files(request.script),
-        data,
-        bases,
-        experiments,
-        owner(paths),
-        trusted=not request.sync,
-        beside=found_beside(paths, jobs) if any(data.values()) else {},
-    )
-    limits = scheduler.Limits(
-        suspect_after=request.config.suspect_seconds,
-        close_after=request.config.close_seconds,
-        max_retries=request.max_retries,
-        wait_for_all_bases=request.wait_for_all_bases,
-    )
-    past = list(past_events(paths))
-    # Only after an earlier run can nodes have something to tell: a first one does not wait for the
-    # slowest to answer.
-    patience = SEEN_SECONDS if any(event.get("event") == "started" for event in past) else 0.0
-    push_all = request.sync and not request.train_bases
-    runner = Runner(
-        paths,
-        request.config_path,
-        request.config,
-        work,
-        needs,
-        home,
-        journal,
-        Estimates(paths, past),
-        limits,
-        say,
-        show,
-        push_all=push_all,
-        patience=patience,
-    )
-    with signals(_interrupting(runner)):
-        outcome = runner.run()
-    journal.close()
-    outcome.blocked += blocked
-    return outcome
-
-
 def make_room(request: Request, prepared: Prepared, home: Home) -> None:
     """Move what is stale or damaged aside, clear away what a killed head was writing, and publish
     what is only a copy.
@@ -380,17 +276,6 @@ def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     finally:
         for number, earlier in zip(numbers, before, strict=True):
             signal.signal(number, earlier)
-
-
-def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
-    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now. The handler only
-    counts; the runner speaks.
-    """
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        runner.interrupts = 2 if number != signal.SIGINT else runner.interrupts + 1
-
-    return on_signal
 
 
 def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]:

@@ -183,7 +183,7 @@ class Sandbox:
         """The script's exit code and what it said, judged."""
         refused = mock.Mock(side_effect=NodeError("no node is asked here"))
         with (
-            mock.patch("common.cluster.request.connect", refused),
+            mock.patch("common.cluster.ssh.start.connect", refused),
             mock.patch.object(subprocess, "Popen", side_effect=_only_git(subprocess.Popen)),
         ):
             code, out, err = call(self.world.folder, script, *argv)

@@ -23,7 +23,7 @@ from common.artifacts import to_json, write_file
 from common.cluster.config import MEMORY_FLAGS, Slurm
 from common.cluster.slurm.queue import SlurmError, job_name, outer_job_hidden, plain
 from common.cluster.slurm.task import Task
-from common.cluster.ssh.run import Work
+from common.cluster.work import Work
 from common.errors import InputError
 from common.jobs.job_files import Job
 from common.paths import CODE_ROOT, Paths

@@ -1,14 +1,13 @@
-"""The engine for Slurm: the same plan, jobs and results as over SSH, run as arrays that Slurm
-schedules while the head may be away.
+"""The engine over Slurm, which schedules arrays of jobs while the head may be away: see
+common/cluster/engine.py for its functions.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import FrameType
-from typing import Any
 
 from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.estimates import Estimates
@@ -28,12 +27,11 @@ from common.cluster.slurm.arrays import (
 )
 from common.cluster.slurm.queue import Seen, SlurmError
 from common.cluster.slurm.watch import Place, Watch
-from common.cluster.ssh.run import Outcome, Work
+from common.cluster.work import Outcome, Say, Show, Work
+from common.data.data_sets import DataSha256
 from common.errors import InputError
+from common.jobs.inputs import File
 from common.paths import Paths
-
-Say = Callable[[str], None]
-Show = Callable[[dict[str, Any]], None]
 
 
 def usable(config: ClusterConfig, paths: Paths) -> Slurm:
@@ -235,7 +233,9 @@ def cancel(config: ClusterConfig, paths: Paths, say: Say) -> None:
     )
 
 
-def check(config: ClusterConfig, paths: Paths) -> tuple[list[str], bool]:
+def check(
+    config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256
+) -> tuple[list[str], bool]:
     """For --check: what Slurm says of a task of this size, submitting nothing."""
     settings = usable(config, paths)
     check_submitit()
@@ -245,10 +245,24 @@ def check(config: ClusterConfig, paths: Paths) -> tuple[list[str], bool]:
         return [f"slurm: CANNOT WORK: {error}"], False
 
 
-def queue_line(paths: Paths) -> str:
-    """For --status: what Slurm has of this project."""
-    counts = Counter(task.state.lower() for task in queue.tasks(paths) if not task.ended)
-    return "in Slurm: " + (
-        ", ".join(f"{number:,} tasks {state}" for state, number in sorted(counts.items()))
-        or "no tasks of this project"
+def fingerprints(config: ClusterConfig, paths: Paths, files: Sequence[File]) -> dict[File, str]:
+    """Nothing: the nodes share the head's project folder."""
+    return {}
+
+
+def setup(config: ClusterConfig, paths: Paths, say: Say) -> bool:
+    """Raises InputError: there is nothing to set up."""
+    raise InputError(
+        "under Slurm all nodes share this project folder and its environment: there is nothing to"
+        " set up or to clean"
     )
+
+
+clean = setup
+
+
+def status_lines(paths: Paths) -> list[str]:
+    """What Slurm has of this project."""
+    counts = Counter(task.state.lower() for task in queue.tasks(paths) if not task.ended)
+    tasks = ", ".join(f"{number:,} tasks {state}" for state, number in sorted(counts.items()))
+    return [f"in Slurm: {tasks or 'no tasks of this project'}"]

@@ -18,7 +18,7 @@ from common.cluster.journal import Journal, events_file, events_in
 from common.cluster.results import Home
 from common.cluster.slurm.queue import NEVER, Seen, final_states, tasks
 from common.cluster.slurm.task import part, progress_file
-from common.cluster.ssh.run import Outcome, Work
+from common.cluster.work import Outcome, Work
 from common.errors import ProjectError
 from common.jobs.job_files import Job
 from common.paths import Paths

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from common import artifacts
 from common.cluster.config import ClusterConfig, Server
-from common.cluster.request import owner
 from common.cluster.ssh.node import check_facts, code_digests, probe, result_files, slot_plan
-from common.cluster.ssh.payload import File, code_files
+from common.cluster.ssh.payload import code_files, owner
 from common.cluster.transport.connection import connect
+from common.cluster.work import Say
 from common.data.data_sets import DataSha256
 from common.data.manifest import file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError, NodeError, ProjectError
+from common.jobs.inputs import File
 from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_METRICS, EXPERIMENTS, Paths
 
 SWEEP_TEXT = (CODE_ROOT / "common/cluster/on_node/sweep.py").read_text()
-Say = Callable[[str], None]
 OF_ONE_NODE = (ProjectError, OSError, EOFError)  # told in its line; the others go on
 
 

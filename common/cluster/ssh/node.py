@@ -27,11 +27,12 @@ from common.cli import one_line
 from common.cluster import config as cluster_config
 from common.cluster import protocol
 from common.cluster.config import ClusterConfig, Gpu, Probe, Server
-from common.cluster.ssh.payload import File, Needs, code_files, differing, path_of
+from common.cluster.ssh.payload import Needs, code_files, differing
 from common.cluster.transport.connection import Connection, Process, connect
 from common.cluster.transport.process import last_words
 from common.data.manifest import file_sha256
 from common.errors import NodeError, ProjectError
+from common.jobs.inputs import File, path_of
 from common.paths import (
     BASE_MODELS,
     CODE_ROOT,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from common.cluster.ssh.node import Node
-from common.cluster.ssh.payload import File
+from common.jobs.inputs import File
 
 REJOIN_SECONDS = (5.0, 60.0)  # first and longest pause before a lost node is tried again
 Item = str | File  # a base model's hash, or a data file

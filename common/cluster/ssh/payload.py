@@ -1,20 +1,14 @@
-"""What the jobs of a run read, so that exactly this is brought to a node: code, data files, and
-what lies beside them.
-"""
+"""What the jobs of a run need on every node: code, data files, and the files beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.data.manifest import MANIFEST, Sha256Cache
 from common.errors import InputError
-from common.jobs import identity
-from common.jobs.job_files import Job
-from common.paths import CODE_ROOT, SPLITS, Paths, windows_file
-
-File = tuple[str, str]  # data_path, file name
+from common.jobs.inputs import File, path_of
+from common.paths import CODE_ROOT, Paths
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,11 @@ class Needs:
         return {**self.data, **self.beside}
 
 
+def owner(paths: Paths) -> str:
+    """Names this head and project in the nodes' slot locks."""
+    return f"{platform.node()}:{paths.root}"
+
+
 def code_files() -> tuple[str, ...]:
     """What a node needs of the project's own code, relative to CODE_ROOT."""
     files = [
@@ -51,48 +50,6 @@ def code_files() -> tuple[str, ...]:
 def extra_files(script: Path | None) -> tuple[str, ...]:
     """A user's own script, relative to the project folder, unless it goes with the code."""
     return () if script is None or str(script) in code_files() else (str(script),)
-
-
-def data_files(job: Job) -> list[File]:
-    """The data files that a job reads."""
-    if job.kind == "base":
-        return [(job.base.data_path, name) for name in identity.base_data_files(job.base)]
-    if job.kind == "finetune":
-        people = identity.base_participants(job.finetune) if job.needs else []
-        return [
-            (job.finetune.data_path, name)
-            for name in identity.finetune_data_files(job.finetune, people)
-        ]
-    return []
-
-
-def beside_files(job: Job) -> list[File]:
-    """What a job reads beside its data files where it is there: of everyone dataset.json, of a
-    fine-tune's target the lists of windows.
-    """
-    if job.kind == "script":
-        return []
-    data_path = str(job.values["data_path"])
-    names = (
-        [windows_file(identity.target(job.finetune), split) for split in SPLITS]
-        if job.kind == "finetune"
-        else []
-    )
-    return [(data_path, name) for name in (MANIFEST, *names)]
-
-
-def found_beside(paths: Paths, jobs: Iterable[Job]) -> dict[File, str]:
-    """SHA-256 of those files of `beside_files` that the head has."""
-    cache, found = Sha256Cache(paths.sha256_cache), dict[File, str]()
-    for data_path, name in dict.fromkeys(file for job in jobs for file in beside_files(job)):
-        if (paths.data(data_path) / name).is_file():
-            found[data_path, name] = cache.sha256(paths.data(data_path) / name)
-    return found
-
-
-def path_of(file: File) -> str:
-    """As it is copied: relative to the project folder, or absolute."""
-    return f"{file[0]}/{file[1]}"
 
 
 def differing(name: str, needs: Needs, there: dict[File, str | None]) -> list[File]:

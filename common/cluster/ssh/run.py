@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,11 @@ from common.cluster.ssh.node import (
     WorkerLink,
 )
 from common.cluster.ssh.nodes import REJOIN_SECONDS, Item, Member, Waiting
-from common.cluster.ssh.payload import Needs, beside_files, data_files, path_of
+from common.cluster.ssh.payload import Needs
 from common.cluster.transport.connection import manual_rsync_command
+from common.cluster.work import Outcome, Say, Show, Work
 from common.errors import ProjectError
+from common.jobs.inputs import beside_files, data_files, path_of
 from common.jobs.job_files import Job
 from common.jobs.verdicts import State
 from common.paths import BASE_MODELS, Paths
@@ -51,35 +52,6 @@ END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 STARTS = 3  # of a worker in a row that never said hello
 SILENCE = ("heartbeat_seconds", "suspect_seconds", "close_seconds")
 AT_ONCE = 1_000  # events that are handled before everything else is looked at again
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be run, already planned. `scripts`: by job kind, the script's file name."""
-
-    bases: Sequence[Job]  # one for each distinct training
-    siblings: Mapping[str, Sequence[Job]]  # by its hash: jobs with the same training key
-    others: Sequence[Job]  # fine-tunes, or the jobs of somebody else's script
-    waiting: frozenset[str]  # fine-tunes that may turn out to be done once their base is there
-    scripts: Mapping[str, str]
-    retrain: bool = False
-
-
-@dataclass
-class Outcome:
-    """How the jobs of a run ended. `failed`: by job, (cause, log)."""
-
-    done: int = 0
-    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
-    blocked: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    interrupted: bool = False
-    why: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """0 all done, 1 some failed, 130 interrupted."""
-        return 130 if self.interrupted else int(bool(self.failed or self.blocked or self.left))
 
 
 class Runner:
@@ -98,8 +70,8 @@ class Runner:
         journal: Journal,
         estimates: Estimates,
         limits: plan.Limits,
-        say: Callable[[str], None],
-        show: Callable[[dict[str, Any]], None],
+        say: Say,
+        show: Show,
         *,
         push_all: bool = False,
         patience: float = SEEN_SECONDS,

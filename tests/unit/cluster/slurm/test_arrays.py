@@ -31,7 +31,7 @@ from common.cluster.slurm.arrays import (
 from common.cluster.slurm.queue import Seen, SlurmError, ask, final_states, plain
 from common.cluster.slurm.start import _dependency
 from common.cluster.slurm.task import STALLS, Task, _Attempt
-from common.cluster.ssh.run import Work
+from common.cluster.work import Work
 from common.errors import InputError, TrainingError
 from common.jobs.job_files import Job
 from common.paths import Paths

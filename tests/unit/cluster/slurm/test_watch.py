@@ -10,7 +10,7 @@ from common.cluster.journal import Journal
 from common.cluster.results import Home
 from common.cluster.slurm.task import part
 from common.cluster.slurm.watch import Watch
-from common.cluster.ssh.run import Work
+from common.cluster.work import Work
 from common.jobs.job_files import Job
 from common.paths import Paths
 

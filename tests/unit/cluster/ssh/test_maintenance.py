@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from common.cluster import request as requests
 from common.cluster.config import ClusterConfig, Server
-from common.cluster.ssh import maintenance
+from common.cluster.ssh import maintenance, start
 from common.cluster.ssh.maintenance import check_nodes, clean_nodes, setup_nodes
 from common.cluster.transport import connection
 from common.cluster.transport.process import Result
@@ -63,7 +64,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ClusterConfig]:
                 raise answer
             yield Fake(server.host, answer)
 
-        for module in (maintenance, requests):
+        for module in (maintenance, start):
             monkeypatch.setattr(module, "connect", connect)
         return ClusterConfig(
             servers=[
@@ -132,6 +133,6 @@ def test_a_node_that_breaks_is_not_asked_for_its_data(
     answering: Callable[..., ClusterConfig], tmp_path: Path
 ) -> None:
     config = answering(gone=ConnectionResetError(104, "reset"))
-    request = requests.Request(Paths(tmp_path), tmp_path / "c.json", config)
+    paths = Paths(tmp_path)
     with pytest.raises(InputError, match=r"data/a/x\.pt: neither here nor on any node"):
-        requests._data_sha256(request, Data(Paths(tmp_path)), FILES)
+        requests._data_sha256(paths, Data(paths), FILES, partial(start.fingerprints, config, paths))

@@ -20,7 +20,8 @@ from common.cluster.scheduler.states import JobState, Limits
 from common.cluster.ssh import run as module
 from common.cluster.ssh.node import Arrived, Ended, Fetched, Joined, Left, Said, Seen
 from common.cluster.ssh.payload import Needs
-from common.cluster.ssh.run import Runner, Work
+from common.cluster.ssh.run import Runner
+from common.cluster.work import Work
 from common.jobs import verdicts
 from common.jobs.job_files import Job
 from common.paths import Paths

@@ -1,0 +1,140 @@
+"""The engine over SSH and local slots: see common/cluster/engine.py for its functions."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+from common.cluster.config import ClusterConfig, Server
+from common.cluster.estimates import Estimates
+from common.cluster.journal import Journal, new_run_id, past_events
+from common.cluster.request import Prepared, Request, make_room, signals
+from common.cluster.results import Home
+from common.cluster.scheduler import scheduler
+from common.cluster.ssh.maintenance import check_nodes, clean_nodes, setup_nodes
+from common.cluster.ssh.node import inventory, probe, send_code
+from common.cluster.ssh.payload import Needs, code_files, extra_files, owner
+from common.cluster.ssh.run import SEEN_SECONDS, Runner
+from common.cluster.transport.connection import connect
+from common.cluster.work import Outcome, Say, Show
+from common.errors import InputError, ProjectError
+from common.jobs.inputs import File, all_data_files, found_beside, path_of
+from common.paths import Paths
+
+check, setup, clean = check_nodes, setup_nodes, clean_nodes
+
+
+def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
+    """Run a planned request to its end."""
+    paths, work = request.paths, prepared.work
+    home = Home(paths, prepared.sha256, work.siblings)
+    make_room(request, prepared, home)
+    blocked = sorted(prepared.made.missing_base)
+    if not work.bases and not work.others:
+        return Outcome(blocked=blocked)
+    journal = Journal(paths, new_run_id())
+    past = list(past_events(paths))
+    # Only after an earlier run can nodes have results to report: a first run does not wait for the
+    # slowest to answer.
+    patience = SEEN_SECONDS if any(event.get("event") == "started" for event in past) else 0.0
+    runner = Runner(
+        paths,
+        request.config_path,
+        request.config,
+        work,
+        _needs(request, prepared),
+        home,
+        journal,
+        Estimates(paths, past),
+        _limits(request),
+        say,
+        show,
+        push_all=request.sync and not request.train_bases,
+        patience=patience,
+    )
+    with signals(_interrupting(runner)):
+        outcome = runner.run()
+    journal.close()
+    outcome.blocked += blocked
+    return outcome
+
+
+def _needs(request: Request, prepared: Prepared) -> Needs:
+    work = prepared.work
+    jobs = (*work.bases, *work.others)
+    bases = {job.id for job in work.bases} | {job.needs for job in work.others if job.needs}
+    data = {file: prepared.data[file] for file in all_data_files(jobs)}
+    return Needs(
+        code_files(),
+        extra_files(request.script),
+        data,
+        tuple(bases),
+        tuple(job.id for job in work.others if job.kind == "finetune"),
+        owner(request.paths),
+        trusted=not request.sync,
+        beside=found_beside(request.paths, jobs) if any(data.values()) else {},
+    )
+
+
+def _limits(request: Request) -> scheduler.Limits:
+    return scheduler.Limits(
+        suspect_after=request.config.suspect_seconds,
+        close_after=request.config.close_seconds,
+        max_retries=request.max_retries,
+        wait_for_all_bases=request.wait_for_all_bases,
+    )
+
+
+def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
+    """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now. The handler only
+    counts; the runner speaks.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        runner.interrupts = 2 if number != signal.SIGINT else runner.interrupts + 1
+
+    return on_signal
+
+
+def fingerprints(config: ClusterConfig, paths: Paths, files: Sequence[File]) -> dict[File, str]:
+    """SHA-256 of data files that the head lacks, from the nodes. Raises InputError where two nodes
+    have different ones.
+    """
+    needs = Needs(code_files(), (), {}, (), (), owner(paths))
+
+    def ask(server: Server) -> dict[File, str | None]:
+        try:
+            with connect(server, paths.root) as node:
+                if not node.shared:
+                    send_code(node, needs, probe(node, needs.owner))
+                    return inventory(node, files, (), ()).data
+        # the run itself will say why this node is left out
+        except (ProjectError, OSError, EOFError):
+            pass
+        return {}
+
+    found: dict[File, str] = {}
+    with ThreadPoolExecutor(len(config.servers) or 1) as pool:
+        for server, answer in zip(config.servers, pool.map(ask, config.servers), strict=True):
+            for file, sha256 in answer.items():
+                if sha256 and found.setdefault(file, sha256) != sha256:
+                    raise InputError(
+                        f"{path_of(file)}: {server.name} has another file than the other nodes, and"
+                        " the head has none: make them equal first"
+                    )
+    return found
+
+
+def cancel(config: ClusterConfig, paths: Paths, say: Say) -> None:
+    """Nothing goes on without the head. Raises InputError."""
+    raise InputError(
+        '--cancel is for "engine": "slurm" in cluster_config.json; a run over SSH is ended with'
+        " Ctrl-C"
+    )
+
+
+def status_lines(paths: Paths) -> list[str]:
+    """Nothing beyond the record of the run."""
+    return []
