@@ -36,6 +36,11 @@ def windows_file(participant: str, split: str) -> str:
     return f"{participant}_{split}_windows.csv"
 
 
+def bouts_file(participant: str) -> str:
+    """File name of one participant's annotations, with the split that each lies in."""
+    return f"{participant}_bouts.csv"
+
+
 def experiment_name(fold: int, target: str) -> str:
     """Folder name of one experiment below its prefix."""
     return f"fold{fold}_{target}"

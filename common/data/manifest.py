@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.artifacts import read_sealed, seal, to_json
 from common.errors import CorruptArtifact, InputError
-from common.paths import windows_file
+from common.paths import bouts_file, windows_file
 
 MANIFEST = "dataset.json"
 SETTLED_SECONDS = 2.0
@@ -57,6 +57,21 @@ def listed_windows(folder: Path, participant: str, split: str) -> list[tuple[str
             return [(row["session"], row["start_s"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error):
         return []
+
+
+def listed_bouts(folder: Path, participant: str) -> list[tuple[str, float, float, str]] | None:
+    """Session, start second, end second and split of each annotation (see
+    `windowing.annotated_bouts`), or None where the data set keeps none: made by hand, or by an
+    earlier version.
+    """
+    try:
+        with (folder / bouts_file(participant)).open(newline="", encoding="utf-8") as file:
+            return [
+                (row["session"], float(row["start_s"]), float(row["end_s"]), row["split"])
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, ValueError, TypeError, csv.Error):
+        return None
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -9,7 +9,7 @@ import fcntl
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from common.data.windowing import (
     FRACTIONS,
     Session,
     Windows,
+    annotated_bouts,
     cut_windows,
     in_order,
     shared_sample,
@@ -37,8 +38,10 @@ from common.data.windowing import (
 )
 from common.errors import Conflict, InputError, ProjectError
 from common.options import DataPath, Fraction, Positive, Seed, explain
-from common.paths import SPLITS, split_file, windows_file
+from common.paths import SPLITS, bouts_file, split_file, windows_file
 
+WINDOW_COLUMNS = ("session", "start_s")
+BOUT_COLUMNS = ("session", "start_s", "end_s", "split")
 SOURCE_AND_PLACE = {"sessions", "demo", "data_path", "overwrite"}
 
 
@@ -310,13 +313,20 @@ def _prepare_participant(
         )
     except InputError as error:
         raise InputError(f"{participant}: {error}") from None
+    write_synced(
+        folder / bouts_file(participant),
+        _csv(BOUT_COLUMNS, annotated_bouts(in_order(sessions)[0], parts)),
+    )
     outcome.counts[participant] = {}
     for split in SPLITS:
         windows = cut_windows(
             parts[split], options.length, options.stride, options.min_overlap, channels
         )
         write_synced(folder / split_file(participant, split), encode(windows))
-        write_synced(folder / windows_file(participant, split), _windows_csv(windows))
+        write_synced(
+            folder / windows_file(participant, split),
+            _csv(WINDOW_COLUMNS, zip(windows.sessions, windows.starts_s, strict=True)),
+        )
         counts = SplitCounts(windows=len(windows.y), positives=int(windows.y.sum()))
         outcome.counts[participant][split] = counts
         lack = _lack(counts)
@@ -350,11 +360,11 @@ def _take_notes(
         )
 
 
-def _windows_csv(windows: Windows) -> bytes:
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["session", "start_s"])
-    rows.writerows(zip(windows.sessions, windows.starts_s, strict=True))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
     return text.getvalue().encode()
 
 

@@ -46,6 +46,7 @@ class Session:
         values: float32 [samples, channels]; NaN inside gaps.
         pieces: half-open sample ranges without a gap, in order.
         bouts: float [bouts, 2], start and end in samples, sorted and disjoint.
+        annotations: as `bouts`, but as they were given: neither joined nor cut.
         sampled_at: Hz, of the samples that it was made from outside gaps.
     """
 
@@ -55,6 +56,7 @@ class Session:
     values: NDArray[np.float32]
     pieces: tuple[tuple[int, int], ...]
     bouts: Floats
+    annotations: Floats
     sampled_at: float
 
     @property
@@ -128,6 +130,7 @@ def make_session(
         grid,
         tuple(pieces),
         merge_bouts(bouts_s * rate),
+        np.round(bouts_s * rate, 3).reshape(-1, 2),
         1 / float((within if len(within) else steps).mean()),
     )
 
@@ -452,6 +455,53 @@ def shared_sample(
                 f" at {next_start:g} s"
             )
     return None
+
+
+def annotated_bouts(
+    sessions: Sequence[Session], parts: Mapping[str, Sequence[Part]]
+) -> list[tuple[str, float, float, str]]:
+    """Rows (session, start_s, end_s, split) of {participant}_bouts.csv: every annotation as given.
+
+    Times are on the recording's own clock, as in {participant}_{split}_windows.csv. Annotations
+    are not joined, even where they touch or overlap. Each is clipped to what was recorded: from
+    the first to the last recorded sample inside it, so that a short gap in a bout does not make
+    two of it; one that lies in a gap altogether has no row. An annotation that reaches into
+    several splits (only a session labelled from end to end does) is clipped to each of them. The
+    split is empty where an annotation lies between splits: no window of any split sees it.
+    """
+    rows: list[tuple[str, float, float, str]] = []
+    for session in sessions:
+        own = [(split, part) for split in parts for part in parts[split] if part.session is session]
+        for start, end in sorted(session.annotations.tolist()):
+            kept = [
+                (split, *found)
+                for split, part in own
+                if (found := recorded_within(session, max(start, part.begin), min(end, part.end)))
+            ]
+            if not kept and (found := recorded_within(session, start, end)):
+                kept = [("", *found)]
+            rows += [
+                (
+                    session.name,
+                    round(session.start_s + begin / session.rate, 6),
+                    round(session.start_s + stop / session.rate, 6),
+                    split,
+                )
+                for split, begin, stop in kept
+            ]
+    return rows
+
+
+def recorded_within(session: Session, start: float, end: float) -> tuple[float, float] | None:
+    """The range [start, end) without what was not recorded at its two ends; None where nothing is
+    left.
+    """
+    inside = [
+        (max(start, begin), min(end, stop))
+        for begin, stop in session.pieces
+        if max(start, begin) < min(end, stop)
+    ]
+    return (inside[0][0], inside[-1][1]) if inside else None
 
 
 def covered_hours(places: Iterable[tuple[str, float]], window_seconds: float) -> float:

@@ -17,7 +17,7 @@ import prepare_data
 from common.cli import run_script
 from common.data import prepare
 from common.data.demo import fetch_wheel
-from common.data.manifest import file_sha256, read_manifest
+from common.data.manifest import file_sha256, listed_bouts, read_manifest
 from common.errors import InputError, ProjectError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,6 +252,36 @@ def test_the_label_column_and_a_bouts_csv_say_the_same(call, rec, project, overl
         assert (project / "data" / "mine" / name).read_bytes() == (
             project / "data" / "bouts" / name
         ).read_bytes()
+
+
+def test_annotations_are_kept_as_given_with_their_split(call, project):
+    for number in range(3):
+        write_session(project / "rec" / "anna" / f"s{number}.csv", zero=100 * number, label="")
+    rows = [
+        "anna,s0,12,20",
+        "anna,s0,10,12",
+        "anna,s0,38,55",
+        "anna,s1,105.123,106",
+        "anna,s2,200,240",
+    ]
+    (project / "rec" / "bouts.csv").write_text(
+        "participant,session,start,end\n" + "\n".join(rows) + "\n"
+    )
+    assert call(*MINE, "--split", "chronological")[0] == 0
+    assert (project / "data" / "mine" / "anna_bouts.csv").read_text() == (
+        "session,start_s,end_s,split\n"
+        "s0,10.0,12.0,train\ns0,12.0,20.0,train\ns0,38.0,40.0,train\n"
+        "s1,105.123,106.0,val\ns2,200.0,240.0,test\n"
+    )
+    assert call(*MINE, "--split", "time", "--data_path", "data/time")[0] == 0
+    by_time = listed_bouts(project / "data" / "time", "anna")
+    assert ("s1", 105.123, 106.0, "train") in by_time
+    # s2 is labelled from end to end: the one bout that may be cut, into a row for each split.
+    assert [row for row in by_time if row[0] == "s2"] == [
+        ("s2", 200.0, 221.6, "train"),
+        ("s2", 223.6, 230.8, "val"),
+        ("s2", 232.8, 240.0, "test"),
+    ]
 
 
 def test_a_split_with_one_class_or_no_window_is_named(call, project):
@@ -585,6 +615,8 @@ def test_what_a_killed_run_left_behind_is_used_up(call, rec, project):
                 for split in ("train", "val", "test")
                 for end in (".pt", "_windows.csv")
             ),
+            "anna_bouts.csv",
+            "bo_bouts.csv",
         ]
     )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.data.windowing import (
     Part,
     Session,
+    annotated_bouts,
     covered_hours,
     cut_windows,
     in_order,
@@ -116,6 +117,20 @@ def test_a_pause_shorter_than_the_given_gap_is_bridged():
         len(make_session("s", 0.0, times, times[:, None], NO_BOUTS, RATE, max_gap_s=0.5).pieces)
         == 2
     )
+
+
+def test_an_annotation_is_clipped_to_what_was_recorded_inside_it():
+    broken = session(
+        seconds=30, gaps=[(10, 14)], bouts=[(8, 12), (11, 13), (9, 20), (28, 40), (21, 22)]
+    )
+    rows = annotated_bouts([broken], {"train": [Part(broken, 0, 200)], "val": [], "test": []})
+    # A gap inside a bout does not make two of it; one in the gap alone is not there.
+    assert rows == [
+        ("s1", 8.0, 10.0, "train"),
+        ("s1", 9.0, 20.0, "train"),
+        ("s1", 21.0, 22.0, ""),
+        ("s1", 28.0, 30.0, ""),
+    ]
 
 
 def test_bouts_that_overlap_or_touch_are_one():
