@@ -103,7 +103,9 @@ class OurLoop:
     def __init__(
         self, model: str, windows: Windows, batch_size: int, *, compiled: bool = False
     ) -> None:
-        settings = loop.Settings(batch_size, 1e-3, 10**6, 10**6, "benchmark", compiled=compiled)
+        settings = loop.TrainingSettings(
+            batch_size, 1e-3, 10**6, 10**6, "benchmark", compiled=compiled
+        )
         loop._keep_freed_memory()
         self.run = loop._Run(
             networks.build(model, channels=CHANNELS, seed=0), windows, None, settings
@@ -117,7 +119,7 @@ class OurLoop:
 
     def evaluate(self) -> None:
         """Loss and counts of all windows."""
-        self.run.evaluate(self.windows)
+        loop.evaluate(self.run.backend, self.windows)
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,9 @@ def equally_good(seeds: int = 10, epochs: int = 30) -> Row:
             )
             theirs, _ = metrics.final_scores(unseen.y.numpy(), plain.evaluate())
             model = networks.build("test", channels=CHANNELS, seed=seed)
-            loop.fit(model, learnt, None, loop.Settings(32, 1e-3, epochs, 1, f"seed {seed}"))
+            loop.fit(
+                model, learnt, None, loop.TrainingSettings(32, 1e-3, epochs, 1, f"seed {seed}")
+            )
             ours, _ = metrics.final_scores(unseen.y.numpy(), score(model, unseen)[0])
             ratios.append((ours["macro_f1"] or 0) / (theirs["macro_f1"] or 1))
     return Row.of(

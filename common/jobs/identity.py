@@ -19,6 +19,7 @@ from common.paths import CODE_ROOT, SPLITS, split_file
 CODE_FILES = (
     "training/networks.py",
     "training/blocks.py",
+    "training/backends.py",
     "training/augment.py",
     "data/dataset.py",
     "training/loop.py",

@@ -43,8 +43,8 @@ from common.training.provenance import now, provenance
 from common.training.setup import (
     CheckpointFile,
     Log,
+    LruCache,
     Progress,
-    Recent,
     device_name,
     network,
     open_splits,
@@ -90,8 +90,8 @@ class _Scores:
 
 
 Publish = Callable[[dict[str, bytes], dict[str, Any], str], None]
-_bases: Recent[dict[str, torch.Tensor]] = Recent(4)
-_untouched: Recent[_Scores] = Recent(32)
+_bases: LruCache[dict[str, torch.Tensor]] = LruCache(4)
+_untouched: LruCache[_Scores] = LruCache(32)
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def _load(model: Network, base: _Base) -> None:
         ) from error
 
 
-def _settings(task: _Task, seed_key: str) -> loop.Settings:
+def _settings(task: _Task, seed_key: str) -> loop.TrainingSettings:
     head_only = task.options.mode == "head_only_fine_tuning"
     patience = task.options.early_stopping_patience_target
     return settings(

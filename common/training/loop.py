@@ -26,6 +26,7 @@ from torch.optim.adam import adam
 from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
 from common.errors import CorruptArtifact, InputError, TrainingError
 from common.training.augment import Augment
+from common.training.backends import Backend, backend_for
 from common.training.metrics import confusion, macro_f1
 from common.training.networks import Network
 
@@ -48,7 +49,7 @@ class Checkpoint(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """What shapes one training, apart from model and data.
 
     seed_key: every epoch's shuffling, augmentation and dropout derive from this and the epoch
@@ -138,7 +139,7 @@ def fit(
     model: Network,
     train: Windows,
     val: Windows | None,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     progress: Callable[[dict[str, Any]], None] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -192,7 +193,7 @@ class _Run:
     """One training from its first epoch, or from a checkpoint, to its end."""
 
     def __init__(
-        self, model: Network, train: Windows, val: Windows | None, settings: Settings
+        self, model: Network, train: Windows, val: Windows | None, settings: TrainingSettings
     ) -> None:
         self.model, self.train, self.val, self.settings = model, train, val, settings
         self.device = next(model.parameters()).device
@@ -201,14 +202,11 @@ class _Run:
             parameter.requires_grad_(any(parameter is trained for trained in parameters))
         self.weights = _flattened(parameters)
         self.optimizer = _Adam(self.weights, settings.lr)
-        self.pos_weight = _pos_weight(settings.pos_weight, train)
-        self.step = make_step(
+        self.backend = backend_for(
             model,
-            self.optimizer,
-            self.pos_weight,
+            pos_weight=_pos_weight(settings.pos_weight, train),
             compiled_batch=settings.batch_size if settings.compiled else None,
         )
-        self.evaluate = make_evaluation(model, compiled=settings.compiled)
         self.done = _Progress()
         self.best: State = {}
         self.stopped_by: Literal["patience", "max_epochs"] | None = None
@@ -245,21 +243,21 @@ class _Run:
         )
         pieces = _pieces(batches, chunk_batches(self.train.window_bytes, settings.batch_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.model.train()
         with _seeded(epoch_seed(settings.seed_key, epoch, "dropout"), self.device):
             chunks = self.train.chunks(order, [sum(piece) for piece in pieces])
             for piece, (x, y) in zip(pieces, chunks, strict=True):
                 if settings.augment is not None:
                     settings.augment(x, augment)
                 for xb, yb in zip(torch.split(x, piece), torch.split(y, piece), strict=True):
-                    total += self.step(xb, yb)
+                    total += self.backend.gradient(xb, yb)
+                    self.optimizer.step()
         self.done.updates += len(batches)
         return total / len(order)
 
     def _validate(self) -> Evaluation | None:
         if self.val is None:
             return None
-        return self.evaluate(self.val)
+        return evaluate(self.backend, self.val)
 
     def _conclude(self, train_loss: float | None, validation: Evaluation | None) -> None:
         for name, loss in (
@@ -323,7 +321,9 @@ class _Run:
             self.train.samples,
             len(self.val) if self.val else 0,
         ]
-        return repr((settings, shape, torch.__version__, torch.get_num_threads(), self.device.type))
+        return repr(
+            (settings, shape, torch.__version__, torch.get_num_threads(), self.backend.name)
+        )
 
     def payload(self) -> bytes:
         """A checkpoint of everything that the next epoch depends on."""
@@ -476,76 +476,13 @@ def _keep_freed_memory() -> None:
             mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
-def make_step(
-    model: Network, optimizer: _Adam, pos_weight: float, *, compiled_batch: int | None
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """One update: (x [batch, channels, samples], y [batch]) -> sum of the unweighted losses, a
-    detached scalar on the device.
-
-    On a CPU the batch passes in pieces that stay in its caches and their gradients add up. The
-    captured form stands behind `compiled_batch`: batches of that size are compiled, on a GPU
-    replayed as CUDA graphs; the odd last batch of an epoch is not worth a compilation of its own.
-    """
-    device = next(model.parameters()).device
-    gradient = optimizer.gradient
-    weight = None if pos_weight == 1.0 else torch.tensor(pos_weight, device=device)
-
-    def losses(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(x)
-        loss = F.binary_cross_entropy_with_logits(logits, y, pos_weight=weight, reduction="sum")
-        return loss, (
-            loss
-            if weight is None
-            else F.binary_cross_entropy_with_logits(logits.detach(), y, reduction="sum")
-        )
-
-    captured = losses
-    if compiled_batch is not None:
-        captured = torch.compile(
-            losses, mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False
-        )
-
-    def step(x: Tensor, y: Tensor) -> Tensor:
-        gradient.zero_()
-        form, piece = losses, len(x) if device.type != "cpu" else model.cached_batch(x.shape[2])
-        if len(x) == compiled_batch:
-            form, piece = captured, len(x)
-        if device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        total: Tensor | None = None
-        for xb, yb in zip(torch.split(x, piece), torch.split(y, piece), strict=True):
-            loss, unweighted = form(xb, yb)
-            (loss / len(x)).backward()  # type: ignore[no-untyped-call]
-            total = unweighted.detach() if total is None else total + unweighted.detach()
-        optimizer.step()
-        assert total is not None
-        return total
-
-    return step
-
-
-def make_evaluation(model: Network, *, compiled: bool = False) -> Callable[[Windows], Evaluation]:
-    """A function that scores a set of windows with one transfer to the host."""
-    forward = torch.compile(model, dynamic=False) if compiled else model
-
-    def evaluate_windows(windows: Windows) -> Evaluation:
-        model.eval()
-        total = torch.zeros(5, dtype=torch.float64, device=windows.device)
-        with torch.inference_mode():
-            size = min(evaluation_batch(model, windows), len(windows))
-            for x, y in windows.batches(size):
-                logits = forward(x) if len(x) == size else model(x)
-                total[0] += F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
-                total[1:] += confusion(logits, y)
-        loss, *counts = total.tolist()
-        return Evaluation(loss / len(windows), [int(count) for count in counts])
-
-    return evaluate_windows
-
-
-def evaluation_batch(model: Network, windows: Windows) -> int:
-    """Windows in an evaluation batch, from shapes alone: what a CPU's caches hold; eight times that
-    on a GPU.
-    """
-    piece = model.cached_batch(windows.samples)
-    return piece if windows.device.type == "cpu" else 8 * piece
+def evaluate(backend: Backend, windows: Windows) -> Evaluation:
+    """Score a set of windows with one transfer to the host."""
+    total = torch.zeros(5, dtype=torch.float64, device=windows.device)
+    with torch.inference_mode():
+        for x, y in windows.batches(backend.evaluation_batch(windows.samples)):
+            logits = backend.logits(x)
+            total[0] += F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+            total[1:] += confusion(logits, y)
+    loss, *counts = total.tolist()
+    return Evaluation(loss / len(windows), [int(count) for count in counts])

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from common.errors import InputError, nearest
 from common.training.blocks import EPS, Block, features
 
-CACHED_BYTES = 12 << 20  # activations of one block up to this size are fastest on a CPU
-
 
 @dataclass(frozen=True)
 class Form:
@@ -118,10 +116,6 @@ class Network(nn.Module):
     def head_parameters(self) -> list[nn.Parameter]:
         """The head's, which head_only_fine_tuning trains."""
         return list(self.head.parameters())
-
-    def cached_batch(self, samples: int) -> int:
-        """How many windows of `samples` to compute at once on a CPU, from shapes alone."""
-        return max(1, CACHED_BYTES // (4 * samples * max(block.channels for block in self.blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.normalized:

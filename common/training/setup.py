@@ -23,6 +23,7 @@ from common.options import Options
 from common.paths import Paths
 from common.training import loop
 from common.training.augment import Augment
+from common.training.backends import backend_for
 from common.training.networks import Network, build
 from common.training.provenance import now
 from common.training.stopping import Stopped, stopping
@@ -75,7 +76,7 @@ def prepare(options: Options) -> torch.device:
     return torch_device(options.device)
 
 
-def settings(options: Options, seed_key: str, **changes: Any) -> loop.Settings:
+def settings(options: Options, seed_key: str, **changes: Any) -> loop.TrainingSettings:
     """The loop's settings; `changes` override."""
     augment = None
     if options.use_augmentation:
@@ -93,7 +94,7 @@ def settings(options: Options, seed_key: str, **changes: Any) -> loop.Settings:
         "min_steps_per_epoch": options.min_steps_per_epoch,
         "compiled": options.compile == "on",
     }
-    return loop.Settings(**values | changes)
+    return loop.TrainingSettings(**values | changes)
 
 
 def network(options: Options, channels: int, seed: int) -> Network:
@@ -145,11 +146,10 @@ def score(model: Network, windows: Windows) -> tuple[np.ndarray[Any, Any], float
     """Probability of class 1 of every window (float32 [windows]), and the mean loss, in one
     pass.
     """
-    model.eval()
+    backend = backend_for(model)
+    size = backend.evaluation_batch(windows.samples)
     with torch.inference_mode():
-        logits = torch.cat(
-            [model(x) for x, _ in windows.batches(loop.evaluation_batch(model, windows))]
-        ).cpu()
+        logits = torch.cat([backend.logits(x) for x, _ in windows.batches(size)]).cpu()
         loss = F.binary_cross_entropy_with_logits(logits.double(), windows.y.double())
         return torch.sigmoid(logits).numpy(), float(loss)
 
@@ -224,7 +224,7 @@ class Log:
         return "\n".join(self._lines) + "\n"
 
 
-class Recent(Generic[T]):
+class LruCache(Generic[T]):
     """The last few results of something costly, by key: what a warm worker need not do twice."""
 
     def __init__(self, most: int) -> None:

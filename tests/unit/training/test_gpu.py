@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-SETTINGS = loop.Settings(
+SETTINGS = loop.TrainingSettings(
     batch_size=8, lr=0.003, max_epochs=3, patience=10, seed_key="key", from_untouched=True
 )
 GPU = torch.device("cuda", 0)
@@ -31,7 +31,7 @@ def split(tmp_path):
 def fitted(
     split,
     device: torch.device,
-    settings: loop.Settings = SETTINGS,
+    settings: loop.TrainingSettings = SETTINGS,
     *,
     resident: bool | None = None,
 ) -> loop.FitResult:

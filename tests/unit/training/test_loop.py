@@ -19,11 +19,12 @@ from common.data.dataset import Windows
 from common.errors import CorruptArtifact, InputError, TrainingError
 from common.training import loop, networks
 from common.training.augment import Augment
+from common.training.backends import AutogradBackend, backend_for
 from common.training.setup import score
 from tests.conftest import ROOT
 from tests.unit.training.plain import PlainNetwork, write_split
 
-SETTINGS = loop.Settings(batch_size=8, lr=0.01, max_epochs=4, patience=10, seed_key="key")
+SETTINGS = loop.TrainingSettings(batch_size=8, lr=0.01, max_epochs=4, patience=10, seed_key="key")
 
 
 class Kept:
@@ -57,7 +58,7 @@ def network(seed: int = 0, **options) -> networks.Network:
     return networks.build("test", channels=2, seed=seed, **options)
 
 
-def change(**options) -> loop.Settings:
+def change(**options) -> loop.TrainingSettings:
     return dataclasses.replace(SETTINGS, **options)
 
 
@@ -90,13 +91,13 @@ def test_fit_equals_a_plain_loop(sets, pos_weight):
 
 def test_a_batch_in_pieces_is_the_same_update(sets, monkeypatch):
     whole = loop.fit(network(), *sets, SETTINGS)
-    monkeypatch.setattr(networks.Network, "cached_batch", lambda self, samples: 3)
+    monkeypatch.setattr(AutogradBackend, "_cached_batch", lambda self, samples: 3)
     pieces = loop.fit(network(), *sets, SETTINGS)
     for name, value in whole.state.items():
         torch.testing.assert_close(pieces.state[name], value, rtol=1e-2, atol=1e-3)
 
 
-def full(**options) -> loop.Settings:
+def full(**options) -> loop.TrainingSettings:
     return change(
         augment=Augment(aug_prob=0.5), from_untouched=True, checkpoint_seconds=0, **options
     )
@@ -220,7 +221,7 @@ def test_balanced_weighs_positives_by_what_the_training_windows_hold(sets):
 def test_predictions_and_evaluation_agree(sets):
     model, val = network(), sets[1]
     p, loss = score(model, val)
-    result = loop.make_evaluation(model)(val)
+    result = loop.evaluate(backend_for(model), val)
     assert p.shape == (21,)
     assert p.dtype == "float32"
     assert sum(result.counts) == 21
@@ -262,7 +263,7 @@ from common.training import loop, networks
 torch.save((torch.randn(8, 2, 16), torch.arange(8) % 2), "a_train.pt")
 windows = Windows([open_split(".", "a", "train")])
 model = networks.build("test", channels=2)
-loop.fit(model, windows, windows, loop.Settings(4, 1e-3, 2, 2, "k"))
+loop.fit(model, windows, windows, loop.TrainingSettings(4, 1e-3, 2, 2, "k"))
 print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
 """
     with tempfile.TemporaryDirectory() as folder:
