@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 
 from common.errors import InputError, nearest
+from common.jobs import choosing
+from common.jobs.choosing import FACTORS, REPEATS, ROUNDING, choose_settings, reported_base_count
 from common.jobs.identity import BASE_ONLY
 from common.options import FinetuneOptions, shapes_result
 from common.report.statistics import Paired, holm, median_interval, paired, ratio_of_means
@@ -33,10 +35,7 @@ MODE_WORDS = {
 }
 PRIMARY_FRACTION = 0.1
 LOWER_IS_BETTER = frozenset({"loss", "false_alarms_per_hour"})
-REPEATS = ("seed", "seed_finetune", "base_order_seed", "split_seed")
-CONTEXT = ("project", "data_path", "window_size")  # never pooled: other data
-FACTORS = ("mode", "target_data_pct", "n_base_participants")
-ROUNDING = 10  # decimals; what is left of a float sum is neither a gain nor a tie broken
+CONTEXT = ("project", *choosing.CONTEXT)  # never pooled: other data
 
 
 class Condition(NamedTuple):
@@ -308,15 +307,17 @@ def reported_base(rows: pd.DataFrame, notes: list[str]) -> float | None:
     based = rows[rows["mode"] != "target_only"]
     if not len(based):
         return None
-    people = based.groupby(based["n_base_participants"].astype(float))[
-        "target_participant"
-    ].nunique()
-    everyone, most = based["target_participant"].nunique(), people.index.max()
-    enough = people[2 * people >= everyone]
-    chosen = float(enough.index.max()) if len(enough) else float(most)
+    people = {
+        float(count): set(rows["target_participant"])
+        for count, rows in based.groupby(based["n_base_participants"].astype(float))
+    }
+    chosen, most = reported_base_count(people), max(people, default=None)
+    if chosen is None or most is None:
+        return None
     if chosen < most:
         notes.append(
-            f"With {most:.0f} base participants {people[most]} of {everyone} people have results"
+            f"With {most:.0f} base participants {len(people[most])} of"
+            f" {based['target_participant'].nunique()} people have results"
             f" yet, so those with {chosen:.0f} are reported."
         )
     return chosen
@@ -413,37 +414,26 @@ def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[s
     people = list(dict.fromkeys(mine["target_participant"]))
     if len(settings) == 1:
         return pd.Series(settings[0], index=people)
-    val = (
-        mine.pivot(index="target_participant", columns="setting", values=column)
-        if column in mine
-        else pd.DataFrame(index=people, columns=settings)
-    )
-    scored = (
-        val.astype(float).reindex(index=people, columns=settings).dropna(axis="columns", how="all")
-    )
-    candidates, complete = list(scored.columns) or settings, scored.dropna()
-    chosen = {
-        person: _best(complete.drop(index=person, errors="ignore"), metric) for person in people
+    scores = {
+        person: dict(zip(rows["setting"], rows.get(column, [None] * len(rows)), strict=True))
+        for person, rows in mine.groupby("target_participant", sort=False)
     }
-    note = _unscored_words([setting for setting in settings if setting not in candidates])
-    if len(candidates) < len(settings) and note not in notes:
+    choice = choose_settings(scores, lower_is_better=metric in LOWER_IS_BETTER)
+    unscored = [setting for setting in settings if setting not in choice.candidates]
+    note = _unscored_words(unscored)
+    if unscored and note not in notes:
         notes.append(note)
-    if len(candidates) > 1 and None in chosen.values():
+    if choice.undecided:
         lack = (
-            "no setting has a validation score"
-            if scored.empty
-            else "nobody else has a validation score of every setting yet"
+            "nobody else has a validation score of every setting yet"
+            if column in mine and mine[column].notna().any()
+            else "no setting has a validation score"
         )
         notes.append(
-            f"{condition.words}: {lack}, so “{candidates[0]}”, the first in order, was taken; fix"
-            " the setting with --filter."
+            f"{condition.words}: {lack}, so “{choice.candidates[0]}”, the first in order, was"
+            " taken; fix the setting with --filter."
         )
-    return pd.Series(
-        {
-            person: candidates[0] if setting is None else setting
-            for person, setting in chosen.items()
-        }
-    )
+    return pd.Series(choice.settings)
 
 
 def _unscored_words(settings: list[str]) -> str:
@@ -452,13 +442,6 @@ def _unscored_words(settings: list[str]) -> str:
         f" {', '.join(f'“{setting}”' for setting in settings)}; --filter reports such a setting by"
         " itself."
     )
-
-
-def _best(others: pd.DataFrame, metric: str) -> str | None:
-    if others.empty:
-        return None
-    means = others.mean().round(ROUNDING)
-    return str(means.idxmin() if metric in LOWER_IS_BETTER else means.idxmax())
 
 
 def _cells_of(cells: pd.DataFrame, condition: Condition) -> pd.DataFrame:

@@ -1,0 +1,74 @@
+"""Which setting of a grid stands for a person: one rule, for the table that ends a run and for the
+report. Decided by validation scores of the other people, never by test scores. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+# Options with rows or columns of their own, those that repeat a measurement, and those that name
+# other data: settings are what else a grid varies.
+FACTORS = ("mode", "target_data_pct", "n_base_participants")
+REPEATS = ("seed", "seed_finetune", "base_order_seed", "split_seed")
+CONTEXT = ("data_path", "window_size")
+ROUNDING = 10  # decimals; what is left of a float sum breaks no tie
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting of each person. `candidates`: the settings that were compared. `undecided`: for
+    somebody there was nothing to compare them by, and the first was taken.
+    """
+
+    settings: dict[str, str]
+    candidates: list[str]
+    undecided: bool
+
+
+def choose_settings(
+    scores: Mapping[str, Mapping[str, float | None]], *, lower_is_better: bool = False
+) -> Choice:
+    """Choose for each person the setting with the best mean validation score over the *other*
+    people who have a score of every candidate; the first in order among equals.
+
+    Settings without any score are candidates only where no setting has one. `scores`: by person
+    and setting; None or NaN where there is no score.
+    """
+    known = {
+        person: {
+            setting: score
+            for setting, score in own.items()
+            if score is not None and not math.isnan(score)
+        }
+        for person, own in scores.items()
+    }
+    names = sorted({setting for own in scores.values() for setting in own})
+    candidates = sorted({setting for own in known.values() for setting in own}) or names
+    complete = {person: own for person, own in known.items() if len(own) == len(candidates)}
+    chosen, undecided = {}, False
+    for person in scores:
+        others = [own for other, own in complete.items() if other != person]
+        undecided |= not others and len(candidates) > 1
+        sign = -1 if lower_is_better else 1
+        chosen[person] = (
+            max(
+                candidates,
+                key=lambda name: sign * round(fmean(own[name] for own in others), ROUNDING),
+            )
+            if others and len(candidates) > 1
+            else candidates[0]
+        )
+    return Choice(chosen, candidates, undecided)
+
+
+def reported_base_count(people: Mapping[float, set[str]]) -> float | None:
+    """The largest number of base participants with which at least half of the people have results:
+    with more a run may just have begun. `people`: those with results, by that number. None without
+    any.
+    """
+    everyone = set[str]().union(*people.values())
+    enough = [count for count, there in people.items() if 2 * len(there) >= len(everyone)]
+    return max(enough or people, default=None)
