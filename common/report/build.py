@@ -22,8 +22,8 @@ from common.report.analysis import (
 )
 from common.report.collect import Collection, collect, mark_duplicates
 from common.report.figures import draw_grid, draw_run
-from common.report.planned import MISSING_COLUMNS, mark_stale, missing_cells
-from common.report.words import headline
+from common.report.missing import MISSING_COLUMNS, mark_stale, missing_cells
+from common.report.wording import headline
 
 
 @dataclass(frozen=True)

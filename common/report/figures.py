@@ -33,7 +33,7 @@ from common.report.analysis import (
 from common.report.bouts import Windows
 from common.report.collect import Run
 from common.report.statistics import median_interval
-from common.report.words import UNBOUNDED, count, metric_words, score
+from common.report.wording import UNBOUNDED, count, metric_words, score
 
 matplotlib.use("Agg")
 

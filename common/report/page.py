@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from common.artifacts import write_file
-from common.report import making
+from common.report import methods
 from common.report.analysis import (
     BASE,
     Comparison,
@@ -41,7 +41,7 @@ from common.report.tables import (
     markdown_table,
     table_cells,
 )
-from common.report.words import (
+from common.report.wording import (
     NOTHING,
     beside_headline,
     count,
@@ -148,7 +148,7 @@ def _macros(sections: list[Section], collection: Collection) -> dict[str, str]:
         "Experiments": count(float(len(collection.table))),
         "BaseModels": count(float(sum(len(p.bases) for p in collection.projects))),
     }
-    for row in making.hours(collection) if len(collection.table) else []:
+    for row in methods.hours(collection) if len(collection.table) else []:
         more |= {
             f"{row['kind']}Time{what.capitalize()}": str(row[what])
             for what in ("finetunes", "bases", "used", "saved")
@@ -208,7 +208,7 @@ def render(
             lead=_lead(sections),
             several=len(sections) > 1,
             warnings=(
-                making.warnings(collection, [part.grid for part in sections], missing, notes)
+                methods.warnings(collection, [part.grid for part in sections], missing, notes)
                 if has_rows
                 else notes
             ),
@@ -218,9 +218,9 @@ def render(
             curves={str(run.id): curves(run) for run in collection.runs.values()},
             missing=missing,
             skipped=collection.skipped,
-            data_sets=making.data_sets(collection),
-            facts=making.facts(collection) if has_rows else [],
-            hours=making.hours(collection) if has_rows else [],
+            data_sets=methods.data_sets(collection),
+            facts=methods.facts(collection) if has_rows else [],
+            hours=methods.hours(collection) if has_rows else [],
         )
         .encode()
     )

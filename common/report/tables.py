@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from common.report.analysis import Condition, Grid, Line, percent
 from common.report.statistics import Paired, p_text
-from common.report.words import (
+from common.report.wording import (
     NOTHING,
     count,
     duration,

@@ -22,9 +22,9 @@ from common.report.analysis import (
 from common.report.build import chosen_run
 from common.report.collect import Collection, collect
 from common.report.figures import heat_map
-from common.report.making import warnings
-from common.report.planned import mark_stale
-from common.report.words import (
+from common.report.methods import warnings
+from common.report.missing import mark_stale
+from common.report.wording import (
     beside_headline,
     duration,
     headline,

@@ -15,9 +15,9 @@ from common.data.recordings import Layout, Recordings
 from common.errors import InputError
 from common.report.collect import collect
 from common.report.figures import training_curves
-from common.report.making import data_sets, warnings
+from common.report.methods import data_sets, warnings
+from common.report.missing import mark_stale, missing_cells
 from common.report.page import curves
-from common.report.planned import mark_stale, missing_cells
 from tests.report.made import Made
 
 

@@ -17,7 +17,7 @@ from common.jobs.identity import digest
 from common.report.analysis import Grid
 from common.report.collect import Collection, Project
 from common.report.figures import order_unset
-from common.report.words import count, duration, metric_words
+from common.report.wording import count, duration, metric_words
 
 Json = dict[str, Any]
 
