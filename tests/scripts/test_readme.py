@@ -1,4 +1,4 @@
-"""README's commands, taken from README, run in its order on small data."""
+"""The commands of README and docs/, taken from them, run in their order on small data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tests.scripts.made import write_data
 from tests.scripts.projects import Project
 
 README = (ROOT / "README.md").read_text()
+PAGES = ("data", "grids", "clusters", "slurm", "report")
+TEXT = README + "".join((ROOT / "docs" / f"{page}.md").read_text() for page in PAGES)
 # They build environments: the first is tested where nodes are, in tests/cluster/test_upkeep.py, the
 # second is part of `make test`.
 ELSEWHERE = {
@@ -25,8 +27,8 @@ ELSEWHERE = {
 
 
 def commands() -> list[str]:
-    """Every `python3 ...` line of README's shell blocks, without its remark."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    """Every `python3 ...` line of the shell blocks, without its remark."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("python3 ")]
 
