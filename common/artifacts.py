@@ -54,19 +54,18 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Put `content` under `path` so that at any moment the name holds the old bytes or the new
-    ones, also after a crash.
+    ones; where `durable`, also after a power cut.
 
     Raises:
         OSError: naming the path; whatever stood under the name still stands there.
     """
-    write_files(path.parent, {path.name: content})
+    write_files(path.parent, {path.name: content}, durable=durable)
 
 
-def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """As `write_file`, for several files of one folder, in their order; all of them last when this
-    returns.
+def write_files(folder: Path, contents: Mapping[str, bytes], *, durable: bool = True) -> None:
+    """As `write_file`, for several files of one folder, in their order.
 
     Raises:
         OSError: naming the path.
@@ -76,14 +75,15 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         make_folder(folder)
         for name, content in contents.items():
             path = folder / name
-            _replace(path, content)
+            _replace(path, content, durable)
         path = folder
-        sync_folder(folder)
+        if durable:
+            sync_folder(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, content: bytes, durable: bool) -> None:
     descriptor, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:40]}."
     )
@@ -92,7 +92,8 @@ def _replace(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from common.errors import InputError, nearest
+from common.validation import first_problem
 
 Hashed = Literal[
     "always", "with_augmentation", "with_augmentation_unless_default", "unless_default", "never"
@@ -101,14 +102,22 @@ def _numbers_only(value: object) -> object:
     return value
 
 
+def _rounded(value: float) -> float:
+    """To 12 significant digits."""
+    return float(f"{value:.12g}")
+
+
 SafeName = Annotated[str, AfterValidator(safe_name)]
 Participants = Annotated[list[SafeName], Field(min_length=2), AfterValidator(_unique)]
 Device = Annotated[str, BeforeValidator(_text), Field(pattern=r"^(auto|cpu|[0-9]{1,4})$")]
 DataPath = Annotated[str, AfterValidator(_data_path)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-Fraction = Annotated[float, Field(gt=0, le=1), BeforeValidator(_numbers_only)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_numbers_only)]
-NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_numbers_only)]
+# 0.1 + 0.2 and 0.3 are one value, with one hash and one prefix
+Real = Annotated[float, BeforeValidator(_numbers_only), AfterValidator(_rounded)]
+Fraction = Annotated[Real, Field(gt=0, le=1)]
+Probability = Annotated[Real, Field(ge=0, le=1)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -179,7 +188,7 @@ class Options(BaseModel):
     pos_weight: Positive | Literal["balanced"] = option(
         1.0, "weight of positive windows in the loss, or 'balanced'", "unless_default"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = option(
+    dropout: Annotated[Real, Field(ge=0, lt=1)] = option(
         0.0, "dropout before the last layer", "unless_default"
     )
     min_steps_per_epoch: Count = option(
@@ -194,10 +203,10 @@ class Options(BaseModel):
     magnitude_range: Annotated[list[Positive], Field(min_length=2, max_length=2)] = option(
         [0.98, 1.02], "lowest and highest factor of magnitude scaling", "with_augmentation"
     )
-    aug_prob: Annotated[float, Field(ge=0, le=1)] = option(
+    aug_prob: Probability = option(
         0.3, "probability of each augmentation, per window", "with_augmentation"
     )
-    time_warp_std: Annotated[float, Field(ge=0, le=1)] = option(
+    time_warp_std: Probability = option(
         0.2, "SD of the time warp's knots (0: no warp)", "with_augmentation_unless_default"
     )
     seed: Seed = option(0, "seed of base training", "unless_default")
@@ -263,7 +272,8 @@ class Options(BaseModel):
         try:
             return cls.model_validate(values, strict=strict)
         except ValidationError as error:
-            raise InputError(f"{where}: {explain(error)}") from None
+            problem = first_problem(error, values, show_value=True)
+            raise InputError(f"{where}: {problem}") from None
 
 
 class BaseOptions(Options):
@@ -330,23 +340,6 @@ class FinetuneOptions(Options):
 
 
 O = TypeVar("O", bound=Options)  # noqa: E741
-
-
-def explain(error: ValidationError) -> str:
-    """The first thing that pydantic found, as 'option: what is wrong (got ...)'."""
-    first = error.errors()[0]
-    where = next((str(part) for part in first["loc"] if isinstance(part, str)), "")
-    message = first["msg"].removeprefix("Value error, ")
-    got = (
-        ""
-        if isinstance(first["input"], (dict, BaseModel)) or message.startswith(where + ":")
-        else f" (got {first['input']!r})"
-    )
-    return (
-        f"{where}: {message}{got}"
-        if where and not message.startswith(where + ":")
-        else f"{message}{got}"
-    )
 
 
 def hashed(name: str, model: type[Options] = BaseOptions) -> Hashed:

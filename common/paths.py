@@ -46,6 +46,23 @@ def experiment_name(fold: int, target: str) -> str:
     return f"fold{fold}_{target}"
 
 
+def result_files(job: str) -> list[str]:
+    """Where a job's results lie below a project folder: `job` is a base model hash or an
+    experiment's folder below experiments/.
+    """
+    if "/" not in job:
+        return [f"{BASE_MODELS}/{job}.pt", f"{BASE_MODELS}/{job}_metadata.json"]
+    return [
+        f"{EXPERIMENTS}/{job}/{name}"
+        for name in (*EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS)
+    ]
+
+
+def published_file(job: str) -> str:
+    """The one of a job's result files whose presence makes it published."""
+    return result_files(job)[-1]
+
+
 @dataclass(frozen=True)
 class Paths:
     """The names inside one project folder."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
-from common.errors import InputError, NodeError, nearest
+from common.cli import visible
+from common.errors import InputError, NodeError
+from common.validation import first_problem, kind_of, read_json
 
 AUTO_SLOTS = 256  # of a node whose number of slots nobody wrote down
 MAX_BYTES = 1 << 20  # a thousand nodes take a tenth of this
@@ -93,6 +102,15 @@ class Server(_Model):
         if value and value.startswith("~") and value != "~" and not value.startswith("~/"):
             raise ValueError("~ is understood only as ~/...")
         return value
+
+    @field_validator("gpus", mode="wrap")
+    @classmethod
+    def _gpus_of_one_form(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        """One message instead of one for each member of the union."""
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError('must be a number, a list of GPU ids, or "auto"') from None
 
     @field_validator("gpus")
     @classmethod
@@ -382,57 +400,17 @@ def _choose_gpus(server: Server, wanted: object, probe: Probe) -> tuple[list[str
 
 def load_config(path: str | Path) -> ClusterConfig:
     """Read and check a cluster_config.json; InputError in one line naming the file and the key."""
-    data = _read_json(Path(path))
+    data = read_json(Path(path), "a cluster configuration", MAX_BYTES)
     if not isinstance(data, dict):
         raise InputError(
             f'{path}: must be a JSON object such as {{"servers": [{{"host": "localhost"}}]}}, it is'
-            f" a {type(data).__name__}"
+            f" {kind_of(data)}"
         )
     _refuse_secrets(path, data)
     try:
         return ClusterConfig.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot read the cluster configuration: {error.strerror}; the smallest one is"
-            ' {"servers": [{"host": "localhost"}]}'
-        ) from None
-    if len(raw) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES} bytes, this is no cluster configuration")
-    try:
-        return json.loads(
-            raw.decode("utf-8-sig"), object_pairs_hook=_each_key_once, parse_constant=_no_constant
-        )
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start}: not UTF-8 text") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply") from None
-    except ValueError as error:  # a key given twice, NaN, a number of 5,000 digits
-        raise InputError(f"{path}: {str(error).partition(';')[0][:200]}") from None
-
-
-def _each_key_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key[:80]!r} is given twice in one object")
-        result[key] = value
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+        raise InputError(f"{path}: {first_problem(error, data, _known_keys)}") from None
 
 
 def _refuse_secrets(path: object, data: dict[str, Any]) -> None:
@@ -447,53 +425,15 @@ def _refuse_secrets(path: object, data: dict[str, Any]) -> None:
         for key in place:
             if _SECRETS.search(key):
                 host, user = place.get("host", "HOST"), place.get("user")
-                target = f"{user}@{host}" if user else host
+                target = f"{user}@{host}" if user else str(host)
                 raise InputError(
-                    f"{path}: {where}{key}: passwords are never used or stored; remove it and set"
-                    f" up a key: ssh-keygen -t ed25519, then ssh-copy-id {str(target)[:80]} (a key"
-                    " with a passphrase: ssh-add)"
+                    f"{path}: {where}{visible(key)}: passwords are never used or stored; remove it"
+                    " and set up a key: ssh-keygen -t ed25519, then ssh-copy-id"
+                    f" {visible(target[:80])} (a key with a passphrase: ssh-add)"
                 )
 
 
-def _first_problem(error: ValidationError) -> str:
-    """One line for the first problem, an unknown key before others; never the value, which may be a
-    secret.
-    """
-    problems = error.errors(include_url=False, include_input=False)
-    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    where = _place(problem["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        key = str(problem["loc"][-1])[:80]
-        return f"{where}: unknown key{nearest(key, _known_keys(problem['loc']))}{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    # pydantic would name one member of the union only
-    if "gpus" in problem["loc"][2:3] and problem["type"] != "value_error":
-        where, more, message = (
-            _place(problem["loc"][:3]),
-            "",
-            'must be a number, a list of GPU ids, or "auto"',
-        )
-    return f"{where}: {message[0].lower()}{message[1:]}{more}" if where else f"{message}{more}"
-
-
-def _place(loc: Iterable[int | str]) -> str:
-    """('servers', 1, 'gpus', 'int') -> 'servers[1].gpus': names of keys, without pydantic's names
-    of union members.
-    """
-    text, known = "", {*ClusterConfig.model_fields, *Server.model_fields, *Slurm.model_fields}
-    parts = list(loc)
-    for number, part in enumerate(parts):
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif part in known or (
-            number == len(parts) - 1 and not (number and parts[number - 1] == "gpus")
-        ):
-            text += f".{part[:80]}" if text else part[:80]
-    return text
-
-
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+def _known_keys(loc: Sequence[int | str]) -> list[str]:
     model: type[_Model] = (
         Server
         if loc[0] == "servers" and len(loc) > 2

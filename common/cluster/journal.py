@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from common.artifacts import write_file
 from common.paths import Paths
 
 STATUS_SECONDS = 1.0
@@ -66,12 +67,8 @@ class Journal:
         if not force and time.monotonic() - self._status_at < STATUS_SECONDS:
             return
         self._status_at = time.monotonic()
-        temporary = self.folder / f".status.{os.getpid()}"
-        temporary.write_text(
-            json.dumps({**status, "run": self.run_id, "pid": os.getpid(), "updated": time.time()}),
-            encoding="utf-8",
-        )
-        os.replace(temporary, self.folder / "status.json")
+        told = {**status, "run": self.run_id, "pid": os.getpid(), "updated": time.time()}
+        write_file(self.folder / "status.json", json.dumps(told).encode(), durable=False)
 
     def close(self) -> None:
         """No more events."""

@@ -19,6 +19,7 @@ from common.errors import CorruptArtifact, InputError
 from common.jobs import identity
 from common.jobs.job_files import Job
 from common.options import BaseOptions, FinetuneOptions, O
+from common.validation import first_problem
 
 MAX_TEXT = 2_000
 MAX_LOG = 64 << 10
@@ -329,8 +330,5 @@ def _form(job: Job, model: type[_Model], record: Mapping[str, Any]) -> None:
     try:
         model.model_validate(record)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CorruptArtifact(
-            f"{job.id}: {one_line(where)[:200]} in its record: {first['msg']}: it is not used"
-        ) from None
+        problem = one_line(first_problem(error, record))[:MAX_TEXT]
+        raise CorruptArtifact(f"{job.id}: its record: {problem}: it is not used") from None

@@ -7,17 +7,16 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.artifacts import read_sealed, seal, to_json
+from common.artifacts import read_sealed, seal, to_json, write_file
 from common.errors import CorruptArtifact, InputError
 from common.paths import bouts_file, windows_file
+from common.validation import first_problem, read_json
 
 MANIFEST = "dataset.json"
 SETTLED_SECONDS = 2.0
@@ -83,13 +82,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
+    described = read_json(path, "dataset.json")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate(described)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
         raise InputError(
-            f"{path}: {where}: {first['msg']}; make the data set again with prepare_data.py"
+            f"{path}: {first_problem(error, described)}; make the data set again with"
+            " prepare_data.py",
+            path=path,
         ) from None
 
 
@@ -156,11 +156,7 @@ class Sha256Cache:
 
     def _save(self) -> None:
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".sha256.")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(to_json(seal({"files": self._known})))
-            os.replace(name, self._path)
+            write_file(self._path, to_json(seal({"files": self._known})), durable=False)
 
 
 def _key(path: Path) -> str:

@@ -37,8 +37,9 @@ from common.data.windowing import (
     split_sessions,
 )
 from common.errors import Conflict, InputError, ProjectError
-from common.options import DataPath, Fraction, Positive, Seed, explain
+from common.options import DataPath, Fraction, Positive, Seed
 from common.paths import SPLITS, bouts_file, split_file, windows_file
+from common.validation import first_problem
 
 WINDOW_COLUMNS = ("session", "start_s")
 BOUT_COLUMNS = ("session", "start_s", "end_s", "split")
@@ -152,7 +153,8 @@ class Preparation(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(f"options: {explain(error)}") from None
+            problem = first_problem(error, values, show_value=True)
+            raise InputError(f"options: {problem}") from None
 
 
 class Source(Protocol):

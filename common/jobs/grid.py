@@ -10,8 +10,9 @@ from typing import Any
 from common.data.data_sets import Data
 from common.errors import InputError, nearest
 from common.jobs import identity
-from common.jobs.job_files import Job, add_job, base_job, finetune_job, kind_of, load_json
+from common.jobs.job_files import Job, add_job, base_job, finetune_job
 from common.options import BaseOptions, FinetuneOptions, hashed
+from common.validation import kind_of, read_json
 
 BASELINES = ("target_only", "head_only_fine_tuning")
 # What a base job takes over from the fine-tune that needs it.
@@ -41,7 +42,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     Raises:
         InputError: not of the form {"grid": {option: [values]}, "fixed": {option: value}}.
     """
-    grid = load_json(path, "a grid file")
+    grid = read_json(path, "a grid file")
     if not isinstance(grid, dict):
         raise InputError(
             f'{path}: a grid file is an object {{"grid": {{option: [values]}}, "fixed": {{option:'

@@ -4,7 +4,6 @@ torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,12 @@ from common.errors import InputError
 from common.jobs import identity
 from common.options import BaseOptions, FinetuneOptions
 from common.paths import experiment_name
+from common.validation import kind_of, read_json
 
 Kind = Literal["base", "finetune", "script"]
 KINDS: dict[str, Kind] = {"train_base.py": "base", "train_finetune.py": "finetune"}
 # What generate_jobs.py adds to a base job for its reader. Checked where present, never believed.
 BOOKKEEPING = ("base_model_hash", "training_key", "num_dependent_jobs")
-MAX_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -44,33 +43,6 @@ class Job:
         return FinetuneOptions.model_construct(**self.values)
 
 
-def load_json(path: Path, what: str, limit: int = MAX_BYTES) -> Any:
-    """The JSON in a file that a person may have edited.
-
-    Raises:
-        InputError: it cannot be read, is too large, too deeply nested or no JSON; in one line with
-        the place.
-    """
-    try:
-        if path.stat().st_size > limit:
-            raise InputError(f"{path}: larger than {limit >> 20} MiB: this is not {what}")
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; {what} is needed") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: {what} cannot be read") from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}: no valid JSON; is the"
-            " file truncated?"
-        ) from None
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise InputError(
-            f"{path}: no usable JSON ({type(error).__name__}): {what} is a text file with little"
-            " nesting"
-        ) from None
-
-
 def read_jobs(path: Path, kind: Kind, data: Data) -> list[Job]:
     """The jobs of a file, each checked.
 
@@ -78,7 +50,7 @@ def read_jobs(path: Path, kind: Kind, data: Data) -> list[Job]:
         InputError: naming file, job and option; also for a hash that does not belong to its
         options.
     """
-    entries = load_json(path, "a job file (python3 generate_jobs.py writes one)")
+    entries = read_json(path, "a job file (python3 generate_jobs.py writes one)")
     if not isinstance(entries, list):
         raise InputError(
             f"{path}: a job file is a list of jobs, this is {kind_of(entries)}; python3"
@@ -173,19 +145,6 @@ def _check_hash(claimed: Any, computed: str, where: str) -> None:
             f"{where}: base_model_hash is {claimed!r}, but its options have {computed}: regenerate"
             " the job files with python3 generate_jobs.py"
         )
-
-
-def kind_of(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        int: "a number",
-        float: "a number",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(type(value), "something else")
 
 
 def base_entries(

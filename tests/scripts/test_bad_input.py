@@ -260,14 +260,14 @@ CASES: dict[str, Case] = {
     ),
     "no base participants": base("n_base_participants", n_base_participants=0),
     "a name with a slash": base(
-        "participants: 'x/y' cannot be part of a file name", participants=["ann", "x/y"]
+        r"participants\[1\]: 'x/y' cannot be part of a file name", participants=["ann", "x/y"]
     ),
     "a name with dots": base("'\\.\\.' cannot be part of a file name", participants=["ann", ".."]),
     "a name with a leading dash": typed(
         "prefix: '-x' cannot be part of a file name", "--prefix=-x"
     ),
     "a name with a line break": base(
-        "participants: 'b.nd' cannot be part of a file name", participants=["ann", "b\nd"]
+        r"participants\[1\]: 'b.nd' cannot be part of a file name", participants=["ann", "b\nd"]
     ),
     "a prefix that leaves": typed(
         "prefix: '../x' cannot be part of a file name", "--prefix", "../x"
@@ -371,10 +371,10 @@ CASES: dict[str, Case] = {
         "jobs.json: a job file is a list of jobs, this is an object", "{}"
     ),
     "a job that is no object": job_file("jobs.json: job 0: a job is an object", "[[]]"),
-    "a truncated job file": job_file("jobs.json: line 1, column .*truncated", job()[:-40]),
+    "a truncated job file": job_file("jobs.json: line 1, column .*cut short", job()[:-40]),
     "an empty job file": job_file("jobs.json: line 1, column 1", ""),
-    "a deeply nested job file": job_file("jobs.json: no usable JSON", "[" * 200_000),
-    "a job file in another alphabet": job_file("jobs.json: no usable JSON", b"\xff\xfe\x00"),
+    "a deeply nested job file": job_file("jobs.json: nested too deeply", "[" * 200_000),
+    "a job file in another alphabet": job_file("jobs.json: byte 0: not UTF-8", b"\xff\xfe\x00"),
     "a number that no number is": job_file("jobs.json: .*", '[{"fold": 1' + "0" * 5000 + "}]"),
     "a hash that is not the options'": job_file(
         "base_model_hash is '0{16}', but its options have [0-9a-f]{16}: regenerate",

@@ -120,6 +120,39 @@ def test_bad_values_are_named(values: dict[str, Any], said: str) -> None:
         FinetuneOptions.parse(values, "job 3", strict=True)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_numbers_are_rounded_to_12_significant_digits(strict: bool) -> None:
+    """0.1 + 0.2 is 0.30000000000000004 in every language."""
+    given = {
+        "target_data_pct": 0.1 + 0.2,
+        "lr": 3e-4 * (1 + 1e-14),
+        "magnitude_range": [1 - 1e-15, 1.1 + 2.2e-16],
+        "pos_weight": 0.1 * 3,
+        "jitter_std": 1e-3 + 1e-18,
+        "aug_prob": 1.0000000000000002,
+        "dropout": 0.1 * 3,
+        "time_warp_std": 0.1 * 3,
+    }
+    options = FinetuneOptions.parse(given, "test", strict=strict)
+    assert options.model_dump(include=set(given)) == {
+        "target_data_pct": 0.3,
+        "lr": 3e-4,
+        "magnitude_range": [1.0, 1.1],
+        "pos_weight": 0.3,
+        "jitter_std": 1e-3,
+        "aug_prob": 1.0,
+        "dropout": 0.3,
+        "time_warp_std": 0.3,
+    }
+    assert parsed(FinetuneOptions, to_flags(given)) == options
+
+
+def test_every_option_that_takes_a_fraction_of_a_number_is_rounded() -> None:
+    for name, field in FinetuneOptions.model_fields.items():
+        if "float" in str(field.annotation) or isinstance(field.default, float):
+            assert "_rounded" in str((field.annotation, field.metadata)), name
+
+
 def test_keys_that_begin_with_an_underscore_are_ignored() -> None:
     assert FinetuneOptions.parse({"_note": "x", "fold": 1}, "job", strict=True).fold == 1
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
 
+from common.artifacts import write_file
 from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal
 from common.cluster.on_node.worker import Worker
@@ -196,18 +197,13 @@ class _Attempt:
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             self._told = time.monotonic()
             path = progress_file(self._paths, self._task.run, self._task.label, self._task.index)
-            temporary = path.with_suffix(".writing")
+            progress = {
+                "job": message["progress"],
+                "epoch": message.get("epoch"),
+                "of": message.get("of"),
+            }
             with contextlib.suppress(OSError):
-                temporary.write_text(
-                    json.dumps(
-                        {
-                            "job": message["progress"],
-                            "epoch": message.get("epoch"),
-                            "of": message.get("of"),
-                        }
-                    )
-                )
-                os.replace(temporary, path)
+                write_file(path, json.dumps(progress).encode(), durable=False)
 
     def check_cancelled(self, job: str) -> None:
         """Slurm's signals say that."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from common import artifacts
 from common.cluster.config import ClusterConfig, Server
-from common.cluster.ssh.node import check_facts, code_digests, probe, result_files, slot_plan
+from common.cluster.ssh.node import check_facts, code_digests, probe, slot_plan
 from common.cluster.ssh.payload import code_files, owner
 from common.cluster.transport.connection import connect
 from common.cluster.work import Say
@@ -17,7 +17,14 @@ from common.data.data_sets import DataSha256
 from common.data.manifest import file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError, NodeError, ProjectError
 from common.jobs.inputs import File
-from common.paths import BASE_MODELS, CODE_ROOT, EXPERIMENT_METRICS, EXPERIMENTS, Paths
+from common.paths import (
+    BASE_MODELS,
+    CODE_ROOT,
+    EXPERIMENT_METRICS,
+    EXPERIMENTS,
+    Paths,
+    result_files,
+)
 
 SWEEP_TEXT = (CODE_ROOT / "common/cluster/on_node/sweep.py").read_text()
 OF_ONE_NODE = (ProjectError, OSError, EOFError)  # told in its line; the others go on

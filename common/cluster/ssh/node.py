@@ -33,16 +33,7 @@ from common.cluster.transport.process import last_words
 from common.data.manifest import file_sha256
 from common.errors import NodeError, ProjectError
 from common.jobs.inputs import File, path_of
-from common.paths import (
-    BASE_MODELS,
-    CODE_ROOT,
-    EXPERIMENT_FILES,
-    EXPERIMENT_LOG,
-    EXPERIMENT_METRICS,
-    EXPERIMENTS,
-    SUPERSEDED,
-    Paths,
-)
+from common.paths import BASE_MODELS, CODE_ROOT, SUPERSEDED, Paths, published_file, result_files
 
 MIN_FREE_BYTES = 500 << 20
 FULL_BYTES = 1 << 20  # the head's disk counts as full
@@ -494,23 +485,6 @@ class Node:
 
 
 # -- pure helpers
-
-
-def result_files(job: str) -> list[str]:
-    """Where a job's results lie below a project folder: `job` is a base model hash or an
-    experiment's folder below experiments/.
-    """
-    if "/" not in job:
-        return [f"{BASE_MODELS}/{job}.pt", f"{BASE_MODELS}/{job}_metadata.json"]
-    return [
-        f"{EXPERIMENTS}/{job}/{name}"
-        for name in (*EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS)
-    ]
-
-
-def published_file(job: str) -> str:
-    """The one of a job's result files whose presence makes it published."""
-    return result_files(job)[-1]
 
 
 def code_digests() -> dict[str, str]:

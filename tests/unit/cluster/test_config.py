@@ -200,25 +200,12 @@ def test_a_password_is_refused_unseen_with_the_way_to_set_up_a_key(load: Any, ke
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not JSON"),
-        (b'{"servers": [{"hos', "line 1, column 15: not JSON"),
-        (b"\xff\xfe{}", "not UTF-8"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"servers": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b"{" + b" " * (1 << 20) + b"}", "larger than"),
-        (b'{"port": ' + b"9" * 5000 + b"}", "4300 digits"),
-        (b'{"heartbeat_seconds": NaN}', "NaN"),
         (b'{"servers": [], "servers": []}', "'servers' is given twice"),
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(load: Any, content: bytes, words: str) -> None:
     assert words in refusal(load, content)
-
-
-def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
-    for path, words in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(InputError, match=words):
-            load_config(path)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -237,10 +224,14 @@ def test_whatever_json_holds_it_is_taken_or_refused_in_one_line(
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(content))
     try:
-        refused = load_config(path) is None
+        taken = load_config(path)
     except InputError as error:
-        refused = str(error).startswith(f"{path}: ")
-    assert refused or isinstance(load_config(path), ClusterConfig)
+        message = str(error)
+        assert message.startswith(f"{path}: ")
+        assert message.isprintable()
+        return
+    assert isinstance(taken, ClusterConfig)
+    assert taken.servers or taken.slurm
 
 
 FOUR = Probe(

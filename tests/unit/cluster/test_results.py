@@ -55,5 +55,5 @@ def test_a_record_that_lacks_what_the_head_will_read_is_refused(pair: Pair, numb
     reseal_metrics(path.parent)
     assert (
         pair.accept(pair.alone)
-        == f"{pair.alone.id}: base_model_hash in its record: Field required: it is not used"
+        == f"{pair.alone.id}: its record: base_model_hash: field required: it is not used"
     )

@@ -153,3 +153,20 @@ def test_options_of_a_grid_are_checked(data: Data, axes: dict[str, Any], says: s
     fixed = {} if "participants" in axes else FIXED
     with pytest.raises(InputError, match=says):
         expand({"grid": axes, "fixed": fixed}, "g.json", data)
+
+
+def test_a_number_that_a_program_computed_is_the_same_cell(data: Data) -> None:
+    """Two grid files, of which one has 0.1 + 0.2 instead of 0.3."""
+    there, here = (
+        expand(grid({"target_data_pct": [third, 1.0], "lr": [third / 100]}), "here", data)
+        for third in (0.1 + 0.2, 0.3)
+    )
+    for before, after in zip(there, here, strict=True):
+        assert [(job.id, job.values) for job in before] == [(job.id, job.values) for job in after]
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    path.write_text('{"grid": {"lr": [0.001], "lr": [0.01]}}')
+    with pytest.raises(InputError, match=r"g\.json: the key 'lr' is given twice"):
+        read_grid(path)

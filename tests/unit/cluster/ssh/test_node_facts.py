@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from common.cluster.config import Slot, SlotPlan
-from common.cluster.ssh.node import check_facts, published_file, result_files, slot_name
+from common.cluster.ssh.node import check_facts, slot_name
 from common.cluster.ssh.nodes import REJOIN_SECONDS, Member
 from common.cluster.ssh.payload import Needs, differing, extra_files
 from common.data.data_sets import Data
 from common.errors import InputError, NodeError
 from common.jobs.inputs import beside_files, data_files
 from common.jobs.job_files import finetune_job
-from common.paths import Paths
+from common.paths import Paths, published_file, result_files
 
 PACKAGES = ("torch", "numpy", "pydantic", "scikit-learn")
 
