@@ -40,6 +40,7 @@ check: dev lint types
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 types: dev
 	$(BIN)/mypy
