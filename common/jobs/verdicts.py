@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts
+from common.cli import few
 from common.data.data_sets import Data, DataSha256
 from common.errors import (
     BaseModelNotFound,
@@ -113,7 +114,7 @@ def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> 
 
 
 def _stale(base_hash: object, files: list[str]) -> str:
-    return f"base model {base_hash} is stale: data changed ({_few(files)})"
+    return f"base model {base_hash} is stale: data changed ({few(files)})"
 
 
 def stale_base(
@@ -170,7 +171,7 @@ def judge_experiment(
         return Verdict(State.STALE, f"{folder} is stale: its base model changed")
     return Verdict(
         State.STALE,
-        f"{folder} is stale: data changed ({_few(changed(config.get('data_fingerprints'), data))})",
+        f"{folder} is stale: data changed ({few(changed(config.get('data_fingerprints'), data))})",
     )
 
 
@@ -222,13 +223,9 @@ def _different(before: object, now: dict[str, Any]) -> str:
     old = before if isinstance(before, dict) else {}
     names = sorted(name for name in old.keys() | now.keys() if old.get(name) != now.get(name))
     return (
-        _few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names])
+        few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names])
         or "another target"
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def copy_base_model(paths: Paths, source_hash: str, options: Options) -> str:
