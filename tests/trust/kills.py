@@ -50,7 +50,7 @@ import sys, time
 sys.path.insert(0, {root!r})
 import run_two_phase_distributed
 from common.cli import run_script
-from common.cluster.node import Node
+from common.cluster.ssh.node import Node
 
 start, started = Node._start_worker, set()
 
