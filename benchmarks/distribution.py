@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from dispatch import call, events  # noqa: E402
 from rows import Row, main  # noqa: E402
 
-from common.cluster.ssh.node import code_files  # noqa: E402
+from common.cluster.ssh.payload import code_files  # noqa: E402
 from tests.cluster.hosts import Hosts, missing_parts  # noqa: E402
 
 PEOPLE = ["ann", "bob", "cyd", "dan"]

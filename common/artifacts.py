@@ -16,7 +16,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,11 +39,12 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A published experiment, its bytes verified."""
+    """A published experiment, its bytes verified. `contents`: the files of EXPERIMENT_FILES."""
 
     folder: Path
     config: Json
     metrics: Json
+    contents: dict[str, bytes] = field(repr=False)
 
 
 # -- bytes
@@ -298,7 +299,8 @@ def open_experiment(folder: Path) -> Experiment:
             raise CorruptArtifact(
                 f"{folder / file_name}: its SHA-256 is not that of metrics.json: it is not used"
             )
-    return Experiment(folder, _config(folder / "config.json", contents["config.json"]), metrics)
+    config = _config(folder / "config.json", contents["config.json"])
+    return Experiment(folder, config, metrics, contents)
 
 
 def _config(path: Path, content: bytes) -> Json:
@@ -343,33 +345,20 @@ def supersede_experiment(paths: Paths, folder: Path) -> None:
     supersede(paths, [folder])
 
 
-def adopt_base_model(paths: Paths, source: Paths, base_hash: str) -> Json:
-    """Verify the copy of a base model in another folder and publish it here, byte for byte.
-
-    Raises:
-        BaseModelNotFound, CorruptArtifact: the copy is not whole; nothing here has changed.
-    """
-    model = open_base_model(source, base_hash)
-    write_file(paths.base_weights(base_hash), model.weights)
-    write_file(paths.base_metadata(base_hash), to_json(model.metadata))
-    return model.metadata
+def adopt_base_model(paths: Paths, model: BaseModel) -> None:
+    """Publish here, byte for byte, a base model that was opened in another folder."""
+    write_file(paths.base_weights(model.hash), model.weights)
+    write_file(paths.base_metadata(model.hash), to_json(model.metadata))
 
 
-def adopt_experiment(paths: Paths, source: Paths, prefix: str, name: str) -> Json:
-    """Verify the copy of an experiment in another folder and publish it here, byte for byte.
-
-    Raises:
-        FileNotFoundError, CorruptArtifact: the copy is not whole; nothing here has changed.
-    """
-    origin = source.experiment(prefix, name)
-    metrics = open_experiment(origin).metrics
-    folder = paths.experiment(prefix, name)
-    contents = {file_name: read_regular(origin / file_name) for file_name in EXPERIMENT_FILES}
+def adopt_experiment(paths: Paths, experiment: Experiment) -> None:
+    """Publish here, byte for byte, an experiment that was opened in another folder."""
+    origin = experiment.folder
+    folder, contents = paths.experiment(origin.parent.name, origin.name), experiment.contents
     with contextlib.suppress(FileNotFoundError):
-        contents[EXPERIMENT_LOG] = read_regular(origin / EXPERIMENT_LOG)
+        contents = {**contents, EXPERIMENT_LOG: read_regular(origin / EXPERIMENT_LOG)}
     write_files(folder, contents)
-    write_file(folder / EXPERIMENT_METRICS, to_json(metrics))
-    return metrics
+    write_file(folder / EXPERIMENT_METRICS, to_json(experiment.metrics))
 
 
 def remove_temporaries(folder: Path, name: str = "") -> None:

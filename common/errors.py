@@ -22,8 +22,8 @@ from pathlib import Path
 class ProjectError(Exception):
     """Reported to the user in one line. The fields name what it is about, where that is known.
 
-    path: the file or folder; holder: the process that holds its lock; node: the node's name;
-    job: the job's id.
+    path: the file or folder; holder: the process that holds its lock; node: the node's name, with
+    which the line begins; job: the job's id.
     """
 
     exit_code = 1
@@ -38,7 +38,11 @@ class ProjectError(Exception):
         job: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.message = message  # without the node's name
         self.path, self.holder, self.node, self.job = path, holder, node, job
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.message}" if self.node else self.message
 
 
 class InputError(ProjectError):

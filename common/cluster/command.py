@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from common.cli import Parser
+from common.cluster.closing import closing_table
 from common.cluster.config import ClusterConfig, load_config
-from common.cluster.display import Display, closing_table, status_lines
+from common.cluster.display import Display, status_lines
 from common.cluster.engine import Engine, load_engine
-from common.cluster.journal import latest_status, log_of
+from common.cluster.journal import latest_status
 from common.cluster.notify import Notifier
 from common.cluster.request import (
     Prepared,
@@ -19,7 +20,7 @@ from common.cluster.request import (
     conclude,
     describe,
     only_orchestrator,
-    prepare,
+    plan_request,
 )
 from common.data.data_sets import Data
 from common.errors import InputError
@@ -75,9 +76,6 @@ def parser(description: str) -> Parser:
         action="store_true",
         help="show the latest run of this project folder, from any terminal",
     )
-    flags.add_argument(
-        "--log", metavar="JOB", help="print the path of a job's log in the latest run that has one"
-    )
     flags.add_argument("--check", action="store_true", help="only test the nodes: one line each")
     flags.add_argument(
         "--setup-nodes",
@@ -111,9 +109,6 @@ def execute(
     notifier = Notifier(args.notify_command)
     if args.status:
         return _status(paths, display)
-    if args.log is not None:
-        display.say(str(log_of(paths, args.log).relative_to(paths.root)))
-        return 0
     config = load_config(args.cluster_config)
     engine = load_engine(config.engine)
     if args.cancel:
@@ -141,13 +136,13 @@ def execute(
         only=args.only,
         max_retries=args.max_retries,
     )
-    fingerprints = partial(engine.fingerprints, config, paths)
+    fingerprints = partial(engine.data_fingerprints, config, paths)
     if args.dry_run:
-        for line in describe(prepare(request, data, fingerprints), verbose=True):
+        for line in describe(plan_request(request, data, fingerprints), verbose=True):
             display.say(line)
         return 0
     with only_orchestrator(paths):
-        prepared = prepare(request, data, fingerprints)
+        prepared = plan_request(request, data, fingerprints)
         return _run(engine, request, prepared, display, notifier)
 
 
@@ -158,10 +153,10 @@ def _run(
         display.say(line)
     failures: list[str] = []
 
-    def say(line: str) -> None:
+    def say(line: str, *, failed: str | None = None) -> None:
         display.say(line)
-        if line.startswith("failed: ") and not failures:
-            failures.append(line)
+        if failed is not None and not failures:
+            failures.append(failed)
             notifier.tell(line)
 
     try:
@@ -185,7 +180,7 @@ def _status(paths: Paths, display: Display) -> int:
         raise InputError(f"{paths.runs}: no run has been started in this project folder")
     for line in status_lines(status):
         display.say(line)
-    for line in load_engine(str(status.get("engine"))).status_lines(paths):
+    for line in load_engine(str(status.get("engine"))).queue_lines(paths):
         display.say(line)
     return 0
 

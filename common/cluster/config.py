@@ -351,7 +351,7 @@ def slots(server: Server, probe: Probe) -> SlotPlan:
         places += _believed(server, [None] * probe.cores, left_out)
     if not places:
         raise NodeError(
-            f"{server.name}: no slot is free: {'; '.join(left_out) or 'no GPU and no core'}"
+            f"no slot is free: {'; '.join(left_out) or 'no GPU and no core'}", node=server.name
         )
     return SlotPlan(
         tuple(Slot(server.name, index, gpu) for index, gpu in enumerate(places)), tuple(left_out)
@@ -364,7 +364,7 @@ def _believed(server: Server, places: list[str | None], left_out: list[str]) -> 
     """
     if len(places) > AUTO_SLOTS:
         left_out.append(
-            f"{server.name}: {AUTO_SLOTS} of its {len(places):,} slots are used; give gpus or"
+            f"{AUTO_SLOTS} of its {len(places):,} slots are used; give gpus or"
             " cpu_slots as numbers for more"
         )
     return places[:AUTO_SLOTS]
@@ -376,24 +376,23 @@ def _choose_gpus(server: Server, wanted: object, probe: Probe) -> tuple[list[str
     if wanted == "auto":
         free = [gpu.id for gpu in probe.gpus if not gpu.used_by]
         return free, [
-            f"{server.name}: GPU {gpu.id} is left out, used by {gpu.used_by}"
-            for gpu in probe.gpus
-            if gpu.used_by
+            f"GPU {gpu.id} is left out, used by {gpu.used_by}" for gpu in probe.gpus if gpu.used_by
         ]
     asked = (
         [str(gpu) for gpu in wanted] if isinstance(wanted, list) else present[: int(str(wanted))]
     )
     if isinstance(wanted, int) and len(asked) < wanted:
         raise NodeError(
-            f"{server.name}: the configuration asks for {wanted} GPUs, the node has {len(present)};"
-            " lower gpus or use cpu_slots"
+            f"the configuration asks for {wanted} GPUs, the node has {len(present)};"
+            " lower gpus or use cpu_slots",
+            node=server.name,
         )
     # A UUID or MIG id is not among the indices that a probe reports; the worker's own check of its
     # device decides.
     if missing := [gpu for gpu in asked if gpu.isdigit() and gpu not in present]:
         raise NodeError(
-            f"{server.name}: no GPU {', '.join(missing)} on the node, which has"
-            f" {', '.join(present) or 'none'}"
+            f"no GPU {', '.join(missing)} on the node, which has {', '.join(present) or 'none'}",
+            node=server.name,
         )
     return asked, []
 

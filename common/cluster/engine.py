@@ -9,7 +9,7 @@ from typing import Protocol
 
 from common.cluster.config import ClusterConfig
 from common.cluster.request import Prepared, Request
-from common.cluster.work import Outcome, Say, Show
+from common.cluster.work import Outcome, Report, Say, Show
 from common.data.data_sets import DataSha256
 from common.jobs.inputs import File
 from common.paths import Paths
@@ -20,10 +20,10 @@ class Engine(Protocol):
     InputError with the reason.
     """
 
-    def run(self, request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
+    def run(self, request: Request, prepared: Prepared, say: Report, show: Show) -> Outcome:
         """Run a planned request to its end, or until the user leaves."""
 
-    def fingerprints(
+    def data_fingerprints(
         self, config: ClusterConfig, paths: Paths, files: Sequence[File]
     ) -> dict[File, str]:
         """SHA-256 of data files that the head lacks, as far as the nodes have them. Raises
@@ -44,7 +44,7 @@ class Engine(Protocol):
     def cancel(self, config: ClusterConfig, paths: Paths, say: Say) -> None:
         """--cancel: end this project's jobs that go on without the head."""
 
-    def status_lines(self, paths: Paths) -> list[str]:
+    def queue_lines(self, paths: Paths) -> list[str]:
         """What --status adds to the record of the run."""
 
 

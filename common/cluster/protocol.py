@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from common.artifacts import Json
 from common.cli import one_line
 from common.errors import CorruptArtifact, InputError
 from common.jobs import identity
@@ -32,37 +33,36 @@ CAUSES = (
     "gpu_gone",
     "disk",
 )
-Json = dict[str, Any]
 
 Text = Annotated[str, AfterValidator(lambda text: one_line(text)[:MAX_TEXT])]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=2**62)]
+WholeNumber = Annotated[int, Field(ge=0, le=2**62)]
 
 
-class _Model(BaseModel):
+class _Checked(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class _Gpu(_Model):
+class _GpuFacts(_Checked):
     id: Text
     name: Text
     used_by: Text
 
 
-class _Facts(_Model):
+class _Facts(_Checked):
     host: Text = ""
     python: Text
     versions: dict[str, Text | None]
     cores: Annotated[int, Field(ge=1, le=65536)]
-    gpus: Annotated[list[_Gpu], Field(max_length=1024)]
+    gpus: Annotated[list[_GpuFacts], Field(max_length=1024)]
     driver: Text | None = None
-    free_bytes: Count
+    free_bytes: WholeNumber
     clock: Number
     code: dict[str, str | None]
     data: list[str | None] = []
 
 
-def facts(answer: object) -> Json:
+def node_facts(answer: object) -> Json:
     """What a probe told. Raises ValueError where it is not of that form."""
     return _Facts.model_validate(answer).model_dump()
 
@@ -148,26 +148,26 @@ def _is_count(value: object) -> bool:
 
 Score = Number | None
 Names = dict[str, Text]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+HashText = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
-class _Windows(_Model):
-    windows: Count
-    positives: Count
+class _WindowCounts(_Checked):
+    windows: WholeNumber
+    positives: WholeNumber
     hours: Score = None
 
 
-class _Counts(_Model):
-    train: _Windows
-    selection: _Windows
+class _Counts(_Checked):
+    train: _WindowCounts
+    selection: _WindowCounts
 
 
 class _AllCounts(_Counts):
-    test: _Windows
-    base_train: _Windows | None = None
+    test: _WindowCounts
+    base_train: _WindowCounts | None = None
 
 
-class _Provenance(_Model):
+class _Provenance(_Checked):
     versions: Names
     device: Text
     host: Text
@@ -176,31 +176,31 @@ class _Provenance(_Model):
     started: Text
     finished: Text
     train_seconds: Number
-    threads: Count
+    threads: WholeNumber
     compile: Text
     checksum: Text
 
 
 class _BaseProvenance(_Provenance):
-    trained_as: Hash
+    trained_as: HashText
 
 
-class _Losses(_Model):
+class _Losses(_Checked):
     train: list[Score]
     val: list[Score]
     val_macro_f1: list[Score]
 
 
-class _Ended(_Model):
-    best_epoch: Count
-    epochs: Count
-    updates: Count
+class _TrainingRecord(_Checked):
+    best_epoch: WholeNumber
+    epochs: WholeNumber
+    updates: WholeNumber
     stopped_by: Literal["patience", "max_epochs"]
     undefined: Names
     provenance: _Provenance
 
 
-class _Base(_Ended):
+class _BaseRecord(_TrainingRecord):
     counts: _Counts
     provenance: _BaseProvenance
     channels: Annotated[int, Field(ge=1, le=2**20)]
@@ -209,13 +209,13 @@ class _Base(_Ended):
     code_fingerprints: dict[str, str]
 
 
-class _Experiment(_Ended):
+class _ExperimentRecord(_TrainingRecord):
     counts: _AllCounts
-    base_model_hash: Hash | None
+    base_model_hash: HashText | None
 
 
-class _Config(_Model):
-    base_model_hash: Hash | None
+class _ConfigRecord(_Checked):
+    base_model_hash: HashText | None
     code_fingerprints: dict[str, str]
 
 
@@ -232,7 +232,7 @@ def base_record(job: Job, metadata: Mapping[str, Any], data: Mapping[str, str]) 
     }
     _compare(job, "metadata", metadata, expected)
     _same_options(job, metadata.get("config"), BaseOptions, identity.hash_fields)
-    _form(job, _Base, metadata)
+    _form(job, _BaseRecord, metadata)
 
 
 def experiment_record(
@@ -272,8 +272,8 @@ def experiment_record(
         if (job.needs is None) != (record.get("base_model_hash") is None):
             _compare(job, where, record, {"base_model_hash": job.needs})
     _compare(job, "metrics.json", metrics, {"base_model_hash": config.get("base_model_hash")})
-    _form(job, _Experiment, metrics)
-    _form(job, _Config, config)
+    _form(job, _ExperimentRecord, metrics)
+    _form(job, _ConfigRecord, config)
     for name, value in metrics.items():
         scored = name.startswith(("val_", "test_", "base_", "threshold_")) and name not in (
             *common,
@@ -326,7 +326,7 @@ def _same_options(job: Job, there: object, model: type[O], fields: Callable[[O],
         raise CorruptArtifact(f"{job.id}: its record tells of other options: it is not used")
 
 
-def _form(job: Job, model: type[_Model], record: Mapping[str, Any]) -> None:
+def _form(job: Job, model: type[_Checked], record: Mapping[str, Any]) -> None:
     try:
         model.model_validate(record)
     except ValidationError as error:

@@ -17,7 +17,7 @@ from types import FrameType
 from common import artifacts
 from common.cluster.config import ClusterConfig
 from common.cluster.journal import last_failures
-from common.cluster.results import Home
+from common.cluster.results import Results
 from common.cluster.work import Outcome, Work
 from common.data.data_sets import Data, DataSha256
 from common.errors import BaseModelNotFound, Conflict, InputError
@@ -29,7 +29,7 @@ from common.jobs.verdicts import State, make_way
 from common.paths import Paths
 
 # SHA-256 of data files that the head lacks, as the nodes have them.
-Fingerprints = Callable[[Sequence[File]], dict[File, str]]
+AskNodes = Callable[[Sequence[File]], dict[File, str]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Prepared:
 # -- planning
 
 
-def prepare(request: Request, data: Data, fingerprints: Fingerprints) -> Prepared:
+def plan_request(request: Request, data: Data, fingerprints: AskNodes) -> Prepared:
     """Plan a request. Changes nothing. Raises InputError, BaseModelNotFound and Conflict for what
     cannot be run.
     """
@@ -100,7 +100,7 @@ def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
 
 
 def _data_sha256(
-    paths: Paths, data: Data, files: Sequence[File], fingerprints: Fingerprints
+    paths: Paths, data: Data, files: Sequence[File], fingerprints: AskNodes
 ) -> tuple[DataSha256, dict[File, str | None]]:
     """The head's own fingerprints; those of the nodes where the head has no data at all."""
     folders = {paths.data(data_path) for data_path, _ in files}
@@ -219,15 +219,16 @@ def only_orchestrator(paths: Paths) -> Iterator[None]:
                 )
             )
         except Conflict as error:
-            who = str(error).partition("held by ")[2].partition(":")[0]
             raise Conflict(
-                f"another orchestrator runs in this project folder ({who}): wait for it, or stop"
-                " it; --status shows what it does"
+                f"another orchestrator runs in this project folder ({error.holder}): wait for it,"
+                " or stop it; --status shows what it does",
+                path=error.path,
+                holder=error.holder,
             ) from None
         yield
 
 
-def make_room(request: Request, prepared: Prepared, home: Home) -> None:
+def make_room(request: Request, prepared: Prepared, home: Results) -> None:
     """Move what is stale or damaged aside, clear away what a killed head was writing, and publish
     what is only a copy.
     """

@@ -1,5 +1,5 @@
-"""Results come home: verified against what the head expects, then published. The only place where a
-job becomes done. No torch, no threads.
+"""Verify results against what the head expects, then publish them. The only place where a job
+becomes done. No torch, no threads.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from common.jobs.verdicts import (
     copy_base_model,
     finetune_fingerprints,
     judge_base,
+    judge_base_model,
     judge_experiment,
+    judge_opened,
     make_way,
 )
 from common.paths import Paths
 
 
-class Home:
+class Results:
     """The head's side of publishing. `siblings`: by base hash, the jobs with the same training key,
     which are published with it.
     """
@@ -38,18 +40,16 @@ class Home:
 
     def accept(self, job: Job, root: Paths) -> str:
         """Take the result of `job` that lies in `root`, a project folder of a node's or the head's
-        own. Returns '' or why it is not accepted.
+        own. It is opened and verified once. Returns '' or why it is not accepted.
 
         Raises:
             OSError: the head's disk.
         """
         try:
-            verdict = self._judge(job, root)
-            if verdict.state is not State.DONE:
-                return one_line(verdict.reason) or f"{job.id}: nothing is published"
-            self._check_record(job, root)
-            if root.root != self._paths.root:
-                self._adopt(job, root)
+            if job.kind == "base":
+                self._accept_base(job, root)
+            else:
+                self._accept_experiment(job, root)
             for sibling in self._siblings.get(job.id, ()):
                 self.copy(job.id, sibling)
         # also what stands in its way here: another configuration's results
@@ -62,59 +62,74 @@ class Home:
         said: its data or its base model changed meanwhile.
         """
         try:
-            return self._judge(job, root)
+            if job.kind == "base":
+                return judge_base(root, job.id, *self._base_key(job))
+            weights, data = self._expected(job)
+            return judge_experiment(root.experiments / job.id, job.finetune, weights, data)
         except (CorruptArtifact, InputError) as error:
             return Verdict(State.STALE, str(error))
 
-    def _judge(self, job: Job, root: Paths) -> Verdict:
-        """Raises BaseModelNotFound, CorruptArtifact or InputError."""
-        if job.kind == "base":
-            data = base_fingerprints(job.base, self._sha256)
-            return judge_base(root, job.id, identity.training_key(job.base, data), data)
-        base = self._base_of(job)
-        people, weights = (
-            (base["base_participants"], base["weights_sha256"]) if base else ([], None)
-        )
-        return judge_experiment(
-            root.experiments / job.id,
-            job.finetune,
-            weights,
-            finetune_fingerprints(job.finetune, people, self._sha256),
-        )
+    def copy(self, source_hash: str, sibling: Job) -> None:
+        """Publish a sibling of a base model that is published here."""
+        verdict = judge_base(self._paths, sibling.id, *self._base_key(sibling))
+        if verdict.state is not State.DONE:
+            artifacts.supersede_base_model(self._paths, sibling.id)
+            copy_base_model(self._paths, source_hash, sibling.base)
 
-    def _check_record(self, job: Job, root: Paths) -> None:
-        """What the head will read of it later is what the head knows, in the right form. Raises
-        CorruptArtifact.
-        """
-        if job.kind == "base":
-            protocol.base_record(
-                job,
-                artifacts.read_base_metadata(root, job.id),
-                base_fingerprints(job.base, self._sha256),
-            )
-            return
+    # -- base models
+
+    def _accept_base(self, job: Job, root: Paths) -> None:
+        key, data = self._base_key(job)
+        try:
+            model = artifacts.open_base_model(root, job.id)
+        except BaseModelNotFound:
+            raise CorruptArtifact(f"{job.id}: nothing is published", job=job.id) from None
+        _refuse(job, judge_base_model(model, key, data))
+        protocol.base_record(job, model.metadata, data)
+        if root.root != self._paths.root:
+            if self._paths.base_metadata(job.id).exists():
+                here = judge_base(self._paths, job.id, key, data)
+                if here.state is not State.DONE:
+                    artifacts.supersede_base_model(self._paths, job.id)
+            artifacts.adopt_base_model(self._paths, model)
+
+    def _base_key(self, job: Job) -> tuple[str, dict[str, str]]:
+        """Training key and data fingerprints by today's data."""
+        data = base_fingerprints(job.base, self._sha256)
+        return identity.training_key(job.base, data), data
+
+    # -- experiments
+
+    def _accept_experiment(self, job: Job, root: Paths) -> None:
         base = self._base_of(job)
-        people, weights = (
-            (base["base_participants"], base["weights_sha256"]) if base else ([], None)
-        )
-        there = artifacts.open_experiment(root.experiments / job.id)
-        protocol.experiment_record(
-            job,
-            there.config,
-            there.metrics,
-            base,
-            finetune_fingerprints(job.finetune, people, self._sha256),
-        )
-        named = there.config["base_model_hash"]
-        if (
-            root.root != self._paths.root
-            and named != job.needs
-            and self._weights_of(named) != weights
-        ):
+        weights, data = self._expected(job)
+        try:
+            experiment = artifacts.open_experiment(root.experiments / job.id)
+        except FileNotFoundError:
+            raise CorruptArtifact(f"{job.id}: nothing is published", job=job.id) from None
+        _refuse(job, judge_opened(experiment, job.finetune, weights, data))
+        protocol.experiment_record(job, experiment.config, experiment.metrics, base, data)
+        if root.root == self._paths.root:
+            return
+        named = experiment.config["base_model_hash"]
+        if named != job.needs and self._weights_of(named) != weights:
             raise CorruptArtifact(
                 f"{job.id}: names base model {named}, which has not the weights that it started"
-                " from: it is not used"
+                " from: it is not used",
+                job=job.id,
             )
+        here = self.judge(job, self._paths)
+        if here.state is not State.DONE:
+            folder = self._paths.experiments / job.id
+            make_way(self._paths, folder, here, overwrite=job.finetune.overwrite)
+            artifacts.adopt_experiment(self._paths, experiment)
+
+    def _expected(self, job: Job) -> tuple[str | None, dict[str, str]]:
+        """SHA-256 of the base weights that a fine-tune starts from, and its data fingerprints."""
+        base = self._base_of(job)
+        people = base["base_participants"] if base else []
+        data = finetune_fingerprints(job.finetune, people, self._sha256)
+        return base["weights_sha256"] if base else None, data
 
     def _weights_of(self, base_hash: str) -> str | None:
         """SHA-256 of a base model's weights, None where it is not published here."""
@@ -129,30 +144,8 @@ class Home:
         """
         return artifacts.read_base_metadata(self._paths, job.needs) if job.needs else None
 
-    def copy(self, source_hash: str, sibling: Job) -> None:
-        """Publish a sibling of a base model that is published here."""
-        data = base_fingerprints(sibling.base, self._sha256)
-        if (
-            judge_base(
-                self._paths, sibling.id, identity.training_key(sibling.base, data), data
-            ).state
-            is not State.DONE
-        ):
-            artifacts.supersede_base_model(self._paths, sibling.id)
-            copy_base_model(self._paths, source_hash, sibling.base)
 
-    def _adopt(self, job: Job, root: Paths) -> None:
-        if job.kind == "base":
-            if (
-                self._paths.base_metadata(job.id).exists()
-                and self._judge(job, self._paths).state is not State.DONE
-            ):
-                artifacts.supersede_base_model(self._paths, job.id)
-            artifacts.adopt_base_model(self._paths, root, job.id)
-            return
-        folder = self._paths.experiments / job.id
-        here = self._judge(job, self._paths)
-        if here.state is not State.DONE:
-            make_way(self._paths, folder, here, overwrite=job.finetune.overwrite)
-            prefix, _, name = job.id.partition("/")
-            artifacts.adopt_experiment(self._paths, root, prefix, name)
+def _refuse(job: Job, verdict: Verdict) -> None:
+    """Raises CorruptArtifact for a result that is not what the job is to give."""
+    if verdict.state is not State.DONE:
+        raise CorruptArtifact(verdict.reason, job=job.id)

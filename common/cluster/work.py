@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from common.jobs.job_files import Job
 
 Say = Callable[[str], None]  # takes a line for a person
 Show = Callable[[dict[str, Any]], None]  # takes the status of the run
+
+
+class Report(Protocol):
+    """Takes a line for a person; `failed` names the job whose failure the line reports."""
+
+    def __call__(self, line: str, *, failed: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts
-from common.cli import few
 from common.data.data_sets import Data, DataSha256
 from common.errors import (
     BaseModelNotFound,
@@ -102,9 +101,14 @@ def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> 
         return Verdict(State.NEW)
     except CorruptArtifact as error:
         return Verdict(State.DAMAGED, str(error))
+    return judge_base_model(model, key, data)
+
+
+def judge_base_model(model: artifacts.BaseModel, key: str, data: dict[str, str]) -> Verdict:
+    """The same for a base model that is open."""
     if model.metadata.get("training_key") != key:
         return Verdict(
-            State.STALE, _stale(base_hash, changed(model.metadata.get("data_fingerprints"), data))
+            State.STALE, _stale(model.hash, changed(model.metadata.get("data_fingerprints"), data))
         )
     return Verdict(
         State.DONE,
@@ -114,7 +118,7 @@ def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> 
 
 
 def _stale(base_hash: object, files: list[str]) -> str:
-    return f"base model {base_hash} is stale: data changed ({few(files)})"
+    return f"base model {base_hash} is stale: data changed ({_few(files)})"
 
 
 def stale_base(
@@ -158,7 +162,17 @@ def judge_experiment(
         return Verdict(State.NEW)
     except CorruptArtifact as error:
         return Verdict(State.DAMAGED, str(error))
-    config = experiment.config
+    return judge_opened(experiment, options, base_weights_sha256, data)
+
+
+def judge_opened(
+    experiment: artifacts.Experiment,
+    options: FinetuneOptions,
+    base_weights_sha256: str | None,
+    data: dict[str, str],
+) -> Verdict:
+    """The same for an experiment that is open."""
+    folder, config = experiment.folder, experiment.config
     if config.get("experiment_key") == identity.experiment_key(options, base_weights_sha256, data):
         return Verdict(
             State.DONE,
@@ -171,7 +185,7 @@ def judge_experiment(
         return Verdict(State.STALE, f"{folder} is stale: its base model changed")
     return Verdict(
         State.STALE,
-        f"{folder} is stale: data changed ({few(changed(config.get('data_fingerprints'), data))})",
+        f"{folder} is stale: data changed ({_few(changed(config.get('data_fingerprints'), data))})",
     )
 
 
@@ -223,9 +237,13 @@ def _different(before: object, now: dict[str, Any]) -> str:
     old = before if isinstance(before, dict) else {}
     names = sorted(name for name in old.keys() | now.keys() if old.get(name) != now.get(name))
     return (
-        few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names])
+        _few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names])
         or "another target"
     )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def copy_base_model(paths: Paths, source_hash: str, options: Options) -> str:

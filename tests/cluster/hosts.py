@@ -61,6 +61,7 @@ class Host:
     folder: Path
     # lines for its sshd_config, before the next start_sshd
     extra: list[str] = field(default_factory=list)
+    shell: str = ""  # login shell on it from the next start_sshd on; empty: this machine's
     sshd: subprocess.Popen[bytes] | None = None
 
     @property
@@ -175,7 +176,7 @@ class Hosts:
         for name, host in self.hosts.items():
             self.heal(name)
             self.kill_all(name)
-            host.extra = []
+            host.extra, host.shell = [], ""
             for folder in (host.project, host.home, host.folder / "tmp"):
                 shutil.rmtree(folder)
                 folder.mkdir()
@@ -267,7 +268,16 @@ class Hosts:
             f'SetEnv HOME="{host.home}" TMPDIR="{host.folder}/tmp" OMP_NUM_THREADS=1',
         ]
         (host.folder / "sshd_config").write_text("\n".join(config) + "\n")
-        shell = f'hostname "$1" && exec {SSHD} -D -e -f "$2"'
+        passwd = host.folder / "passwd"
+        passwd.write_text(
+            "".join(
+                line.rpartition(":")[0] + f":{host.shell}\n"
+                if host.shell and line.startswith("root:")
+                else line
+                for line in Path("/etc/passwd").read_text().splitlines(keepends=True)
+            )
+        )
+        shell = f'hostname "$1" && mount --bind "$3" /etc/passwd && exec {SSHD} -D -e -f "$2"'
         with (host.folder / "sshd.log").open("ab") as log:
             argv = [
                 "ip",
@@ -276,12 +286,14 @@ class Hosts:
                 host.namespace,
                 "unshare",
                 "--uts",
+                "--mount",
                 "sh",
                 "-c",
                 shell,
                 "sh",
                 name,
                 str(host.folder / "sshd_config"),
+                str(passwd),
             ]
             host.sshd = subprocess.Popen(
                 argv,

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from common.cluster.config import Server
+from common.cluster.ssh.node_commands import probe
 from common.cluster.transport import connection as connection_module
 from common.cluster.transport import openssh
 from common.cluster.transport import process as process_module
@@ -601,6 +602,97 @@ def test_a_login_file_that_prints_does_no_harm(hosts: Hosts, head: Path) -> None
         ["ssh", "-F", hosts.ssh_config, "h1", "true"], capture_output=True, text=True
     )
     assert "mind the gap" in plain.stdout  # it does print
+
+
+# Login shells
+
+
+def with_login_shell(hosts: Hosts, shell: str) -> None:
+    """h1's users get this shell."""
+    if shell.startswith("/bin/") and not shutil.which(shell):
+        pytest.skip(f"not installed: {shell}")
+    hosts["h1"].shell = shell
+    hosts.restart_sshd("h1")
+
+
+@pytest.mark.parametrize("shell", ["/bin/tcsh", "/bin/csh", "/bin/bash", "/bin/dash"])
+def test_any_login_shell_takes_commands_words_and_copies(
+    hosts: Hosts, head: Path, shell: str
+) -> None:
+    with_login_shell(hosts, shell)
+    (head / "a b!").write_text("content of a")
+    with connect(server(hosts)) as node:
+        program = 'for word; do\n  printf "%s\\0" "$word"\ndone\n'
+        result = node.run(["sh", "-c", program, "sh", *HOSTILE])
+        assert result.stdout == b"".join(os.fsencode(word) + b"\0" for word in HOSTILE)
+        assert not (hosts["h1"].project / "pwned").exists()
+        assert node.run(["sh", "-c", "cat; exit 7"], input=b"one\ntwo").stdout == b"one\ntwo"
+        assert node.run(["sh", "-c", "exit 7"]).exit_code == 7
+        facts = probe(node, "me")
+        assert facts["host"] == "h1"
+        assert node.push(["a b!"]).bytes > 0
+        node.pull(["a b!"], head / "in")
+        assert (head / "in" / "a b!").read_text() == "content of a"
+
+
+@pytest.mark.parametrize(
+    ("login", "words"),
+    [
+        ("echo disk quota exceeded >&2; exit 1\n", "disk quota exceeded"),
+        ("echo account has expired; exit 1\n", "account has expired"),
+        ("printf '\\033[2Jcome back\\007 later\\n' >&2; exit 1\n", "come back"),
+    ],
+)
+def test_a_login_file_that_ends_the_shell_is_quoted(
+    hosts: Hosts, head: Path, login: str, words: str
+) -> None:
+    (hosts["h1"].home / ".bashrc").write_text(login)
+    with pytest.raises(NodeError) as caught:
+        connect(server(hosts))
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_an_account_without_a_shell_is_told_in_its_own_words(hosts: Hosts, head: Path) -> None:
+    with_login_shell(hosts, "/usr/sbin/nologin")
+    with pytest.raises(NodeError, match="This account is currently not available"):
+        connect(server(hosts))
+
+
+def test_a_forced_command_is_told_in_its_own_words(hosts: Hosts, head: Path) -> None:
+    hosts["h1"].extra = ["ForceCommand echo only backups here"]
+    hosts.restart_sshd("h1")
+    with pytest.raises(NodeError, match="only backups here"):
+        connect(server(hosts))
+
+
+def test_a_path_in_which_nothing_is_found_is_told(hosts: Hosts, head: Path) -> None:
+    (hosts["h1"].home / ".bashrc").write_text("export PATH=/nowhere\n")
+    with pytest.raises(NodeError, match="sh: not found"):
+        connect(server(hosts))
+
+
+def test_a_login_file_that_waits_for_input_is_named_and_gets_no_command(
+    hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hosts["h1"].home / ".bashrc").write_text('read answer; echo "$answer" > ~/read\n')
+    monkeypatch.setattr(process_module, "START_SECONDS", 1)
+    with pytest.raises(NodeError, match="did not start a command in 1 s; does a login file wait"):
+        connect(server(hosts))
+    assert (
+        not (hosts["h1"].home / "read").exists()
+        or not (hosts["h1"].home / "read").read_text().strip()
+    )
+
+
+def test_a_slow_login_file_has_longer_than_the_answer_to_a_command(
+    hosts: Hosts, head: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "CONNECT_SECONDS", 0.5)
+    (hosts["h1"].home / ".bashrc").write_text("sleep 1.5\n")
+    with connect(server(hosts)) as node:
+        assert node.run(["hostname"]).text == "h1"
+    assert process_module.START_SECONDS == 30
 
 
 # Copies

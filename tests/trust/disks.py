@@ -148,7 +148,7 @@ PUBLISHES: dict[str, Publish] = {
     "a base model from a node": Publish(
         _node(_base),
         lambda folder: artifacts.adopt_base_model(
-            Paths(folder), Paths(folder.with_name("node")), HASH
+            Paths(folder), artifacts.open_base_model(Paths(folder.with_name("node")), HASH)
         ),
         read_base,
         None,
@@ -172,7 +172,8 @@ PUBLISHES: dict[str, Publish] = {
     "an experiment from a node": Publish(
         _node(_experiment),
         lambda folder: artifacts.adopt_experiment(
-            Paths(folder), Paths(folder.with_name("node")), "p", "fold0_x"
+            Paths(folder),
+            artifacts.open_experiment(folder.with_name("node") / "experiments/p/fold0_x"),
         ),
         read_experiment,
         None,

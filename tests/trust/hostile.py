@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from common.cluster import protocol
 from common.cluster.closing import closing_table
-from common.cluster.results import Home
+from common.cluster.results import Results
 from common.data.data_sets import Data
 from common.jobs.job_files import Job, base_job, finetune_job
 from common.paths import Paths
@@ -65,7 +65,7 @@ class Pair:
         alone = {**tune, "mode": "target_only", "prefix": "alone", "base_model_hash": None}
         here(node.folder, "finetune", alone)
         self.alone: Job = finetune_job(alone, "x", data)
-        self.home = Home(Paths(head.folder), data.sha256, {})
+        self.results = Results(Paths(head.folder), data.sha256, {})
 
     def documents(self, job: Job) -> list[Path]:
         """What the node says of a result."""
@@ -78,7 +78,7 @@ class Pair:
 
     def accept(self, job: Job) -> str:
         """The head takes it, or says why not."""
-        return self.home.accept(job, Paths(self.node.folder))
+        return self.results.accept(job, Paths(self.node.folder))
 
 
 def leaves(value: Any, place: Place = ()) -> Iterator[Place]:
@@ -233,11 +233,11 @@ def lying_facts(seed: int, examples: int = 300) -> int:
         "code": {"a.py": "0"},
         "data": [None],
     }
-    assert protocol.facts(good)["cores"] == 4
+    assert protocol.node_facts(good)["cores"] == 4
 
     def test(key: str, value: Any) -> None:
         try:
-            known = protocol.facts({**good, key: value})
+            known = protocol.node_facts({**good, key: value})
         except ValueError:
             return
         assert known.keys() == good.keys()

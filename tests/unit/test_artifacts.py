@@ -135,10 +135,10 @@ def test_only_whole_copies_are_adopted(paths: Paths, tmp_path: Path) -> None:
     artifacts.publish_base_model(node, HASH, b"weights", {"provenance": {}})
     node.base_weights(HASH).write_bytes(b"weightz")
     with pytest.raises(CorruptArtifact):
-        artifacts.adopt_base_model(paths, node, HASH)
+        artifacts.adopt_base_model(paths, artifacts.open_base_model(node, HASH))
     assert not paths.base_metadata(HASH).exists()
     node.base_weights(HASH).write_bytes(b"weights")
-    artifacts.adopt_base_model(paths, node, HASH)
+    artifacts.adopt_base_model(paths, artifacts.open_base_model(node, HASH))
     assert artifacts.open_base_model(paths, HASH).weights == b"weights"
 
 

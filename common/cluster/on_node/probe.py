@@ -21,7 +21,7 @@ from importlib import metadata
 PACKAGES = ("torch", "numpy", "paramiko", "tqdm", "pydantic", "scikit-learn", "scipy")
 
 
-def versions() -> dict[str, str | None]:
+def installed() -> dict[str, str | None]:
     """Installed versions; None for what is missing."""
     found: dict[str, str | None] = {}
     for name in PACKAGES:
@@ -92,7 +92,7 @@ def gpus(owner: str) -> list[dict[str, str]]:
     ]
 
 
-def sha256(path: str) -> str | None:
+def digest_of(path: str) -> str | None:
     """Of a file, or None where it cannot be read."""
     digest = hashlib.sha256()
     try:
@@ -112,7 +112,7 @@ def code() -> dict[str, str | None]:
         + glob.glob("requirements*.txt")
         + glob.glob("constraints.txt")
     )
-    return {name: sha256(name) for name in sorted(names)}
+    return {name: digest_of(name) for name in sorted(names)}
 
 
 def main() -> None:
@@ -121,14 +121,14 @@ def main() -> None:
     answer = {
         "host": platform.node(),
         "python": platform.python_version(),
-        "versions": versions(),
+        "versions": installed(),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus(sys.argv[1] if len(sys.argv) > 1 else ""),
         "driver": driver[0][0] if driver else None,
         "free_bytes": shutil.disk_usage(".").free,
         "clock": time.time(),
         "code": code(),
-        "data": [sha256(os.path.join(*file)) for file in json.load(sys.stdin)],
+        "data": [digest_of(os.path.join(*file)) for file in json.load(sys.stdin)],
     }
     sys.stdout.write(json.dumps(answer) + "\n")
 

@@ -13,7 +13,7 @@ from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal, new_run_id, past_events
 from common.cluster.request import Prepared, Request, make_room, signals
-from common.cluster.results import Home
+from common.cluster.results import Results
 from common.cluster.slurm import queue
 from common.cluster.slurm.arrays import (
     Array,
@@ -27,7 +27,7 @@ from common.cluster.slurm.arrays import (
 )
 from common.cluster.slurm.queue import Seen, SlurmError
 from common.cluster.slurm.watch import Place, Watch
-from common.cluster.work import Outcome, Say, Show, Work
+from common.cluster.work import Outcome, Report, Say, Show, Work
 from common.data.data_sets import DataSha256
 from common.errors import InputError
 from common.jobs.inputs import File
@@ -51,7 +51,7 @@ def usable(config: ClusterConfig, paths: Paths) -> Slurm:
     return config.slurm
 
 
-def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
+def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcome:
     """Submit what is neither published nor with Slurm already, and watch until it is done.
 
     Raises:
@@ -62,7 +62,7 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     check_submitit()
     seen = queue.tasks(paths)
     waiting = _Waiting(paths, [task for task in seen if not task.ended])
-    home = Home(paths, prepared.sha256, prepared.work.siblings)
+    home = Results(paths, prepared.sha256, prepared.work.siblings)
     make_room(request, prepared, home)
     work = prepared.work
     blocked = sorted(prepared.made.missing_base)
@@ -245,7 +245,9 @@ def check(
         return [f"slurm: CANNOT WORK: {error}"], False
 
 
-def fingerprints(config: ClusterConfig, paths: Paths, files: Sequence[File]) -> dict[File, str]:
+def data_fingerprints(
+    config: ClusterConfig, paths: Paths, files: Sequence[File]
+) -> dict[File, str]:
     """Nothing: the nodes share the head's project folder."""
     return {}
 
@@ -261,7 +263,7 @@ def setup(config: ClusterConfig, paths: Paths, say: Say) -> bool:
 clean = setup
 
 
-def status_lines(paths: Paths) -> list[str]:
+def queue_lines(paths: Paths) -> list[str]:
     """What Slurm has of this project."""
     counts = Counter(task.state.lower() for task in queue.tasks(paths) if not task.ended)
     tasks = ", ".join(f"{number:,} tasks {state}" for state, number in sorted(counts.items()))

@@ -25,7 +25,7 @@ from common.artifacts import write_file
 from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal
 from common.cluster.on_node.worker import Worker
-from common.cluster.results import Home
+from common.cluster.results import Results
 from common.data.data_sets import Data
 from common.errors import ProjectError, TrainingError
 from common.jobs.job_files import Job
@@ -95,7 +95,9 @@ class _Attempt:
     def __init__(self, task: Task) -> None:
         self._task, self._paths = task, Paths(Path(task.project))
         self._journal = Journal(self._paths, task.run, part(task.label, task.index))
-        self._home = Home(self._paths, Data(self._paths).sha256, {task.jobs[0].id: task.siblings})
+        self._results = Results(
+            self._paths, Data(self._paths).sha256, {task.jobs[0].id: task.siblings}
+        )
         self._settled_before = len(task.settled)
         self._requeue_by_submitit = signal.getsignal(signal.SIGUSR2)
         self._noticed = False
@@ -166,7 +168,7 @@ class _Attempt:
         error = (
             str(outcome["error"])
             if "failed" in outcome
-            else self._home.accept(job, self._paths)
+            else self._results.accept(job, self._paths)
             if job.kind != "script"
             else ""
         )

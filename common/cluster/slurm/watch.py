@@ -15,10 +15,10 @@ from typing import Any
 
 from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal, events_file, events_in
-from common.cluster.results import Home
+from common.cluster.results import Results
 from common.cluster.slurm.queue import NEVER, Seen, final_states, tasks
 from common.cluster.slurm.task import part, progress_file
-from common.cluster.work import Outcome, Work
+from common.cluster.work import Outcome, Report, Work
 from common.errors import ProjectError
 from common.jobs.job_files import Job
 from common.paths import Paths
@@ -52,10 +52,10 @@ class Watch:
         work: Work,
         places: Mapping[str, Place],
         ids: Mapping[str, str],
-        home: Home,
+        home: Results,
         journal: Journal,
         estimates: Estimates,
-        say: Callable[[str], None],
+        say: Report,
         show: Callable[[dict[str, Any]], None],
     ) -> None:
         self._paths, self._work, self._places, self._home, self._journal, self._estimates = (
@@ -172,7 +172,8 @@ class Watch:
         """`tell`: its task did not."""
         self._states[job.id] = "failed"
         self.outcome.failed[job.id] = (cause, log)
-        self._say(f"failed: {job.id}: {cause}" + (f" (log: {log})" if log else ""))
+        line = f"failed: {job.id}: {cause}" + (f" (log: {log})" if log else "")
+        self._say(line, failed=job.id)
         if tell:
             self._journal.event("failed", job=job.id, error=cause, log=log)
         hashes = {job.id, *(sibling.id for sibling in self._work.siblings.get(job.id, ()))}

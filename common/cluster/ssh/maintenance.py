@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from common import artifacts
 from common.cluster.config import ClusterConfig, Server
-from common.cluster.ssh.node import check_facts, code_digests, probe, slot_plan
+from common.cluster.ssh.node_commands import (
+    check_facts,
+    code_digests,
+    probe,
+    remove_files,
+    send_code,
+    slot_plan,
+)
 from common.cluster.ssh.payload import code_files, owner
 from common.cluster.transport.connection import connect
 from common.cluster.work import Say
@@ -26,8 +32,12 @@ from common.paths import (
     result_files,
 )
 
-SWEEP_TEXT = (CODE_ROOT / "common/cluster/on_node/sweep.py").read_text()
-OF_ONE_NODE = (ProjectError, OSError, EOFError)  # told in its line; the others go on
+OF_ONE_NODE = (ProjectError, OSError, EOFError)  # shown in its line; the others go on
+
+
+def _cause(error: BaseException) -> str:
+    """Without the name of the node, with which its line begins."""
+    return error.message if isinstance(error, ProjectError) else str(error)
 
 
 def check_nodes(
@@ -50,10 +60,7 @@ def _check_node(
         with connect(server, paths.root) as node:
             facts = probe(node, owner(paths), () if node.shared else files)
             slots = slot_plan(server, facts)
-            remarks = [
-                remark.removeprefix(f"{server.name}: ")
-                for remark in (*check_facts(server.name, facts), *slots.left_out)
-            ]
+            remarks = [*check_facts(server.name, facts), *slots.left_out]
             missing = [
                 name for name, digest in code_digests().items() if facts["code"].get(name) != digest
             ]
@@ -66,7 +73,7 @@ def _check_node(
             )
             data = "shared" if node.shared else _compare(files, facts["data"], sha256)
     except OF_ONE_NODE as error:
-        return f"{server.name}: CANNOT WORK: {str(error).removeprefix(f'{server.name}: ')}", False
+        return f"{server.name}: CANNOT WORK: {_cause(error)}", False
     devices = (
         ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"])
         or f"{facts['cores']} cores"
@@ -124,8 +131,8 @@ def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
             )
             if not done.ok:
                 raise NodeError(
-                    f"{server.name}: the environment was not built:"
-                    f" {done.last_words or 'no answer'}"
+                    f"the environment was not built: {done.last_words or 'no answer'}",
+                    node=server.name,
                 )
             node.refresh()
             facts = probe(node, owner(paths))
@@ -135,7 +142,7 @@ def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
             )
             return True
     except OF_ONE_NODE as error:
-        say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")
+        say(f"{server.name}: {_cause(error)}")
         return False
 
 
@@ -192,17 +199,13 @@ def _clean_node(server: Server, paths: Paths, verified: Mapping[str, str], say: 
             if node.shared:
                 say(f"{server.name}: its project folder is the head's: nothing to clean")
                 return True
-            done = node.run(
-                [node.python, "-c", SWEEP_TEXT], input=json.dumps(verified).encode(), timeout=3600
-            )
-            removed = done.text.rpartition("\n")[2]
-            if not done.ok or not removed.isdecimal():
-                raise NodeError(f"{server.name}: not cleaned: {done.last_words or 'no answer'}")
+            send_code(node, probe(node, owner(paths)))
+            removed = remove_files(node, verified)
             say(
                 f"{server.name}: {removed} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/,"
                 " each of them verified here"
             )
             return True
     except OF_ONE_NODE as error:
-        say(f"{server.name}: {str(error).removeprefix(f'{server.name}: ')}")
+        say(f"{server.name}: {_cause(error)}")
         return False

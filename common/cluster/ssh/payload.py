@@ -66,8 +66,9 @@ def differing(name: str, needs: Needs, there: dict[File, str | None]) -> list[Fi
         if here is None or file[0].startswith("/"):
             how = "missing" if found is None else "another"
             raise InputError(
-                f"{name}: {path_of(file)} is {how} there and cannot be sent: put it there, or leave"
-                " the node out"
+                f"{path_of(file)} is {how} there and cannot be sent: put it there, or leave"
+                " the node out",
+                node=name,
             )
         wrong.append(file)
     return wrong

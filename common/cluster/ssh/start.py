@@ -11,14 +11,16 @@ from common.cluster.config import ClusterConfig, Server
 from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal, new_run_id, past_events
 from common.cluster.request import Prepared, Request, make_room, signals
-from common.cluster.results import Home
-from common.cluster.scheduler import scheduler
+from common.cluster.results import Results
+from common.cluster.scheduler.scheduler import Scheduler
+from common.cluster.scheduler.states import Limits
+from common.cluster.ssh.context import SEEN_SECONDS, RunContext
 from common.cluster.ssh.maintenance import check_nodes, clean_nodes, setup_nodes
-from common.cluster.ssh.node import inventory, probe, send_code
+from common.cluster.ssh.node_commands import inventory, probe, send_code
 from common.cluster.ssh.payload import Needs, code_files, extra_files, owner
-from common.cluster.ssh.run import SEEN_SECONDS, Runner
+from common.cluster.ssh.run import Runner
 from common.cluster.transport.connection import connect
-from common.cluster.work import Outcome, Say, Show
+from common.cluster.work import Outcome, Report, Say, Show
 from common.errors import InputError, ProjectError
 from common.jobs.inputs import File, all_data_files, found_beside, path_of
 from common.paths import Paths
@@ -26,11 +28,11 @@ from common.paths import Paths
 check, setup, clean = check_nodes, setup_nodes, clean_nodes
 
 
-def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
+def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcome:
     """Run a planned request to its end."""
     paths, work = request.paths, prepared.work
-    home = Home(paths, prepared.sha256, work.siblings)
-    make_room(request, prepared, home)
+    results = Results(paths, prepared.sha256, work.siblings)
+    make_room(request, prepared, results)
     blocked = sorted(prepared.made.missing_base)
     if not work.bases and not work.others:
         return Outcome(blocked=blocked)
@@ -39,21 +41,21 @@ def run(request: Request, prepared: Prepared, say: Say, show: Show) -> Outcome:
     # Only after an earlier run can nodes have results to report: a first run does not wait for the
     # slowest to answer.
     patience = SEEN_SECONDS if any(event.get("event") == "started" for event in past) else 0.0
-    runner = Runner(
+    context = RunContext(
         paths,
         request.config_path,
         request.config,
         work,
         _needs(request, prepared),
-        home,
+        results,
         journal,
         Estimates(paths, past),
-        _limits(request),
+        Scheduler(_limits(request)),
         say,
-        show,
         push_all=request.sync and not request.train_bases,
         patience=patience,
     )
+    runner = Runner(context, show)
     with signals(_interrupting(runner)):
         outcome = runner.run()
     journal.close()
@@ -78,8 +80,8 @@ def _needs(request: Request, prepared: Prepared) -> Needs:
     )
 
 
-def _limits(request: Request) -> scheduler.Limits:
-    return scheduler.Limits(
+def _limits(request: Request) -> Limits:
+    return Limits(
         suspect_after=request.config.suspect_seconds,
         close_after=request.config.close_seconds,
         max_retries=request.max_retries,
@@ -98,17 +100,18 @@ def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
     return on_signal
 
 
-def fingerprints(config: ClusterConfig, paths: Paths, files: Sequence[File]) -> dict[File, str]:
+def data_fingerprints(
+    config: ClusterConfig, paths: Paths, files: Sequence[File]
+) -> dict[File, str]:
     """SHA-256 of data files that the head lacks, from the nodes. Raises InputError where two nodes
     have different ones.
     """
-    needs = Needs(code_files(), (), {}, (), (), owner(paths))
 
     def ask(server: Server) -> dict[File, str | None]:
         try:
             with connect(server, paths.root) as node:
                 if not node.shared:
-                    send_code(node, needs, probe(node, needs.owner))
+                    send_code(node, probe(node, owner(paths)))
                     return inventory(node, files, (), ()).data
         # the run itself will say why this node is left out
         except (ProjectError, OSError, EOFError):
@@ -135,6 +138,6 @@ def cancel(config: ClusterConfig, paths: Paths, say: Say) -> None:
     )
 
 
-def status_lines(paths: Paths) -> list[str]:
+def queue_lines(paths: Paths) -> list[str]:
     """Nothing beyond the record of the run."""
     return []

@@ -37,13 +37,13 @@ from common.cluster.transport.openssh import (
     ConnectError,
     Link,
     Settings,
-    expand,
+    expand_home,
     open_link,
     read_settings,
 )
 from common.cluster.transport.process import LocalProcess, Process, RemoteProcess, Result
 from common.cluster.transport.rsync import (
-    Place,
+    Side,
     Transfer,
     by_linked_folder,
     copy,
@@ -61,11 +61,14 @@ ATTEMPTS = 5  # to connect: sshd drops bursts of new connections
 DEFAULT_PATH = "~/ml-customization"
 OUTPUT_LIMIT = 64 << 20
 
-# Fixed text: values come as arguments. The markers let us drop what login files print; the subshell
-# reports a signal as 128 + N.
+# What sshd hands to the login shell, whatever that is (csh reads a quoted argument with line breaks
+# line by line): fixed text, {0} is a marker of hex digits. The command follows on standard input,
+# once the marker has come: a login file that reads cannot swallow it.
+_AWAIT = """/bin/sh -c 'echo {0}; IFS= read -r mlc_line && eval "$mlc_line"'"""
+# The markers let us drop what login files print; the subshell reports a signal as 128 + N.
 _START = (
-    'cd "$1" || exit 96; printf "%s %s\\n" "$2" "$$"; printf "%s\\n" "$2" >&2; shift 2; (exec'
-    ' "$@"); exit "$?"'
+    'mlc_n=$(printf "\\nx"); mlc_n=${{mlc_n%x}}; cd {folder} || exit 96;'
+    ' printf "%s %s\\n" {marker} "$$"; printf "%s\\n" {marker} >&2; (exec {command}); exit "$?"\n'
 )
 _RESOLVE = (
     'case "$1" in "~") p=$HOME;; "~/"*) p=$HOME/${1#"~/"};; /*) p=$1;; *) p=$HOME/$1;; esac; case'
@@ -136,7 +139,7 @@ class Connection(ABC):
         moved = 0
         for folder, below in by_linked_folder(names, self._linked_folders(names)).items():
             moved += self._copy(
-                rsync_argv(Place(str(base)).below(folder), self._place().below(folder), pull=False),
+                rsync_argv(Side(str(base)).below(folder), self._place().below(folder), pull=False),
                 below,
             )
         return Transfer(Path(self.path), tuple(names), (), moved)
@@ -163,7 +166,7 @@ class Connection(ABC):
             # What lies behind a link is not the project's.
             own = by_linked_folder(names, self._linked_folders(names)).get("", [])
             moved = (
-                self._copy(rsync_argv(self._place(), Place(str(to.resolve())), pull=True), own)
+                self._copy(rsync_argv(self._place(), Side(str(to.resolve())), pull=True), own)
                 if own
                 else 0
             )
@@ -184,8 +187,8 @@ class Connection(ABC):
         )
         if not result.ok:
             raise NodeError(
-                f"{self.name}: cannot look at the project folder:"
-                f" {result.last_words or 'link lost'}"
+                f"cannot look at the project folder: {result.last_words or 'link lost'}",
+                node=self.name,
             )
         return [os.fsdecode(folder)[2:] for folder in result.stdout.split(b"\0")[:-1]]
 
@@ -220,7 +223,7 @@ class Connection(ABC):
     def _start(self, argv: list[str], keep_all: bool) -> Process: ...
 
     @abstractmethod
-    def _place(self) -> Place: ...
+    def _place(self) -> Side: ...
 
 
 def connect(server: Server, project: Path | None = None) -> Connection:
@@ -239,29 +242,32 @@ class Local(Connection):
 
     def __init__(self, server: Server, project: Path) -> None:
         super().__init__(server, project)
-        folder = Path(expand(server.path)) if server.path else project
-        folder = folder if folder.is_absolute() else Path(expand("~")) / folder
+        folder = Path(expand_home(server.path)) if server.path else project
+        folder = folder if folder.is_absolute() else Path(expand_home("~")) / folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConnectError(
-                "folder", f"{self.name}: no project folder: {folder}: {error.strerror}"
+                "folder", f"no project folder: {folder}: {error.strerror}", node=self.name
             ) from None
         self.path = str(folder.resolve())
         self.shared = Path(self.path) == project
         self.refresh()
 
     def refresh(self) -> None:
-        self.python = expand(self.server.python) if self.server.python else sys.executable
+        self.python = expand_home(self.server.python) if self.server.python else sys.executable
 
     def _start(self, argv: list[str], keep_all: bool) -> Process:
         try:
             return LocalProcess(self.name, argv, self.path, keep_all)
         except OSError as error:
-            raise NodeError(f"{self.name}: cannot start {argv[0]}: {error.strerror}") from None
+            raise NodeError(
+                f"cannot start {argv[0]}: {error.strerror}",
+                node=self.name,
+            ) from None
 
-    def _place(self) -> Place:
-        return Place(self.path)
+    def _place(self) -> Side:
+        return Side(self.path)
 
 
 @dataclass
@@ -306,7 +312,8 @@ class Ssh(Connection):
         if not result.ok or len(parts) != 3:
             raise ConnectError(
                 "lost" if result.exit_code is None else "folder",
-                f"{self.name}: no project folder: {result.last_words or 'link lost'}",
+                f"no project folder: {result.last_words or 'link lost'}",
+                node=self.name,
             )
         self.path, self.python = os.fsdecode(parts[0]), os.fsdecode(parts[1])
 
@@ -326,12 +333,16 @@ class Ssh(Connection):
         for shared in links:
             shared.link.close()
 
-    def _place(self) -> Place:
-        return Place(self.path, self._settings.host, (*self._settings.ssh_command,))
+    def _place(self) -> Side:
+        return Side(self.path, self._settings.host, (*self._settings.ssh_command,))
 
     def _start(self, argv: list[str], keep_all: bool, folder: str | None = None) -> Process:
-        marker = secrets.token_hex(16)
-        command = shlex.join(["sh", "-c", _START, "sh", folder or self.path, marker, *argv])
+        ready, marker = secrets.token_hex(16), secrets.token_hex(16)
+        command = _START.format(
+            folder=_quoted(folder or self.path),
+            marker=marker,
+            command=" ".join(map(_quoted, argv)),
+        )
         shared, channel = self._open_session()
         process = RemoteProcess(
             self.name,
@@ -345,12 +356,15 @@ class Ssh(Connection):
         limit = threading.Timer(CONNECT_SECONDS, channel.close)
         limit.start()
         try:
-            channel.exec_command(os.fsencode(command))  # bytes keep names that are not UTF-8
+            channel.exec_command(_AWAIT.format(ready))
+            limit.cancel()
+            process.await_shell(ready)
+            process.write(os.fsencode(command))  # bytes keep names that are not UTF-8
             process.read_start(marker)
         except (paramiko.SSHException, EOFError, OSError) as error:
             process.close()
             raise NodeError(
-                f"{self.name}: the node did not take a command: {error or 'link lost'}"
+                f"the node did not take a command: {error or 'link lost'}", node=self.name
             ) from None
         except BaseException:
             process.close()
@@ -378,7 +392,7 @@ class Ssh(Connection):
                 self._release(shared)
                 shared.link.close()  # a link that does not answer serves nobody
                 raise ConnectError(
-                    "lost", f"{self.name}: the link was lost: {error or 'no answer'}"
+                    "lost", f"the link was lost: {error or 'no answer'}", node=self.name
                 ) from None
 
     def _lower_cap(self, shared: _Shared) -> None:
@@ -392,7 +406,8 @@ class Ssh(Connection):
             shared.link.close()
         if not shared.proven and not shared.most:
             raise NodeError(
-                f"{self.name}: sshd there allows no session; look at MaxSessions in its sshd_config"
+                "sshd there allows no session; look at MaxSessions in its sshd_config",
+                node=self.name,
             )
 
     def _take_place(self) -> _Shared:
@@ -419,7 +434,11 @@ class Ssh(Connection):
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise ConnectError("lost", f"{self.name}: the connection was closed")
+            raise ConnectError(
+                "lost",
+                "the connection was closed",
+                node=self.name,
+            )
 
     def _open_patiently(self) -> Link:
         for attempt in range(ATTEMPTS):
@@ -443,6 +462,11 @@ def _checked(argv: Sequence[str]) -> list[str]:
     if any("\0" in word for word in argv):
         raise InputError(f"a command cannot hold a NUL character: {argv!r}")
     return list(argv)
+
+
+def _quoted(word: str) -> str:
+    """A word for /bin/sh, in a command of one line."""
+    return shlex.quote(word).replace("\n", "'\"$mlc_n\"'")
 
 
 def _is_plain(folder: Path, name: str) -> bool:

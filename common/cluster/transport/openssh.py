@@ -46,8 +46,8 @@ class ConnectError(NodeError):
     `transient`.
     """
 
-    def __init__(self, cause: Cause, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, cause: Cause, message: str, *, node: str | None = None) -> None:
+        super().__init__(message, node=node)
         self.cause = cause
 
     @property
@@ -86,17 +86,19 @@ def home() -> str:
     return pwd.getpwuid(os.getuid()).pw_dir
 
 
-def expand(path: str) -> str:
+def expand_home(path: str) -> str:
     """`~/x` in the home folder."""
     return home() + path[1:] if path == "~" or path.startswith("~/") else path
 
 
 def ssh_options(server: Server, strict: bool = True) -> list[str]:
     """The server's own keys as ssh options, for `ssh -G` and for rsync alike."""
-    options = ["-F", expand(server.ssh_config)] if server.ssh_config else []
+    options = ["-F", expand_home(server.ssh_config)] if server.ssh_config else []
     options += ["-p", str(server.port)] if server.port else []
     options += ["-l", server.user] if server.user else []
-    options += ["-i", expand(server.ssh_key), "-o", "IdentitiesOnly=yes"] if server.ssh_key else []
+    options += (
+        ["-i", expand_home(server.ssh_key), "-o", "IdentitiesOnly=yes"] if server.ssh_key else []
+    )
     # A control socket, a forwarding or a remote command of the user's interactive set-up would get
     # in the way.
     fixed = [
@@ -124,12 +126,13 @@ def read_settings(server: Server) -> Settings:
     """Ask `ssh -G`; raises ConnectError without the key file, InputError when OpenSSH does not
     accept the configuration, or is not there.
     """
-    key = expand(server.ssh_key) if server.ssh_key else ""
+    key = expand_home(server.ssh_key) if server.ssh_key else ""
     if key and not os.path.exists(key) and not os.path.exists(key + ".pub"):
         raise ConnectError(
             "auth",
-            f"{server.name}: no key file {key}; correct ssh_key in cluster_config.json, or make"
+            f"no key file {key}; correct ssh_key in cluster_config.json, or make"
             " one: ssh-keygen -t ed25519",
+            node=server.name,
         )
     found = _ask_openssh(server)
     one = {key: values[-1] for key, values in found.items()}
@@ -160,7 +163,9 @@ def read_settings(server: Server) -> Settings:
     )
     settings = replace(
         settings,
-        identities=tuple(Path(_tokens(settings, expand(p))) for p in found.get("identityfile", [])),
+        identities=tuple(
+            Path(_tokens(settings, expand_home(p))) for p in found.get("identityfile", [])
+        ),
     )
     return _with_proxy(
         settings, server, one.get("proxyjump", "none"), one.get("proxycommand", "none")
@@ -178,15 +183,16 @@ def _ask_openssh(server: Server) -> dict[str, list[str]]:
         )
     except FileNotFoundError:
         raise InputError(
-            f"{server.name}: no ssh on this machine; install OpenSSH's client"
+            "no ssh on this machine; install OpenSSH's client", node=server.name
         ) from None
     except subprocess.TimeoutExpired:
         raise NodeError(
-            f"{server.name}: `ssh -G` did not end in 30 s; is there a Match exec in the ssh"
-            " configuration that waits?"
+            "`ssh -G` did not end in 30 s; is there a Match exec in the ssh"
+            " configuration that waits?",
+            node=server.name,
         ) from None
     if answer.returncode:
-        raise InputError(f"{server.name}: OpenSSH refuses the settings: {answer.stderr.strip()}")
+        raise InputError(f"OpenSSH refuses the settings: {answer.stderr.strip()}", node=server.name)
     found: dict[str, list[str]] = {}
     for line in answer.stdout.splitlines():
         key, _, value = line.partition(" ")
@@ -199,7 +205,7 @@ def _agent_socket(configured: str | None) -> str | None:
         return None
     if configured is None or configured == "SSH_AUTH_SOCK":
         return os.environ.get("SSH_AUTH_SOCK") or None
-    return os.environ.get(configured[1:]) if configured.startswith("$") else expand(configured)
+    return os.environ.get(configured[1:]) if configured.startswith("$") else expand_home(configured)
 
 
 def _files(line: str) -> tuple[Path, ...]:
@@ -209,7 +215,7 @@ def _files(line: str) -> tuple[Path, ...]:
     words, files = line.split(" "), []
     while words and words != [""]:
         for size in range(len(words), 0, -1):
-            path = expand(" ".join(words[:size]))
+            path = expand_home(" ".join(words[:size]))
             if size == 1 or Path(path).exists():
                 files.append(Path(path))
                 words = words[size:]
@@ -243,7 +249,7 @@ def _with_proxy(settings: Settings, server: Server, jumps: str, command: str) ->
         checking = "accept-new" if settings.accept_new else "yes"
         argv = (
             ["ssh"]
-            + (["-F", expand(server.ssh_config)] if server.ssh_config else [])
+            + (["-F", expand_home(server.ssh_config)] if server.ssh_config else [])
             + (["-J", ",".join(before)] if before else [])
         )
         for option in (
@@ -329,25 +335,28 @@ def _open_socket(s: Settings) -> socket.socket:
     except socket.gaierror as error:
         raise ConnectError(
             "name",
-            f"{s.name}: cannot find the host {s.hostname}: {error.strerror}; check the name, or"
+            f"cannot find the host {s.hostname}: {error.strerror}; check the name, or"
             " your ssh config",
+            node=s.name,
         ) from None
     except ConnectionRefusedError:
         raise ConnectError(
             "refused",
-            f"{s.name}: {s.hostname} refuses port {s.port}: is sshd running there, and is it this"
-            " port?",
+            f"{s.hostname} refuses port {s.port}: is sshd running there, and is it this port?",
+            node=s.name,
         ) from None
     except TimeoutError:
         raise ConnectError(
             "timeout",
-            f"{s.name}: no answer from {s.hostname} port {s.port} in {CONNECT_SECONDS} s: is it on,"
+            f"no answer from {s.hostname} port {s.port} in {CONNECT_SECONDS} s: is it on,"
             " and in this network?",
+            node=s.name,
         ) from None
     except OSError as error:
         raise ConnectError(
             "timeout",
-            f"{s.name}: cannot reach {s.hostname} port {s.port}: {error.strerror or error}",
+            f"cannot reach {s.hostname} port {s.port}: {error.strerror or error}",
+            node=s.name,
         ) from None
 
 
@@ -365,22 +374,23 @@ def _negotiate(transport: paramiko.Transport, s: Settings, said: IO[bytes]) -> N
             words = said.read().decode(errors="replace").strip().splitlines() or [str(error)]
             raise ConnectError(
                 "proxy",
-                f"{s.name}: no connection through {shlex.join(s.proxy)}: {'; '.join(words[-3:])}",
+                f"no connection through {shlex.join(s.proxy)}: {'; '.join(words[-3:])}",
+                node=s.name,
             ) from None
         if time.monotonic() - started >= CONNECT_SECONDS:
             raise _silent(s) from None
         raise ConnectError(
             "lost",
-            f"{s.name}: {s.hostname} port {s.port} ended the connection:"
-            f" {error or 'no reason given'}",
+            f"{s.hostname} port {s.port} ended the connection: {error or 'no reason given'}",
+            node=s.name,
         ) from None
 
 
 def _silent(s: Settings) -> ConnectError:
     return ConnectError(
         "timeout",
-        f"{s.name}: {s.hostname} port {s.port} takes the connection but does not speak; is the node"
-        " frozen?",
+        f"{s.hostname} port {s.port} takes the connection but does not speak; is the node frozen?",
+        node=s.name,
     )
 
 
@@ -428,8 +438,8 @@ def check_host_key(s: Settings, offered: paramiko.PKey) -> None:
     if any(marker == "@revoked" and key == offered.get_base64() for _, marker, key in entries):
         raise ConnectError(
             "host_key",
-            f"{s.name}: its host key {shown} is marked @revoked; do not connect until the node has"
-            " a new one",
+            f"its host key {shown} is marked @revoked; do not connect until the node has a new one",
+            node=s.name,
         )
     plain = [(path, key) for path, marker, key in entries if not marker]
     if any(key == offered.get_base64() for _, key in plain):
@@ -439,10 +449,11 @@ def check_host_key(s: Settings, offered: paramiko.PKey) -> None:
         old = ", ".join(sorted({_fingerprint(key) for _, key in plain}))
         raise ConnectError(
             "host_key",
-            f"{s.name}: THE HOST KEY HAS CHANGED: {path} knows {old}, the node offers {kind}"
+            f"THE HOST KEY HAS CHANGED: {path} knows {old}, the node offers {kind}"
             f" {shown}; somebody may be in between. Nothing was sent. If the node was set up anew:"
             f" {shlex.join(['ssh-keygen', '-R', s.known_as, '-f', str(path)])}, then connect once"
             " by hand",
+            node=s.name,
         )
     if not s.accept_new:
         by_hand = ["ssh", *own_options(s.options), s.host, "true"]
@@ -455,10 +466,11 @@ def check_host_key(s: Settings, offered: paramiko.PKey) -> None:
         )
         raise ConnectError(
             "host_key",
-            f"{s.name}: unknown host key {kind} {shown}; compare it on the node (ssh-keygen -lf"
+            f"unknown host key {kind} {shown}; compare it on the node (ssh-keygen -lf"
             f" /etc/ssh/ssh_host_{file}_key.pub) and "
             f'accept it with: {shlex.join(by_hand)}; or set "host_key": "accept-new" in'
             " cluster_config.json",
+            node=s.name,
         )
     _record(s, offered)
 
@@ -485,8 +497,9 @@ def _record(s: Settings, key: paramiko.PKey) -> None:
     if not s.user_known_hosts:
         raise ConnectError(
             "host_key",
-            f"{s.name}: accept-new needs a known_hosts file to record the key in,"
+            "accept-new needs a known_hosts file to record the key in,"
             " UserKnownHostsFile names none",
+            node=s.name,
         )
     path = s.user_known_hosts[0]
     entry = HostKeyEntry([HostKeys.hash_host(s.known_as) if s.hash_names else s.known_as], key)
@@ -542,8 +555,9 @@ def _authenticate(transport: paramiko.Transport, s: Settings) -> None:
         agent.close()
     raise ConnectError(
         "auth",
-        f"{s.name}: {s.user}@{s.hostname} accepts none of our keys ({tried} tried); "
+        f"{s.user}@{s.hostname} accepts none of our keys ({tried} tried); "
         + ("; ".join(problems) or _advice(s)),
+        node=s.name,
     )
 
 
@@ -600,8 +614,9 @@ def _accepted(transport: paramiko.Transport, s: Settings, key: paramiko.PKey) ->
         kinds = ", ".join(error.allowed_types)
         raise ConnectError(
             "auth",
-            f"{s.name}: {s.hostname} takes no keys, only {kinds}; passwords are never used: allow"
+            f"{s.hostname} takes no keys, only {kinds}; passwords are never used: allow"
             " PubkeyAuthentication there",
+            node=s.name,
         ) from None
     except paramiko.AuthenticationException:
         return False
@@ -609,11 +624,13 @@ def _accepted(transport: paramiko.Transport, s: Settings, key: paramiko.PKey) ->
         advice = 'name the right one with "ssh_key"'
         raise ConnectError(
             "auth",
-            f"{s.name}: {s.hostname} ended the connection while keys were tried ({error});"
-            f" {advice}",
+            f"{s.hostname} ended the connection while keys were tried ({error}); {advice}",
+            node=s.name,
         ) from None
     if not transport.is_authenticated():
         raise ConnectError(
-            "auth", f"{s.name}: {s.hostname} wants more than a key; only keys are used"
+            "auth",
+            f"{s.hostname} wants more than a key; only keys are used",
+            node=s.name,
         )
     return True

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import paramiko
 
+from common.cli import one_line
 from common.cluster.transport.openssh import CONNECT_SECONDS
 from common.errors import NodeError
 
 MAX_LINE = 16 << 20
 TAIL = 16 << 10  # of standard error
+START_SECONDS = 2 * CONNECT_SECONDS  # for login files to run
 CHUNK = 64 << 10
 TICK = 0.25  # how long a paramiko call may block before deadlines are looked at
 # for output still under way after the exit status; a grandchild may hold the pipe for ever
@@ -57,9 +59,9 @@ class Result:
 
 
 def last_words(stderr: bytes) -> str:
-    """The last three lines that say something, joined by semicolons."""
+    """The last three lines that are not empty, printable, joined by semicolons."""
     lines = [line.strip() for line in stderr.decode(errors="replace").splitlines() if line.strip()]
-    return "; ".join(lines[-3:])
+    return one_line("\n".join(lines[-3:]))
 
 
 class Process(ABC):
@@ -87,8 +89,9 @@ class Process(ABC):
             searched = len(self._out)
             if searched > MAX_LINE:
                 raise NodeError(
-                    f"{self.name}: a line of more than {MAX_LINE} bytes came from the node; it is"
-                    " not listened to"
+                    f"a line of more than {MAX_LINE} bytes came from the node; it is"
+                    " not listened to",
+                    node=self.name,
                 )
             if self._receive(_left(deadline, TICK)):
                 continue
@@ -111,11 +114,17 @@ class Process(ABC):
             deadline = _deadline(timeout)
             while view:
                 if self._input_closed:
-                    raise NodeError(f"{self.name}: the input of process {self.pid} is closed")
+                    raise NodeError(
+                        f"the input of process {self.pid} is closed",
+                        node=self.name,
+                    )
                 if sent := self._send(bytes(view[:CHUNK]), _left(deadline, TICK)):
                     view, deadline = view[sent:], _deadline(timeout)
                 elif time.monotonic() >= deadline:
-                    raise NodeError(f"{self.name}: process {self.pid} takes no input")
+                    raise NodeError(
+                        f"process {self.pid} takes no input",
+                        node=self.name,
+                    )
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Read on to the end; its exit code as in Result (None: link lost, or closed by us).
@@ -165,7 +174,9 @@ class Process(ABC):
                         bytes(self._err) + b"\nno end within the time allowed",
                     )
             self.kill()
-            raise NodeError(f"{self.name}: a command printed more than {limit} bytes; it was ended")
+            raise NodeError(
+                f"a command printed more than {limit} bytes; it was ended", node=self.name
+            )
         finally:
             self.close()
 
@@ -285,7 +296,7 @@ class LocalProcess(Process):
             return 0
         except (OSError, ValueError) as error:
             raise NodeError(
-                f"{self.name}: process {self.pid} ended and takes no input ({error})"
+                f"process {self.pid} ended and takes no input ({error})", node=self.name
             ) from None
 
     def _all_read(self) -> bool:
@@ -339,35 +350,57 @@ class RemoteProcess(Process):
             release,
             kill,
         )
+        self.pid = 0
         self._closed_by_us = False
         self._start_of_stderr: bytes | None = None
+        self._before_start = b""
         channel.settimeout(TICK)
 
+    def await_shell(self, marker: str) -> None:
+        """Drop what login files print, up to the line `marker`. NodeError when it does not come."""
+        self._await_line(marker.encode())
+
     def read_start(self, marker: str) -> None:
-        """Drop what login files print, up to the line `marker PID` on standard output and `marker`
-        on standard error. NodeError when it does not come.
+        """The start of the command: `marker PID` on standard output, `marker` on standard error.
+        NodeError when it does not come.
         """
         sign = marker.encode()
-        deadline = _deadline(2 * CONNECT_SECONDS)
         self._start_of_stderr = sign
+        rest = b""
+        while not rest.strip().isdigit():
+            rest = self._await_line(sign + b" ")
+        self.pid = int(rest)
+
+    def _await_line(self, sign: bytes) -> bytes:
+        """The rest of the first line that holds `sign`."""
+        deadline = _deadline(START_SECONDS)
         while True:
             try:
-                line = self.read_line(_left(deadline, CONNECT_SECONDS))
+                line = self.read_line(_left(deadline, START_SECONDS))
             except TimeoutError:
                 raise NodeError(
-                    f"{self.name}: the node did not start a command in {2 * CONNECT_SECONDS} s;"
-                    " does a login file wait there?"
+                    f"the node did not start a command in {START_SECONDS} s; does a login file"
+                    f" wait there?{self._said()}",
+                    node=self.name,
                 ) from None
+            _, found, rest = line.partition(sign)
+            if found:
+                return rest
             if not line:
-                said = last_words(self.stderr_tail.replace(sign, b""))
+                with contextlib.suppress(TimeoutError):
+                    self.wait(GRACE)  # for the rest of standard error
                 raise NodeError(
-                    f"{self.name}: the node could not start a command:"
-                    f" {said or 'the connection ended'}"
+                    "the node could not start a command"
+                    + (self._said() or ": the connection ended"),
+                    node=self.name,
                 )
-            _, found, rest = line.partition(sign + b" ")
-            if found and rest.strip().isdigit():
-                self.pid = int(rest)
-                return
+            self._before_start = (self._before_start + line)[-TAIL:]
+
+    def _said(self) -> str:
+        """The node's last words, from both outputs."""
+        words = [last_words(self._before_start + bytes(self._out)), last_words(self.stderr_tail)]
+        said = "; ".join(filter(None, words))
+        return f": {said}" if said else ""
 
     def _receive(self, timeout: float) -> bool:
         got = False
@@ -402,11 +435,11 @@ class RemoteProcess(Process):
             return 0
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise NodeError(
-                f"{self.name}: process {self.pid} cannot be written to:"
-                f" {error or 'the link is lost'}"
+                f"process {self.pid} cannot be written to: {error or 'the link is lost'}",
+                node=self.name,
             ) from None
         raise NodeError(
-            f"{self.name}: process {self.pid} cannot be written to, its channel is closed"
+            f"process {self.pid} cannot be written to, its channel is closed", node=self.name
         )
 
     def _all_read(self) -> bool:

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     ssh, host, command = argv[1 : count + 1], argv[count + 1], argv[count + 2 :]
     threading.Thread(target=_end_with_the_head, daemon=True).start()
     marker = secrets.token_hex(16).encode()
-    remote = shlex.join(["sh", "-c", 'printf %s "$0" && exec "$@"', marker.decode(), *command])
+    remote = shlex.join(["/bin/sh", "-c", 'printf %s "$0" && exec "$@"', marker.decode(), *command])
     with subprocess.Popen([*ssh, "--", host, remote], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         _copy_after(marker, process.stdout.fileno())

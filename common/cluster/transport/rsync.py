@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from common.cluster.config import Server
-from common.cluster.transport.openssh import expand, own_options, ssh_options
+from common.cluster.transport.openssh import expand_home, own_options, ssh_options
 from common.errors import InputError, NodeError
 
 IO_SECONDS = 120  # rsync's own limit for silence on a link
@@ -40,14 +40,14 @@ class Transfer:
 
 
 @dataclass(frozen=True)
-class Place:
+class Side:
     """One end of a copy: a folder here, or on a node through `ssh`."""
 
     folder: str
     host: str = ""
     ssh: tuple[str, ...] = ()
 
-    def below(self, folder: str) -> Place:
+    def below(self, folder: str) -> Side:
         return replace(self, folder=f"{self.folder}/{folder}") if folder else self
 
     @property
@@ -101,7 +101,7 @@ def quote_for_rsync(argv: Sequence[str]) -> str:
     return " ".join("'" + word.replace("'", "''") + "'" for word in argv)
 
 
-def rsync_argv(source: Place, target: Place, pull: bool) -> list[str]:
+def rsync_argv(source: Side, target: Side, pull: bool) -> list[str]:
     """The command; the names follow on its standard input, each ended by NUL.
 
     A target file is written beside its final name and renamed, because neither --partial nor
@@ -142,7 +142,7 @@ def manual_rsync_command(server: Server, folder: str = "base_models") -> str:
     path = server.path or "~/ml-customization"
     argv = ["rsync", "-avz", "--checksum"] + (["-e", quote_if_needed(ssh)] if len(ssh) > 1 else [])
     where = f"{path}/{folder}/" if server.is_local else f"{target}:{path}/{folder}/"
-    return shlex.join([*argv, "--", f"{folder}/", expand(where) if server.is_local else where])
+    return shlex.join([*argv, "--", f"{folder}/", expand_home(where) if server.is_local else where])
 
 
 def quote_if_needed(argv: Sequence[str]) -> str:
@@ -171,7 +171,9 @@ def copy(
         if code not in _RETRIED or attempt == attempts - 1:
             break
     lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-    raise NodeError(f"{name}: {_why(code)}: {'; '.join(lines[-3:])[-MAX_WORDS:] or 'no message'}")
+    raise NodeError(
+        f"{_why(code)}: {'; '.join(lines[-3:])[-MAX_WORDS:] or 'no message'}", node=name
+    )
 
 
 def _once(
@@ -257,7 +259,8 @@ def verify_arrived(name: str, folder: Path, asked: Sequence[str]) -> tuple[str, 
             elif not stat.S_ISDIR(mode):
                 shutil.rmtree(folder)
                 raise NodeError(
-                    f"{name}: the node sent {relative!r}, which is not a plain file that was asked"
-                    " for; nothing of it is used"
+                    f"the node sent {relative!r}, which is not a plain file that was asked"
+                    " for; nothing of it is used",
+                    node=name,
                 )
     return tuple(sorted(found))

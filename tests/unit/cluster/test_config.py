@@ -273,13 +273,13 @@ def test_slots_are_those_that_the_file_asks_for(
 
 
 def test_gpus_that_others_use_are_left_out_by_name() -> None:
-    assert slots(Server(host="a"), FOUR).left_out == ("a: GPU 1 is left out, used by user ann",)
+    assert slots(Server(host="a"), FOUR).left_out == ("GPU 1 is left out, used by user ann",)
     assert slots(Server(host="a", gpus=4), FOUR).left_out == ()
 
 
 def test_a_node_that_counts_its_slots_itself_gets_so_many_and_the_rest_is_told() -> None:
     many = Probe(65536, tuple(Gpu(str(number)) for number in range(100)))
-    said = "a: 256 of its {} slots are used; give gpus or cpu_slots as numbers for more"
+    said = "256 of its {} slots are used; give gpus or cpu_slots as numbers for more"
     for probe, keys, number in (
         (Probe(65536), {}, 65536),
         (many, {"jobs_per_gpu": 4}, 400),
@@ -304,7 +304,7 @@ def test_a_node_that_counts_its_slots_itself_gets_so_many_and_the_rest_is_told()
         (
             Probe(8, (Gpu("0", used_by="user ann"),)),
             {},
-            "no slot is free: a: GPU 0 is left out, used by user ann",
+            "no slot is free: GPU 0 is left out, used by user ann",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common import artifacts
 from common.jobs.verdicts import State
 from common.paths import Paths
 from tests.trust.hostile import Pair, put, reseal_metrics, write_sealed
@@ -40,9 +41,9 @@ def test_results_of_another_configuration_in_the_way_are_kept_and_told(pair: Pai
 def test_what_waits_for_data_that_are_edited_meanwhile_is_not_current(pair: Pair) -> None:
     head = Paths(pair.head.folder)
     assert pair.accept(pair.tune) == ""
-    assert pair.home.judge(pair.tune, head).state is State.DONE
+    assert pair.results.judge(pair.tune, head).state is State.DONE
     (head.data("data/tiny") / "ann_test.pt").unlink()
-    verdict = pair.home.judge(pair.tune, head)
+    verdict = pair.results.judge(pair.tune, head)
     assert verdict.state is State.STALE
     assert "ann_test.pt: No such file" in verdict.reason
     assert "ann_test.pt: No such file" in pair.accept(pair.tune)
@@ -57,3 +58,17 @@ def test_a_record_that_lacks_what_the_head_will_read_is_refused(pair: Pair, numb
         pair.accept(pair.alone)
         == f"{pair.alone.id}: its record: base_model_hash: field required: it is not used"
     )
+
+
+def test_a_result_from_a_node_is_read_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def count(path: Path, limit: int | None = None) -> bytes:
+        read.append(path)
+        return plain(path, limit)
+
+    plain = artifacts.read_regular
+    monkeypatch.setattr(artifacts, "read_regular", count)
+    assert pair.accept(pair.tune) == ""
+    there = sorted(path for path in read if path.is_relative_to(pair.node.folder))
+    assert there == sorted((pair.node.folder / f"experiments/{pair.tune.id}").iterdir())

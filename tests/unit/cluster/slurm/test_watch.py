@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal
-from common.cluster.results import Home
+from common.cluster.results import Results
 from common.cluster.slurm.task import part
 from common.cluster.slurm.watch import Watch
 from common.cluster.work import Work
@@ -25,7 +25,7 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
         task.event("done", job="job1")
     said: list[str] = []
     with closing(Journal(paths, "run")) as journal:
-        home = Home(paths, lambda data_path, name: "", {})
+        home = Results(paths, lambda data_path, name: "", {})
         watch = Watch(
             paths,
             work,

@@ -118,15 +118,21 @@ def test_set_up_and_cleaning_go_on_with_the_other_nodes(
     assert {"gone: the link ended", "bare: python3: python 3.11, torch None"} <= set(said)
     assert any(line.startswith("good: python3: python 3.11, torch 2") for line in said)
     said.clear()
-    assert not clean_nodes(
-        answering(silent=None, odd="\x1b[2J", gone=OSError(5, "broken"), good=3), paths, said.append
+    config = answering(
+        silent=FACTS,
+        odd={**FACTS, "removed": "\x1b[2J"},
+        bare="no object",
+        gone=OSError(5, "broken"),
+        good={**FACTS, "removed": 3},
     )
-    assert said[:3] == [
+    assert not clean_nodes(config, paths, said.append)
+    assert said[:4] == [
         "silent: not cleaned: no answer",
         "odd: not cleaned: no answer",
+        "bare: python3 does not work there (no answer): run with --setup-nodes",
         "gone: [Errno 5] broken",
     ]
-    assert said[3].startswith("good: 3 files removed")
+    assert said[4].startswith("good: 3 files removed")
 
 
 def test_a_node_that_breaks_is_not_asked_for_its_data(
@@ -135,4 +141,6 @@ def test_a_node_that_breaks_is_not_asked_for_its_data(
     config = answering(gone=ConnectionResetError(104, "reset"))
     paths = Paths(tmp_path)
     with pytest.raises(InputError, match=r"data/a/x\.pt: neither here nor on any node"):
-        requests._data_sha256(paths, Data(paths), FILES, partial(start.fingerprints, config, paths))
+        requests._data_sha256(
+            paths, Data(paths), FILES, partial(start.data_fingerprints, config, paths)
+        )

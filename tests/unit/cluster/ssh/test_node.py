@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from common.cluster.config import ClusterConfig, Server, Slot, SlotPlan
-from common.cluster.ssh.node import UNHANDLED, Broken, Ended, Event, Fetched, Node, Said, WorkerLink
+from common.cluster.ssh.events import Broken, Ended, Event, Fetched, Said, Started
+from common.cluster.ssh.node import NodeThreads
 from common.cluster.ssh.payload import Needs
+from common.cluster.ssh.worker_link import UNHANDLED, WorkerLink
 from common.errors import NodeError
 from common.paths import Paths
 from tests.conftest import wait_until
@@ -40,9 +42,9 @@ class Played:
     close_input = close
 
 
-def node(folder: Path, tell: Any) -> Node:
+def node(folder: Path, tell: Any) -> NodeThreads:
     server = Server(host="n")
-    return Node(
+    return NodeThreads(
         server,
         Paths(folder),
         ClusterConfig(servers=[server]),
@@ -51,22 +53,25 @@ def node(folder: Path, tell: Any) -> Node:
     )
 
 
-def test_a_worker_that_ends_at_once_is_known_by_then(tmp_path: Path) -> None:
-    known: list[bool] = []
-    one = node(tmp_path, lambda event: known.append(one.workers.get(0) is event.worker))
-    one.connection = SimpleNamespace(
+def test_a_worker_that_ends_at_once_is_reported_as_started_first(tmp_path: Path) -> None:
+    events: list[Event] = []
+    one = node(tmp_path, events.append)
+    one._connection = SimpleNamespace(
         start=lambda argv: Played([]),
         shared=False,
         path="/there",
         python="python3",
         close=lambda: None,
     )  # type: ignore[assignment]
-    one.plan = SlotPlan((Slot("n", 0, None),))
+    one._plan = SlotPlan((Slot("n", 0, None),))
     for number in range(1, 101):
         one._start_worker(Slot("n", 0, None))
-        wait_until(lambda number=number: len(known) == number, what="its end")  # type: ignore[misc]
+        wait_until(lambda number=number: len(events) == 2 * number, what="its end")  # type: ignore[misc]
     one.stop()
-    assert all(known)
+    for started, ended in zip(events[::2], events[1::2], strict=True):
+        assert isinstance(started, Started)
+        assert isinstance(ended, Ended)
+        assert started.worker is ended.worker
 
 
 def test_a_worker_that_floods_the_head_is_not_read_faster_than_it_is_looked_at(
@@ -96,7 +101,7 @@ def test_a_copy_that_fails_because_the_heads_disk_is_full_is_no_fault_of_the_nod
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, free))
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     one = node(tmp_path, events.put)
-    one.connection = SimpleNamespace(pull=pull, close=lambda: None)  # type: ignore[assignment]
+    one._connection = SimpleNamespace(pull=pull, close=lambda: None)  # type: ignore[assignment]
     one.fetch("b" * 16, urgent=True)
     event = events.get(timeout=30)
     one.stop()

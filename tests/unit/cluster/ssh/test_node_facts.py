@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from common.cluster.config import Slot, SlotPlan
-from common.cluster.ssh.node import check_facts, slot_name
-from common.cluster.ssh.nodes import REJOIN_SECONDS, Member
+from common.cluster.ssh.node_commands import check_facts, slot_name
+from common.cluster.ssh.nodes import REJOIN_SECONDS, Node, Stage
 from common.cluster.ssh.payload import Needs, differing, extra_files
 from common.data.data_sets import Data
 from common.errors import InputError, NodeError
@@ -44,14 +44,14 @@ def test_another_torch_is_named_before_it_matters() -> None:
     (remark,) = check_facts("n", facts(versions=facts()["versions"] | {"torch": "1.0"}))
     assert (
         remark
-        == f"n: torch 1.0 there, {metadata.version('torch')} here: results may differ in their last"
+        == f"torch 1.0 there, {metadata.version('torch')} here: results may differ in their last"
         " digits"
     )
 
 
 def test_a_clock_that_is_off_is_named() -> None:
     (remark,) = check_facts("n", facts(clock=time.time() - 3600))
-    assert "n: its clock differs by -3600 s" in remark
+    assert "its clock differs by -3600 s" in remark
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -157,13 +157,14 @@ def test_the_file_that_makes_a_result_published_is_named() -> None:
 # What jobs wait for
 
 
-def member() -> Member:
+def record() -> Node:
     """Of a node that is never touched."""
-    return Member(SimpleNamespace(name="n"))  # type: ignore[arg-type]
+    threads = SimpleNamespace(name="n", server=None, close=lambda: None)
+    return Node(threads)  # type: ignore[arg-type]
 
 
 def test_what_is_on_its_way_is_not_sent_twice() -> None:
-    one = member()
+    one = record()
     assert one.wait("a", 0, ["base"]) == ["base"]
     assert one.wait("b", 1, ["base", ("data", "x.pt")]) == [("data", "x.pt")]
     assert [waiting.job for waiting in one.arrived(["base"], failed=False)] == ["a"]
@@ -172,7 +173,7 @@ def test_what_is_on_its_way_is_not_sent_twice() -> None:
 
 
 def test_all_that_wait_for_a_failed_copy_are_told_once() -> None:
-    one = member()
+    one = record()
     one.wait("a", 0, ["base", ("data", "x.pt")])
     one.wait("b", 1, ["base"])
     assert [waiting.job for waiting in one.arrived(["base"], failed=True)] == ["a", "b"]
@@ -181,14 +182,14 @@ def test_all_that_wait_for_a_failed_copy_are_told_once() -> None:
 
 
 def test_a_job_that_was_cancelled_while_it_waited_is_not_started() -> None:
-    one = member()
+    one = record()
     one.wait("a", 0, ["base"])
     del one.waiting[0]
     assert one.arrived(["base"], failed=False) == []
 
 
 def test_a_lost_node_is_tried_again_after_pauses_that_double_to_a_limit() -> None:
-    one = member()
+    one = record()
     one.wait("a", 0, ["base"])
     pauses = []
     for _ in range(6):
@@ -196,6 +197,6 @@ def test_a_lost_node_is_tried_again_after_pauses_that_double_to_a_limit() -> Non
         pauses.append(one.again_at - 100.0)
     assert pauses == [5, 10, 20, 40, 60, 60]
     assert REJOIN_SECONDS == (5, 60)
-    assert one.stage == "lost"
+    assert one.stage is Stage.LOST
     assert not one.waiting
     assert not one.coming

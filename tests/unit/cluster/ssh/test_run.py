@@ -16,11 +16,16 @@ import pytest
 
 from common.cluster.config import Server, Slot, SlotPlan, load_config
 from common.cluster.journal import Journal
-from common.cluster.scheduler.states import JobState, Limits
+from common.cluster.scheduler.scheduler import Scheduler
+from common.cluster.scheduler.states import JobState, Limits, SlotId
+from common.cluster.ssh import nodes as nodes_module
 from common.cluster.ssh import run as module
-from common.cluster.ssh.node import Arrived, Ended, Fetched, Joined, Left, Said, Seen
+from common.cluster.ssh.context import RunContext
+from common.cluster.ssh.events import Arrived, Ended, Fetched, Joined, Left, Listed, Said, Started
+from common.cluster.ssh.nodes import Stage
 from common.cluster.ssh.payload import Needs
 from common.cluster.ssh.run import Runner
+from common.cluster.ssh.worker_link import WorkerState
 from common.cluster.work import Work
 from common.jobs import verdicts
 from common.jobs.job_files import Job
@@ -30,14 +35,10 @@ from common.paths import Paths
 class PlayedWorker:
     """The head's end of a worker that this test speaks for."""
 
-    def __init__(self, node: PlayedNode, slot: Slot) -> None:
-        self.node, self.slot, self.log, self.heard, self.ended = (
-            node,
-            slot,
-            None,
-            time.monotonic(),
-            False,
-        )
+    def __init__(self, node: PlayedThreads, slot: Slot) -> None:
+        self.node, self.slot, self.place = node, slot, SlotId(node.name, slot.index)
+        self.state, self.log, self.ended = WorkerState.STARTING, None, False
+        self.heard = time.monotonic()
         self.got: list[dict[str, Any]] = []
 
     def send(self, message: dict[str, Any]) -> None:
@@ -55,11 +56,8 @@ class PlayedWorker:
         return [message["job"] for message in self.got if "job" in message]
 
 
-class PlayedNode:
-    """A node that does nothing by itself."""
-
-    shared = False
-    connection = None
+class PlayedThreads:
+    """The threads of a node that does nothing by itself but to start workers."""
 
     def __init__(
         self, server: Server, paths: Paths, settings: object, needs: object, tell: Any
@@ -71,14 +69,13 @@ class PlayedNode:
                 for index in range(server.cpu_slots or 1)
             )
         )
-        self.workers: dict[int, PlayedWorker] = {}
         self.fetching: list[str] = []
         self.sending: list[Sequence[object]] = []
 
     def join(self) -> None: ...
 
     def start_worker(self, slot: Slot) -> None:
-        self.workers[slot.index] = PlayedWorker(self, slot)
+        self.tell(Started(PlayedWorker(self, slot)))  # type: ignore[arg-type]
 
     def send_bases(self, bases: Sequence[str], *, damaged: bool = False) -> None:
         self.sending.append(tuple(bases))
@@ -86,8 +83,7 @@ class PlayedNode:
     def fetch(self, job: str, *, urgent: bool) -> None:
         self.fetching.append(job)
 
-    def close(self) -> None:
-        self.workers.clear()
+    def close(self) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -103,7 +99,7 @@ class Play:
         *servers: dict[str, Any],
         **config: Any,
     ) -> None:
-        monkeypatch.setattr(module, "Node", PlayedNode)
+        monkeypatch.setattr(nodes_module, "NodeThreads", PlayedThreads)
         path = folder / "cluster_config.json"
         path.write_text(
             json.dumps({"servers": servers or [{"host": "n", "cpu_slots": 1}], **config})
@@ -120,52 +116,57 @@ class Play:
         estimates = SimpleNamespace(
             seconds=lambda job: 10.0, work=lambda job: 1.0, speed=lambda node: 1.0
         )
-        self.home = SimpleNamespace(
+        self.results = SimpleNamespace(
             accept=lambda job, root: "",
             judge=lambda job, root: SimpleNamespace(state=None, other_code=()),
         )
         needs = Needs((), (), {}, (), (), "head")
-        self.run: Any = Runner(
+        self.scheduler: Any = Scheduler(Limits())
+        context = RunContext(
             self.paths,
             path,
             load_config(path),
             work,
             needs,
-            self.home,
+            self.results,  # type: ignore[arg-type]
             Journal(self.paths, "r"),
-            estimates,
-            Limits(),  # type: ignore[arg-type]
-            self.said.append,
-            lambda status: None,
+            estimates,  # type: ignore[arg-type]
+            self.scheduler,
+            self.hear,
             patience=0.0,
         )
+        self.run: Any = Runner(context, lambda status: None)
         self.run._start_nodes()
         self.copies = itertools.count()
 
-    @property
-    def scheduler(self) -> Any:
-        return self.run._scheduler
+    def hear(self, line: str, *, failed: str | None = None) -> None:
+        self.said.append(line)
+
+    def record(self, name: str = "n") -> Any:
+        """What the run knows of a node."""
+        return self.run.nodes.get(name)
 
     def node(self, name: str = "n") -> Any:
-        return self.run._members[name].node
+        return self.record(name).threads
 
     def worker(self, slot: int = 0, name: str = "n") -> Any:
-        return self.node(name).workers[slot]
+        return self.record(name).workers[slot]
 
     def tell(self, *events: object) -> None:
         for event in events:
             self.run._events.put(event)
-        for _ in range(3 + 2 * len(self.run._arrived)):
+        for _ in range(3 + 2 * self.run._arrivals.pending):
             self.run._turn()
 
     def join(self, name: str = "n", found: tuple[str, ...] = ()) -> None:
         """The node answers and all its workers say hello."""
         node = self.node(name)
-        self.run._events.put(Seen(node, (), found))
-        self.run._events.put(Joined(node, ()))
+        self.tell(Listed(node, (), found), Joined(node, node.plan))
         for slot in node.plan.slots:
             node.start_worker(slot)
-        self.tell(*[Said(worker, {"hello": {"log": ""}}) for worker in node.workers.values()])
+        self.tell()
+        workers = list(self.record(name).workers.values())
+        self.tell(*[Said(worker, {"hello": {"log": ""}}) for worker in workers])
 
     def say(self, message: dict[str, Any], slot: int = 0, name: str = "n") -> None:
         self.tell(Said(self.worker(slot, name), message))
@@ -196,7 +197,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     yield start
     for each in made:
-        each.run.journal.close()
+        each.run.context.journal.close()
 
 
 def test_a_result_found_on_a_node_that_does_its_job_again_leaves_the_slot_busy(play: Any) -> None:
@@ -205,7 +206,7 @@ def test_a_result_found_on_a_node_that_does_its_job_again_leaves_the_slot_busy(p
     (first,) = run.worker().jobs
     run.say({"done": first, "seconds": 1.0})
     run.tell(Left(run.node(), "n: cut", True))
-    run.run._members["n"].stage = "joining"
+    run.record().stage = Stage.CONNECTING
     run.join(found=(first,))
     assert run.worker().jobs == [first]
     run.arrive(first)
@@ -244,8 +245,8 @@ def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_
 ) -> None:
     run = play([base("a")])
     run.join()
-    run.home.accept = lambda job, root: "refused"
-    run.home.judge = lambda job, root: verdicts.Verdict(verdict)
+    run.results.accept = lambda job, root: "refused"
+    run.results.judge = lambda job, root: verdicts.Verdict(verdict)
     run.say({"done": "a", "seconds": 1.0})
     run.arrive("a")
     assert run.state("a") is state
@@ -281,11 +282,11 @@ def test_a_job_that_waits_for_its_base_in_a_slot_whose_gpu_is_gone_does_not_brin
     run.join()
     (working,) = [index for index in range(3) if run.worker(index).jobs]
     mate = next(index for index in range(2) if index != working)
-    waiting = run.run._members["n"].waiting[mate].job
+    waiting = run.record().waiting[mate].job
     run.say({"failed": "a", "cause": "gpu_gone", "error": "CUDA error"}, working)
-    assert mate not in run.run._members["n"].waiting
+    assert mate not in run.record().waiting
     run.tell(Arrived(run.node(), ("b" * 16,), 0, "n: the copy failed"))
-    assert run.scheduler.job_at(module.SlotId("n", mate)) is None
+    assert run.scheduler.job_at(SlotId("n", mate)) is None
     assert run.worker(mate).jobs == []
     assert run.state(waiting) in (JobState.READY, JobState.RUNNING)
 
@@ -351,9 +352,12 @@ def test_a_flood_of_messages_does_not_keep_the_rest_from_being_looked_at(
 def test_times_of_silence_that_are_changed_in_a_run_count_from_the_next_on(play: Any) -> None:
     run = play(script("a"))
     longer = {"heartbeat_seconds": 100, "suspect_seconds": 200, "close_seconds": 300}
-    run.run.config_path.write_text(
+    run.run.context.config_path.write_text(
         json.dumps({"servers": [{"host": "n", "cpu_slots": 1}], **longer})
     )
-    run.run._reread_config(0.0)
-    assert (run.run.config.heartbeat_seconds, run.run.config.close_seconds) == (5, 60)
+    run.run.nodes.reread_config(0.0)
+    assert (run.run.context.config.heartbeat_seconds, run.run.context.config.close_seconds) == (
+        5,
+        60,
+    )
     assert "from the next run on" in run.said[-1]

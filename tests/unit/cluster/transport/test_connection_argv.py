@@ -20,7 +20,7 @@ from common.cluster.transport import connection as connection_module
 from common.cluster.transport.connection import ConnectError, Result, Ssh, connect
 from common.cluster.transport.openssh import own_options, read_settings, ssh_options
 from common.cluster.transport.rsync import (
-    Place,
+    Side,
     _once,
     by_linked_folder,
     copy,
@@ -119,7 +119,7 @@ def without_rsh(argv: Sequence[str]) -> list[str]:
 
 
 def test_a_push_compares_content_and_sends_what_our_links_point_to() -> None:
-    argv = rsync_argv(Place("/head"), Place("/node/p q", "gpu1", SSH), pull=False)
+    argv = rsync_argv(Side("/head"), Side("/node/p q", "gpu1", SSH), pull=False)
     assert without_rsh(argv) == [
         "rsync",
         "--times",
@@ -140,7 +140,7 @@ def test_a_push_compares_content_and_sends_what_our_links_point_to() -> None:
 
 
 def test_a_pull_takes_neither_links_nor_devices() -> None:
-    argv = rsync_argv(Place("/node", "::1", SSH), Place("/incoming"), pull=True)
+    argv = rsync_argv(Side("/node", "::1", SSH), Side("/incoming"), pull=True)
     assert without_rsh(argv) == [
         "rsync",
         "--times",
@@ -197,7 +197,7 @@ def test_a_copy_that_ends_before_it_has_read_the_names_says_why() -> None:
 
 def test_no_copy_writes_under_the_final_name_or_without_a_host_key() -> None:
     for pull in (True, False):
-        ends = (Place("/a"), Place("/b", "h", ("ssh", *ssh_options(Server(host="h")))))
+        ends = (Side("/a"), Side("/b", "h", ("ssh", *ssh_options(Server(host="h")))))
         text = " ".join(rsync_argv(*(reversed(ends) if pull else ends), pull=pull))
         assert "partial" not in text
         assert "inplace" not in text
@@ -206,7 +206,7 @@ def test_no_copy_writes_under_the_final_name_or_without_a_host_key() -> None:
 
 
 def test_a_copy_between_folders_of_this_machine_needs_no_ssh() -> None:
-    assert "-e" not in rsync_argv(Place("/a"), Place("/b"), pull=False)
+    assert "-e" not in rsync_argv(Side("/a"), Side("/b"), pull=False)
 
 
 def test_the_keys_of_the_file_become_ssh_options_before_all_others() -> None:
