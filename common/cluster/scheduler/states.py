@@ -1,18 +1,17 @@
-"""What a schedule is made of: jobs and their states, slots, nodes, orders, and what was learnt
-about how long things take.
-"""
+"""What a schedule is made of: jobs and their states, slots, nodes and the scheduler's orders."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+NodeState = Literal["open", "suspect", "closed"]
 
 
 class JobState(str, Enum):
-    """Of a job, as DESIGN.md names them. A job whose node is suspect is READY again though its
-    first copy still runs.
+    """State of a job. A job whose node is suspect is READY again though its first copy still
+    runs.
     """
 
     WAITING = "waiting"
@@ -24,12 +23,12 @@ class JobState(str, Enum):
 
 
 ENDED = frozenset({JobState.DONE, JobState.FAILED, JobState.BLOCKED})
-LEFT = frozenset({JobState.WAITING, JobState.READY})  # no copy of it is known to be working
+LEFT = frozenset({JobState.WAITING, JobState.READY})  # without a working copy
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits; times in seconds."""
+    """Limits of the scheduler; times in seconds."""
 
     suspect_after: float = 30.0
     close_after: float = 60.0
@@ -40,17 +39,18 @@ class Limits:
     set_aside_most: float = 1800.0
     no_node_limit: float = 600.0
     wait_for_all_bases: bool = False
-    bytes_per_second: float = 50e6  # of a node for which the runner gives none
+    bytes_per_second: float = 50e6  # of a node whose bandwidth the caller does not know
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
-    """One job.
+    """A job as the caller registers it.
 
     id: unique. estimate: seconds at speed 1. kind: "base", "finetune" or any other word; jobs of
-    one kind share an estimate factor, and `wait_for_all_bases` holds back every kind but "base".
-    needs: id of the base job that must be done first, or None. base: name of the base model that
-    must be on the node (default: `needs`). base_bytes: its size, for the time of the transfer.
+    one kind share a correction of their estimates, and `wait_for_all_bases` holds back every kind
+    but "base". needs: id of the base job that must be done first, or None. base: name of the base
+    model that must be on the node (default: `needs`). base_bytes: its size, for the time of the
+    transfer.
     """
 
     id: str
@@ -99,8 +99,8 @@ class Change(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Copy:
-    """One run of a job on a node; `row` is its slot, -1 once the slot is free and only the result
-    is on its way.
+    """One run of a job on a node. `row` is its row in the table of slots, -1 once the slot is free
+    and only the result is on its way.
     """
 
     job: JobRecord
@@ -111,84 +111,48 @@ class Copy:
 
 @dataclass(slots=True, eq=False)
 class JobRecord:
+    """All that is known of a job."""
+
     job: PlannedJob
     base: str | None
     order: int
     state: JobState = JobState.WAITING
     queued: bool = False
-    copies: dict[str, Copy] = field(default_factory=dict)
+    copies: dict[str, Copy] = field(default_factory=dict)  # by node
     dependants: list[JobRecord] | None = None
     tail: float = 0.0  # the longest dependant's estimate
     tail_kind: str = ""
     lost: int = 0  # attempts that ended in a fault
     spares: int = 0  # copies started because a node was suspect
-    avoid: set[NodeRecord] | None = None
-    deaths: list[str] | None = None
+    avoid: set[NodeRecord] | None = None  # nodes on which an attempt was lost
+    deaths: list[str] | None = None  # nodes on which it ran out of memory or its worker died
     cause: str = ""
-    hold: tuple[float, float, int, float] | None = None  # see Placement._holds
 
 
 @dataclass(slots=True, eq=False)
 class NodeRecord:
+    """All that is known of a node."""
+
     name: str
-    state: str = "open"
+    state: NodeState = "closed"
     draining: bool = False
-    heard: float = 0.0
-    epoch: int = 0  # of its silence timer
-    rows: dict[int, int] = field(default_factory=dict)
-    up: int = 0  # slots free or busy
-    gpus: dict[int, str] = field(default_factory=dict)
-    retired: set[int] = field(default_factory=set)
-    copies: dict[str, Copy] = field(default_factory=dict)
-    holds: set[str] = field(default_factory=set)
-    coming: set[str] = field(default_factory=set)
-    recent: list[str] = field(default_factory=list)  # bases that came last
+    heard: float = 0.0  # when something was heard last
+    rows: dict[int, int] = field(default_factory=dict)  # slot number -> row of the table
+    up: int = 0  # slots that are free or busy
+    gpus: dict[int, str] = field(default_factory=dict)  # slot number -> its GPU
+    retired: set[int] = field(default_factory=set)  # slots taken away: the GPU's memory is short
+    copies: dict[str, Copy] = field(default_factory=dict)  # by job
+    holds: set[str] = field(default_factory=set)  # base models checked there
+    coming: set[str] = field(default_factory=set)  # base models being sent
     faults: int = 0  # in a row
     aside_until: float | None = None
     asides: int = 0
-    deaths: set[str] = field(default_factory=set)
+    deaths: set[str] = field(default_factory=set)  # jobs killed there since the last result
     bytes_per_second: float = 1.0
-    prior: float = 1.0
-    speed: float = 1.0
-    seen: float = 0.0  # observations
+    speed: float = 1.0  # as estimated now
+    prior: float = 1.0  # as given when it joined
+    doubt: float = 0.3  # standard deviation of the logarithm of `prior`
+    seen: float = 0.0  # observations of its speed
     log_sum: float = 0.0
-    usable: bool = False
-    able: bool = False
-
-
-class Corrections:
-    """Corrects estimates: a factor per kind of job (observed over estimated) and the scatter that
-    is left around it.
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, float, float]] = {}
-        self._squares = 4 * 0.3**2  # a prior worth four observations: 30 %
-        self._count = 4
-
-    def factor(self, kind: str) -> float:
-        """Seconds at speed 1 for each estimated second; 1 before anything is seen, and held back by
-        two jobs' worth of doubt.
-        """
-        seen = self._seen.get(kind)
-        if seen is None:
-            return 1.0
-        count, observed, estimated = seen
-        doubt = 2.0 * estimated / count
-        return (observed + doubt) / (estimated + doubt)
-
-    def observe(self, kind: str, estimate: float, seconds: float) -> float:
-        """Record one job (seconds at speed 1) and return the logarithm of seconds over the estimate
-        as it stood.
-        """
-        residual = math.log(seconds / (estimate * self.factor(kind)))
-        count, observed, estimated = self._seen.get(kind, (0, 0.0, 0.0))
-        self._seen[kind] = (count + 1, observed + seconds, estimated + estimate)
-        self._squares += residual * residual
-        self._count += 1
-        return residual
-
-    @property
-    def scatter(self) -> float:
-        """Variance of the logarithm of seconds over estimate."""
-        return self._squares / self._count
+    usable: bool = False  # may get jobs
+    sound: bool = False  # may get jobs, has workers and is not on trial

@@ -147,18 +147,6 @@ def test_the_node_that_trained_a_base_holds_it_and_another_has_to_fetch_it() -> 
     assert fetched == {"n1": None, "n2": "b0"}
 
 
-def test_with_time_to_spare_a_slot_takes_the_fine_tune_whose_base_its_node_holds() -> None:
-    limits = Limits(bytes_per_second=1.0)
-    scheduler = Scheduler(limits)
-    scheduler.add_jobs(
-        0, [PlannedJob(f"far{i}", 11, "finetune", base="far", base_bytes=5) for i in range(20)]
-    )
-    scheduler.add_jobs(0, [PlannedJob("near", 10, "finetune", base="near", base_bytes=5)])
-    scheduler.add_node(0, "n", holds=("near",))
-    scheduler.slot_free(0, SlotId("n", 0))
-    assert scheduler.assign(0) == [Assignment("near", SlotId("n", 0), None)]
-
-
 def test_a_base_that_was_lost_is_fetched_again() -> None:
     world = SimulatedCluster()
     world.add_jobs(PlannedJob("tune", 100, "finetune", base="published", base_bytes=10))
@@ -585,7 +573,7 @@ def test_after_stop_starting_running_jobs_finish_and_nothing_new_starts() -> Non
 # ---- estimates, counts
 
 
-def test_observed_durations_mend_the_estimates_of_that_kind_and_the_time_left() -> None:
+def test_observed_durations_correct_the_estimates_of_that_kind_and_the_time_left() -> None:
     world = cluster(
         "n",
         jobs=[
@@ -599,8 +587,8 @@ def test_observed_durations_mend_the_estimates_of_that_kind_and_the_time_left() 
         (job,) = world.step()
         world.step(30)
         world.end(job)
-    assert world.scheduler.corrections.factor("finetune") > 1.5
-    assert world.scheduler.corrections.factor("base") == 1 or "b" in world.ended
+    assert world.scheduler.learning.factor("finetune") > 1.5
+    assert world.scheduler.learning.factor("base") == 1 or "b" in world.ended
     left = world.scheduler.time_left(world.now)
     assert left is not None
     assert left > 120

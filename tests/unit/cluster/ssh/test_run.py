@@ -226,8 +226,8 @@ def test_a_late_word_of_a_cancelled_copy_does_not_touch_the_one_beside_it(play: 
     run.join()
     (slot,) = [index for index in (0, 1) if run.worker(index).jobs]
     copy = run.scheduler._jobs["a"].copies["n"]
-    run.scheduler._cancel(0.0, copy)
-    run.scheduler._lose(0.0, copy.job, "silent")
+    run.scheduler._copies.cancel(0.0, copy)
+    run.scheduler._copies.lose(0.0, copy.job, "silent")
     run.tell()
     assert run.worker(1 - slot).jobs == ["a"]
     run.say({"failed": "a", "cause": "error", "error": "late"}, slot)

@@ -1,0 +1,145 @@
+"""The table of slots: one row a slot, numbers as arrays, so that a decision looks at a thousand
+slots at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from common.cluster.scheduler.states import Copy, JobRecord, NodeRecord, SlotId
+
+Floats = npt.NDArray[np.float64]
+
+FREE, BUSY, DOWN = 0, 1, 2
+_OVERDUE = 0.2  # a job past its estimate is taken to need this share of the time that it has run
+
+
+def _larger(old: Floats, size: int, fill: float) -> Floats:
+    new = np.full(size, fill)
+    new[: len(old)] = old
+    return new
+
+
+class SlotTable:
+    """Rows of slots. `NodeRecord.rows` and `Copy.row` point into it."""
+
+    def __init__(self) -> None:
+        self.ids: list[SlotId] = []
+        self.nodes: list[NodeRecord] = []
+        self.copies: list[Copy | None] = []
+        self.free: set[int] = set()  # rows on which a job can start now
+        self._status: list[int] = []
+        self._holders: dict[str, set[NodeRecord]] = {}  # of a base, on its way included
+        self._missing: dict[str, Floats] = {}  # by base: 1 where its node lacks it, else 0
+        none = np.empty(0)
+        # seconds for each second of work; infinite where nothing may start
+        self._inverse: Floats = none
+        self._not_free: Floats = none  # 0 where a job can start now, else infinite
+        self._seconds_per_byte: Floats = none
+        self._start: Floats = none  # of the job that runs there
+        self._end: Floats = none  # expected
+        self._grow(16)
+
+    def _grow(self, size: int) -> None:
+        self._inverse = _larger(self._inverse, size, math.inf)
+        self._not_free = _larger(self._not_free, size, math.inf)
+        self._seconds_per_byte = _larger(self._seconds_per_byte, size, 0.0)
+        self._start = _larger(self._start, size, math.inf)
+        self._end = _larger(self._end, size, -math.inf)
+
+    def add(self, host: NodeRecord, number: int) -> int:
+        """A new slot, down. Returns its row."""
+        row = len(self.ids)
+        if row == len(self._inverse):
+            self._grow(2 * row)
+        self.ids.append(SlotId(host.name, number))
+        self.nodes.append(host)
+        self.copies.append(None)
+        self._status.append(DOWN)
+        host.rows[number] = row
+        self._missing.clear()
+        return row
+
+    def set(self, row: int, status: int, copy: Copy | None = None) -> None:
+        """FREE, BUSY (with `copy`, or with a cancelled one that has not ended) or DOWN."""
+        host, old = self.nodes[row], self._status[row]
+        self._status[row], self.copies[row] = status, copy
+        if status != BUSY:
+            self._start[row], self._end[row] = math.inf, -math.inf
+        host.up += (status != DOWN) - (old != DOWN)
+        self._mark(row)
+
+    def expect(self, row: int, now: float, seconds: float) -> None:
+        """The job of a busy slot is expected to take so long from now."""
+        self._start[row], self._end[row] = now, now + seconds
+
+    def refresh(self, host: NodeRecord) -> None:
+        """The node's speed changed, or whether it may get jobs."""
+        for row in host.rows.values():
+            self._mark(row)
+
+    def _mark(self, row: int) -> None:
+        host, status = self.nodes[row], self._status[row]
+        works = host.usable and status != DOWN
+        free = works and status == FREE
+        self._inverse[row] = 1.0 / host.speed if works else math.inf
+        self._not_free[row] = 0.0 if free else math.inf
+        self._seconds_per_byte[row] = 1.0 / host.bytes_per_second
+        (self.free.add if free else self.free.discard)(row)
+
+    # ---- base models on nodes
+
+    def base_present(self, host: NodeRecord, base: str) -> None:
+        """The node holds the base, or it is being sent there."""
+        self._holders.setdefault(base, set()).add(host)
+        if base in self._missing:
+            self._missing[base][list(host.rows.values())] = 0.0
+
+    def base_absent(self, host: NodeRecord, base: str) -> None:
+        """The node lost the base, or its transfer failed."""
+        self._holders.get(base, set()).discard(host)
+        self._missing.pop(base, None)
+
+    def forget(self, base: str) -> None:
+        """No job needs the base any more."""
+        self._missing.pop(base, None)
+
+    # ---- what a decision looks at
+
+    @property
+    def not_free(self) -> Floats:
+        """0 where a job can start now, infinite elsewhere."""
+        return self._not_free[: len(self.ids)]
+
+    def speeds(self) -> Floats:
+        """Speed of each slot, 0 where nothing may start."""
+        return 1.0 / self._inverse[: len(self.ids)]
+
+    def expected_free(self, now: float) -> Floats:
+        """When each slot is expected to be free, now at the earliest."""
+        size = len(self.ids)
+        ready = now * (1.0 + _OVERDUE) - _OVERDUE * self._start[:size]
+        np.maximum(ready, self._end[:size], out=ready)
+        return np.maximum(ready, now, out=ready)
+
+    def seconds(self, record: JobRecord, work: float) -> Floats:
+        """Seconds that `work` takes on each slot, transfer of its base included; infinite where
+        nothing may start.
+        """
+        seconds = work * self._inverse[: len(self.ids)]
+        if record.base is not None and record.job.base_bytes:
+            transfer = self._missing_on(record.base) * self._seconds_per_byte[: len(self.ids)]
+            transfer *= record.job.base_bytes
+            seconds += transfer
+        return seconds
+
+    def _missing_on(self, base: str) -> Floats:
+        missing = self._missing.get(base)
+        if missing is None:
+            missing = self._missing[base] = np.ones(len(self.ids))
+            for host in self._holders.get(base, ()):
+                missing[list(host.rows.values())] = 0.0
+        return missing
