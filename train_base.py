@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from common.artifacts import read_base_metadata
 from common.cli import Parser, Spinner, run_script
 from common.data.data_sets import Data
 from common.options import BaseOptions, add_arguments, from_flags
@@ -22,6 +23,13 @@ def run(options: Mapping[str, Any], progress: Any) -> dict[str, Any]:
     from common.training.base import run
 
     return run(options, progress)
+
+
+def _not_taken(started: Mapping[str, Any]) -> str:
+    """What initial weights did and did not set."""
+    left = [("of the file", started["not_taken"]), ("of the network", started["not_in_file"])]
+    rest = "; ".join(f"not set: {', '.join(names)} {where}" for where, names in left if names)
+    return f"{started['file']}: {len(started['taken'])} entries taken{'; ' if rest else ''}{rest}\n"
 
 
 def main() -> int:
@@ -43,6 +51,8 @@ def main() -> int:
         + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "")
         + "\n"
     )
+    if started := read_base_metadata(Paths.here(), base_hash).get("init_weights"):
+        sys.stderr.write(_not_taken(started))
     if remark := Data(Paths.here()).leakage_remark(options.data_path):
         sys.stderr.write(remark + "\n")
     return 0

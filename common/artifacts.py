@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
-from common.paths import BASE_MODELS, EXPERIMENT_FILES, EXPERIMENT_LOG, EXPERIMENT_METRICS, Paths
+from common.paths import (
+    BASE_MODELS,
+    EXPERIMENT_CODE,
+    EXPERIMENT_FILES,
+    EXPERIMENT_LOG,
+    EXPERIMENT_METRICS,
+    Paths,
+)
 
 Json = dict[str, Any]
 _TEMPORARY = ".writing."
@@ -266,7 +273,8 @@ def publish_experiment(
     """
     assert sorted(files) == sorted(EXPERIMENT_FILES), files.keys()
     folder = paths.experiment(prefix, name)
-    write_files(folder, {**files, EXPERIMENT_LOG: log.encode()})
+    code = _code_files(_config(folder / "config.json", files["config.json"]))
+    write_files(folder, {**files, **code, EXPERIMENT_LOG: log.encode()})
     record = seal(
         {**metrics, "files": {file_name: sha256(content) for file_name, content in files.items()}}
     )
@@ -300,7 +308,22 @@ def open_experiment(folder: Path) -> Experiment:
                 f"{folder / file_name}: its SHA-256 is not that of metrics.json: it is not used"
             )
     config = _config(folder / "config.json", contents["config.json"])
+    for file_name, code in _code_files(config).items():
+        with contextlib.suppress(FileNotFoundError):
+            if read_regular(folder / file_name) != code:
+                raise CorruptArtifact(
+                    f"{folder / file_name}: is not the code that config.json keeps: it is not used"
+                )
     return Experiment(folder, config, metrics, contents)
+
+
+def _code_files(config: Json) -> dict[str, bytes]:
+    """The own code that an experiment was made with, by file name. Raises CorruptArtifact."""
+    own = config.get("own_code") or {}
+    try:
+        return {EXPERIMENT_CODE[kind]: str(kept["source"]).encode() for kind, kept in own.items()}
+    except (AttributeError, KeyError, TypeError, UnicodeEncodeError):
+        raise CorruptArtifact("own_code in config.json is not of its form: not used") from None
 
 
 def _config(path: Path, content: bytes) -> Json:
@@ -354,7 +377,8 @@ def adopt_base_model(paths: Paths, model: BaseModel) -> None:
 def adopt_experiment(paths: Paths, experiment: Experiment) -> None:
     """Publish here, byte for byte, an experiment that was opened in another folder."""
     origin = experiment.folder
-    folder, contents = paths.experiment(origin.parent.name, origin.name), experiment.contents
+    folder = paths.experiment(origin.parent.name, origin.name)
+    contents = {**experiment.contents, **_code_files(experiment.config)}
     with contextlib.suppress(FileNotFoundError):
         contents = {**contents, EXPERIMENT_LOG: read_regular(origin / EXPERIMENT_LOG)}
     write_files(folder, contents)

@@ -8,6 +8,7 @@ argparse, job files, logs and identities all come from these two models: `BaseOp
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,51 @@ def _inside(path: Path) -> str:
     return str(path if root is None else path.relative_to(root))
 
 
+def _project_file(text: str) -> str:
+    """A file, relative when it lies inside the project folder."""
+    if not text or text.startswith("-") or not text.isprintable() or text.endswith("/"):
+        raise ValueError(f"{text!r} is not a file name")
+    return _data_path(text)
+
+
+def own_code(text: str) -> tuple[str, str] | None:
+    """(file, name) of 'FILE.py:NAME', or None for the name of something built in."""
+    file, _, name = text.rpartition(":")
+    return (file, name) if file.endswith(".py") else None
+
+
+def _own_code(text: str) -> str:
+    """'FILE.py:NAME', the file inside the project folder and its path normalised: it is part of the
+    hash.
+    """
+    own = own_code(text)
+    if own is None or not own[1].isidentifier():
+        raise ValueError(f"{text!r}: FILE.py:NAME is needed, a name defined in a Python file")
+    file = _project_file(own[0])
+    if os.path.isabs(file):
+        raise ValueError(f"{text!r} lies outside the project folder: copy the file into it")
+    return f"{file}:{own[1]}"
+
+
+def _network(text: str) -> str:
+    return _own_code(text) if ".py" in text else safe_name(text)
+
+
+def _json_object(value: object) -> object:
+    """On the command line an object is JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, object_pairs_hook=_once)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("a JSON object is needed, as in '{\"width\": 32}'") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _unique([name for name, _ in pairs])
+    return dict(pairs)
+
+
 def _unique(names: list[str]) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -110,6 +156,9 @@ def _rounded(value: float) -> float:
 SafeName = Annotated[str, AfterValidator(safe_name)]
 Participants = Annotated[list[SafeName], Field(min_length=2), AfterValidator(_unique)]
 Device = Annotated[str, BeforeValidator(_text), Field(pattern=r"^(auto|cpu|[0-9]{1,4})$")]
+ProjectFile = Annotated[str, AfterValidator(_project_file)]
+OwnCode = Annotated[str, AfterValidator(_own_code)]
+Keywords = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 DataPath = Annotated[str, AfterValidator(_data_path)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 # 0.1 + 0.2 and 0.3 are one value, with one hash and one prefix
@@ -145,7 +194,12 @@ class Options(BaseModel):
     device: Device = option(
         "auto", "GPU number, 'cpu', or 'auto': GPU 0 where there is one", "never", shapes=False
     )
-    model: SafeName = option("test", "network by name: test, cnn64", "always")
+    model: Annotated[str, AfterValidator(_network)] = option(
+        "test", "network by name: test, cnn64; or your own: FILE.py:NAME", "always"
+    )
+    model_options: Keywords = option(
+        {}, "keyword arguments of your own network, a JSON object", "unless_default"
+    )
     base_channels: Annotated[int, Field(ge=1, le=4096)] | None = option(
         None, "channels of the first block (unset: the network's own)", "unless_default"
     )
@@ -207,11 +261,42 @@ class Options(BaseModel):
         0.3, "probability of each augmentation, per window", "with_augmentation"
     )
     time_warp_std: Probability = option(
-        0.2, "SD of the time warp's knots (0: no warp)", "with_augmentation_unless_default"
+        0.0, "SD of the time warp's knots (0: no warp)", "with_augmentation_unless_default"
+    )
+    augmentation: OwnCode | None = option(
+        None,
+        "your own augmentation, FILE.py:NAME, instead of the built-in three (with"
+        " --use_augmentation)",
+        "with_augmentation_unless_default",
+    )
+    init_weights: ProjectFile | None = option(
+        None, "state dict that base training starts from", "unless_default"
+    )
+    weight_decay: NonNegative = option(
+        0.0, "decoupled weight decay (AdamW) where it is not 0", "unless_default"
     )
     seed: Seed = option(0, "seed of base training", "unless_default")
     threads: Annotated[int, Field(ge=1, le=1024)] = option(1, "CPU threads", "never", shapes=False)
     compile: Literal["off", "on"] = option("off", "'on': torch.compile", "never", shapes=False)
+
+    @model_validator(mode="after")
+    def _of_own_code(self) -> Options:
+        if own_code(self.model) is None:
+            if self.model_options:
+                raise ValueError(
+                    f"model_options: model {self.model} is built in and takes --base_channels,"
+                    " --num_blocks and --dropout; these are for --model FILE.py:NAME"
+                )
+        else:
+            for name in ("base_channels", "num_blocks", "dropout"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}: is for the built-in networks; give it to {self.model} in"
+                        " --model_options"
+                    )
+        if self.augmentation is not None and not self.use_augmentation:
+            raise ValueError("augmentation: is applied only with --use_augmentation: add it")
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> Options:
@@ -232,6 +317,16 @@ class Options(BaseModel):
                 f" there are {len(self.participants) - 1}"
             )
         return self
+
+    def own_files(self) -> list[str]:
+        """The user's own files that this training reads, named by where they lie: below the project
+        folder ('./net.py') or, for initial weights, perhaps absolute.
+        """
+        files = [own_code(self.model), own_code(self.augmentation or "")]
+        names = [own[0] for own in files if own is not None]
+        if isinstance(self, BaseOptions) and self.init_weights is not None:
+            names.append(self.init_weights)
+        return list(dict.fromkeys(name if os.path.isabs(name) else f"./{name}" for name in names))
 
     def resolved(self: O, known: Sequence[str] | None) -> O:
         """A copy with participants filled in (from `known`, those of dataset.json) and 'all' as a
@@ -325,6 +420,9 @@ class FinetuneOptions(Options):
     )
     seed_finetune: Seed | None = option(
         None, "seed of subset, order and initialisation of a fine-tune (unset: seed)", "never"
+    )
+    freeze: list[str] = option(
+        [], "names of parameters that a fine-tune leaves alone; * stands for anything", "never"
     )
     overwrite: bool = option(
         False, "replace results of another configuration", "never", shapes=False
@@ -420,10 +518,12 @@ def to_flags(values: Mapping[str, Any]) -> list[str]:
     """The flags that stand for `values`; None is said by leaving the flag out."""
     argv: list[str] = []
     for name, value in values.items():
-        if value is None or name.startswith("_"):
+        if value is None or value == [] or name.startswith("_"):
             continue
         if isinstance(value, bool):
             argv.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, dict):
+            argv.append(f"--{name}={json.dumps(value)}")
         elif isinstance(value, (list, tuple)):
             argv += [f"--{name}", *map(str, value)]
         else:

@@ -22,6 +22,9 @@ SPLITS = ("train", "val", "test")
 # The files of an experiment that are byte-identical between two runs of it; metrics.json, apart
 # from its provenance, is as well.
 EXPERIMENT_FILES = ("best_model.pt", "losses.json", "config.json", "predictions.csv")
+# The user's own code that an experiment was made with, where there is any, by option: a readable
+# copy of what config.json holds.
+EXPERIMENT_CODE = {"model": "model.py", "augmentation": "augmentation.py"}
 EXPERIMENT_METRICS = "metrics.json"
 EXPERIMENT_LOG = "train.log"
 
@@ -130,6 +133,10 @@ class Paths:
     def checkpoint(self, key: str) -> Path:
         """Checkpoint of one training that was cut short."""
         return self.root / "checkpoints" / f"{key}.ckpt"
+
+    def own_code(self, sha256: str, file_name: str) -> Path:
+        """Copy of a user's own Python file, by content; it is never edited."""
+        return self.root / "cache" / "code" / sha256[:16] / file_name
 
     def run(self, run_id: str) -> Path:
         """Folder of one orchestrator run."""

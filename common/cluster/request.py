@@ -9,7 +9,7 @@ import contextlib
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from common.cluster.work import Outcome, Work
 from common.data.data_sets import Data, DataSha256
 from common.errors import BaseModelNotFound, Conflict, InputError
 from common.jobs import identity
-from common.jobs.inputs import File, all_data_files
+from common.jobs.inputs import File, all_data_files, own_files
 from common.jobs.job_files import KINDS, Job
 from common.jobs.plan import Plan, code_notice, counted, plan
 from common.jobs.verdicts import State, make_way
@@ -69,7 +69,8 @@ def plan_request(request: Request, data: Data, fingerprints: AskNodes) -> Prepar
     """
     bases, others = _chosen(request)
     files = all_data_files((*bases, *others))
-    sha256, known = _data_sha256(request.paths, data, files, fingerprints)
+    own = {file for job in (*bases, *others) for file in own_files(job)}
+    sha256, known = _data_sha256(request.paths, data, files, fingerprints, own)
     made = (
         plan(request.paths, bases, others, sha256, retrain=request.retrain)
         if request.script is None
@@ -100,18 +101,26 @@ def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
 
 
 def _data_sha256(
-    paths: Paths, data: Data, files: Sequence[File], fingerprints: AskNodes
+    paths: Paths,
+    data: Data,
+    files: Sequence[File],
+    fingerprints: AskNodes,
+    own: Collection[File] = (),
 ) -> tuple[DataSha256, dict[File, str | None]]:
-    """The head's own fingerprints; those of the nodes where the head has no data at all."""
-    folders = {paths.data(data_path) for data_path, _ in files}
+    """The head's own fingerprints; those of the nodes where the head has no data at all. `own`:
+    those of `files` that the head must have in any case.
+    """
+    folders = {paths.data(file[0]) for file in files if file not in own}
     if any(folder.is_dir() for folder in folders) or not files:
         known: dict[File, str | None] = {
             (data_path, name): data.sha256(data_path, name) for data_path, name in files
         }
         return data.sha256, known
-    found = fingerprints(files)
+    found = fingerprints([file for file in files if file not in own])
 
     def sha256(data_path: str, name: str) -> str:
+        if (data_path, name) in own:
+            return data.sha256(data_path, name)
         if (data_path, name) not in found:
             raise InputError(
                 f"{data_path}/{name}: neither here nor on any node: prepare the data with"
@@ -119,9 +128,8 @@ def _data_sha256(
             )
         return found[data_path, name]
 
-    for data_path, name in files:
-        sha256(data_path, name)
-    return sha256, dict.fromkeys(files)
+    here = {file: sha256(*file) for file in files}
+    return sha256, {file: here[file] if file in own else None for file in files}
 
 
 def _refuse(made: Plan, others: Sequence[Job]) -> None:

@@ -4,6 +4,7 @@ No torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,14 @@ class Data:
             self._manifests[data_path] = read_manifest(self._paths.data(data_path))
         return self._manifests[data_path]
 
+    def _check_own_files(self, options: Options) -> None:
+        for name in options.own_files():
+            if not (self._paths.root / name).is_file():
+                name = os.path.normpath(name)
+                of = ("model", "augmentation", "init_weights")
+                option = next(key for key in of if str(getattr(options, key)).startswith(name))
+                raise InputError(f"{option}: no file {name} in the project folder")
+
     def resolve(self, options: O) -> O:
         """`options` with participants filled in.
 
@@ -63,6 +72,7 @@ class Data:
             other data.
         """
         folder, manifest = self._paths.data(options.data_path), self._manifest(options.data_path)
+        self._check_own_files(options)
         if manifest:
             _check_described(options, folder, manifest)
         elif options.participants is None and not folder.is_dir():

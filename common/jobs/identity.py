@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -21,6 +22,8 @@ CODE_FILES = (
     "training/blocks.py",
     "training/backends.py",
     "training/augment.py",
+    "training/plugins.py",
+    "training/initial.py",
     "data/dataset.py",
     "training/loop.py",
     "training/metrics.py",
@@ -32,7 +35,9 @@ CODE_FILES = (
     "data/windowing.py",  # hours
 )
 # What only the base model depends on: without meaning where there is none.
-BASE_ONLY = frozenset({"n_base_participants", "early_stopping_patience", "base_order_seed", "seed"})
+BASE_ONLY = frozenset(
+    {"n_base_participants", "early_stopping_patience", "base_order_seed", "seed", "init_weights"}
+)
 
 Fingerprints = Mapping[str, str]
 Sha256 = Callable[[str], str]
@@ -94,11 +99,17 @@ def training_key(options: Options, data: Fingerprints | None) -> str:
     return digest(training_fields(options, data))
 
 
+def place(data_path: str, name: str) -> tuple[str, str]:
+    """(folder, file name) of a fingerprinted file: of the data set, or one of the user's own."""
+    return os.path.split(os.path.normpath(name)) if "/" in name else (data_path, name)
+
+
 def base_data_files(options: Options) -> list[str]:
-    """Exactly the files that base training reads: it learns from train and val, and stops on
-    test.
+    """Exactly the files that base training reads: it learns from train and val, and stops on test;
+    then the user's own.
     """
-    return [split_file(name, split) for name in base_participants(options) for split in SPLITS]
+    data = [split_file(name, split) for name in base_participants(options) for split in SPLITS]
+    return data + options.own_files()
 
 
 def finetune_data_files(options: FinetuneOptions, base: Iterable[str]) -> list[str]:
@@ -106,7 +117,7 @@ def finetune_data_files(options: FinetuneOptions, base: Iterable[str]) -> list[s
     files = [split_file(target(options), split) for split in SPLITS]
     if options.mode == "full_fine_tuning":
         files += [split_file(name, split) for name in base for split in ("train", "val")]
-    return files
+    return files + options.own_files()
 
 
 def fingerprints(files: Iterable[str], sha256: Sha256) -> dict[str, str]:

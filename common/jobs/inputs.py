@@ -13,16 +13,25 @@ File = tuple[str, str]  # data_path, file name
 
 
 def data_files(job: Job) -> list[File]:
-    """The data files that a job reads."""
+    """The files that a job reads: its data, and the user's own code and initial weights."""
     if job.kind == "base":
-        return [(job.base.data_path, name) for name in identity.base_data_files(job.base)]
+        names = identity.base_data_files(job.base)
+        return [identity.place(job.base.data_path, name) for name in names]
     if job.kind == "finetune":
         people = identity.base_participants(job.finetune) if job.needs else []
         return [
-            (job.finetune.data_path, name)
+            identity.place(job.finetune.data_path, name)
             for name in identity.finetune_data_files(job.finetune, people)
         ]
     return []
+
+
+def own_files(job: Job) -> list[File]:
+    """Those of `data_files` that are not of a data set."""
+    if job.kind == "script":
+        return []
+    options = job.base if job.kind == "base" else job.finetune
+    return [identity.place("", name) for name in options.own_files()]
 
 
 def all_data_files(jobs: Iterable[Job]) -> list[File]:
@@ -56,4 +65,4 @@ def found_beside(paths: Paths, jobs: Iterable[Job]) -> dict[File, str]:
 
 def path_of(file: File) -> str:
     """The file's path: relative to the project folder, or absolute."""
-    return f"{file[0]}/{file[1]}"
+    return f"{file[0]}/{file[1]}" if file[0] else file[1]

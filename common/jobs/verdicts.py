@@ -49,7 +49,8 @@ class Verdict:
 def base_fingerprints(options: Options, sha256: DataSha256) -> dict[str, str]:
     """Fingerprints of what base training reads."""
     return identity.fingerprints(
-        identity.base_data_files(options), lambda name: sha256(options.data_path, name)
+        identity.base_data_files(options),
+        lambda name: sha256(*identity.place(options.data_path, name)),
     )
 
 
@@ -58,7 +59,8 @@ def finetune_fingerprints(
 ) -> dict[str, str]:
     """Fingerprints of what a fine-tune reads."""
     return identity.fingerprints(
-        identity.finetune_data_files(options, base), lambda name: sha256(options.data_path, name)
+        identity.finetune_data_files(options, base),
+        lambda name: sha256(*identity.place(options.data_path, name)),
     )
 
 
@@ -129,10 +131,11 @@ def stale_base(
     """
     recorded, now = metadata["data_fingerprints"], dict[str, str]()
     for name in recorded:
+        folder, file = identity.place(data_path, name)
         try:
-            now[name] = sha256(data_path, name)
+            now[name] = sha256(folder, file)
         except InputError:
-            if (paths.data(data_path) / name).exists():
+            if (paths.data(folder) / file).exists():
                 now[name] = "not what dataset.json describes"
     files = changed(recorded, now)
     return (

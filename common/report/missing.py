@@ -66,7 +66,9 @@ def _stale(run: Run, project: Project, sha256: Sha256) -> str | None:
     if base and base.get("weights_sha256") != run.config.get("base_weights_sha256"):
         return f"its base model {run.config['base_model_hash']} was trained anew since"
     recorded = run.config.get("data_fingerprints", {})
-    today = {name: sha256(run.config["options"]["data_path"], name) for name in recorded}
+    today = {
+        name: sha256(*identity.place(run.config["options"]["data_path"], name)) for name in recorded
+    }
     files = changed(recorded, {name: sha for name, sha in today.items() if sha is not None})
     return (
         f"data changed since: {', '.join(files[:3])}{' ...' if len(files) > 3 else ''}"

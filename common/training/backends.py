@@ -111,7 +111,8 @@ class AutogradBackend:
         return loss, F.binary_cross_entropy_with_logits(logits.detach(), y, reduction="sum")
 
     def _piece(self, x: Tensor) -> int:
-        return len(x) if self.device.type != "cpu" else self._cached_batch(x.shape[2])
+        whole = self.device.type != "cpu" or getattr(self.model, "whole_batches", False)
+        return len(x) if whole else self._cached_batch(x.shape[2])
 
     def _cached_batch(self, samples: int) -> int:
         widest = max((p.shape[0] for p in self.model.parameters() if p.ndim == 3), default=64)

@@ -25,13 +25,14 @@ from common.jobs.verdicts import (
 )
 from common.options import BaseOptions
 from common.paths import Paths
-from common.training import loop, metrics
+from common.training import initial, loop, metrics, plugins
 from common.training.provenance import now, provenance
 from common.training.setup import (
     CheckpointFile,
     Log,
     Progress,
     device_name,
+    model_input,
     network,
     open_splits,
     place,
@@ -113,11 +114,14 @@ def _train(
     people = identity.base_participants(options)
     learnt = Windows(open_splits(paths, options, people, ("train", "val")))
     chosen = Windows(open_splits(paths, options, people, ("test",), learnt.channels))
-    model = network(options, learnt.channels, loop.epoch_seed(key, 0, "init"))
+    own = plugins.read(paths, options, fingerprints)
+    model = network(options, own, learnt.channels, loop.epoch_seed(key, 0, "init"))
+    started_from = initial.start(model, paths, options.init_weights)
     if options.normalization == "train":
         model.set_normalization(*learnt.normalization())
     model.to(device)
     place(learnt, device), place(chosen, device)
+    plugins.check(own, model, learnt)
     unchanged()
     checkpoint, log = (
         CheckpointFile(paths, key, unchanged),
@@ -126,10 +130,16 @@ def _train(
             progress,
         ),
     )
-    fitted = loop.fit(
-        model, learnt, chosen, settings(options, key), progress=log.epoch, checkpoint=checkpoint
-    )
-    probabilities, loss = score(model, chosen)
+    with own.explained():
+        fitted = loop.fit(
+            model,
+            learnt,
+            chosen,
+            settings(options, key, own),
+            progress=log.epoch,
+            checkpoint=checkpoint,
+        )
+        probabilities, loss = score(model, chosen)
     scores, undefined = metrics.final_scores(chosen.y.numpy(), probabilities, loss=loss)
     publish(
         loop.serialize(fitted.state),
@@ -149,6 +159,10 @@ def _train(
             "stopped_by": fitted.stopped_by,
             "counts": {"train": _counts(learnt), "selection": _counts(chosen)},
             "channels": learnt.channels,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "input": model_input(paths, options),
+            "own_code": own.record,
+            "init_weights": started_from,
             # Which of several equal hashes was trained depends on the order of jobs: that is
             # provenance.
             "provenance": (

@@ -37,8 +37,8 @@ from common.jobs.verdicts import (
 )
 from common.options import FinetuneOptions
 from common.paths import Paths, experiment_name
-from common.training import loop, metrics
-from common.training.networks import Network
+from common.training import loop, metrics, plugins
+from common.training.networks import Model
 from common.training.provenance import now, provenance
 from common.training.setup import (
     CheckpointFile,
@@ -46,6 +46,7 @@ from common.training.setup import (
     LruCache,
     Progress,
     device_name,
+    model_input,
     network,
     open_splits,
     place,
@@ -58,6 +59,8 @@ from common.training.setup import (
 _OF_THE_BASE = (
     "n_base_participants",
     "model",
+    "model_options",
+    "init_weights",
     "base_channels",
     "num_blocks",
     "normalization",
@@ -233,7 +236,9 @@ def _as_the_base(options: FinetuneOptions, base: _Base, data: Data) -> FinetuneO
     """What was not given comes from the base model. Raises InputError where what was given
     contradicts it.
     """
-    config, given = base.metadata["config"], options.model_dump(exclude_unset=True)
+    defaults = FinetuneOptions().model_dump()  # for a base model made before an option was added
+    config = defaults | base.metadata["config"]
+    given = options.model_dump(exclude_unset=True)
     for name in _OF_THE_BASE:
         if (
             name in given
@@ -304,12 +309,14 @@ def _train(
             place(windows, device)
     unchanged()  # before anything of them is kept, for this training or for others of this worker
     seed_key = f"{identity.effective_seed(options)}/{task.key}"
-    model = network(options, sets.train.channels, loop.epoch_seed(seed_key, 0, "init"))
+    own = plugins.read(paths, options, task.fingerprints)
+    model = network(options, own, sets.train.channels, loop.epoch_seed(seed_key, 0, "init"))
     if task.base:
         _load(model, task.base)
     elif options.normalization == "train":
         model.set_normalization(*sets.own.normalization())
     model.to(device)
+    plugins.check(own, model, sets.train)
     before = (
         _untouched.get(
             _untouched_key(task), lambda: _score(model, sets, "base_", "base_threshold_tuned")
@@ -323,24 +330,30 @@ def _train(
             f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress
         ),
     )
-    fitted = loop.fit(
-        model,
-        sets.train,
-        sets.selection,
-        _settings(task, seed_key),
-        progress=log.epoch,
-        checkpoint=checkpoint,
-    )
-    after = _score(model, sets, "", "threshold_tuned")
+    with own.explained():
+        fitted = loop.fit(
+            model,
+            sets.train,
+            sets.selection,
+            _settings(task, seed_key, own),
+            progress=log.epoch,
+            checkpoint=checkpoint,
+        )
+        after = _score(model, sets, "", "threshold_tuned")
     places = _places(paths, task, sets)
-    record = _metrics(task, fitted, before, after) | {"counts": _counts(paths, task, sets, places)}
+    record = _metrics(task, fitted, before, after) | {
+        "counts": _counts(paths, task, sets, places),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
     record["provenance"] = provenance(
         options, device_name(device), started, time.monotonic() - began
     )
     files = {
         "best_model.pt": loop.serialize(fitted.state),
         "losses.json": artifacts.to_json(fitted.losses),
-        "config.json": artifacts.to_json(_config(task)),
+        "config.json": artifacts.to_json(
+            _config(task) | {"input": model_input(paths, options), "own_code": own.record}
+        ),
         "predictions.csv": _predictions(sets, places, before, after),
     }
     publish(files, record, log.text)
@@ -348,7 +361,7 @@ def _train(
     return fitted.resumed
 
 
-def _load(model: Network, base: _Base) -> None:
+def _load(model: Model, base: _Base) -> None:
     """Raises CorruptArtifact where the bytes are those that were published, but no weights of this
     network.
     """
@@ -361,15 +374,17 @@ def _load(model: Network, base: _Base) -> None:
         ) from error
 
 
-def _settings(task: _Task, seed_key: str) -> loop.TrainingSettings:
+def _settings(task: _Task, seed_key: str, own: plugins.Own) -> loop.TrainingSettings:
     head_only = task.options.mode == "head_only_fine_tuning"
     patience = task.options.early_stopping_patience_target
     return settings(
         task.options,
         seed_key,
+        own,
         patience=patience,
         from_untouched=task.base is not None,
         head_only=head_only,
+        freeze=tuple(task.options.freeze),
     )
 
 
@@ -387,6 +402,7 @@ def _untouched_key(task: _Task) -> Any:
     return (
         task.base.sha256 if task.base else None,
         *target,
+        *(task.fingerprints[name] for name in options.own_files()),
         options.target_val,
         matched,
         options.threads,
@@ -397,7 +413,7 @@ def _untouched_key(task: _Task) -> Any:
 # -- scores
 
 
-def _score(model: Network, sets: _Sets, who: str, threshold_name: str) -> _Scores:
+def _score(model: Model, sets: _Sets, who: str, threshold_name: str) -> _Scores:
     """Scores of `model` on selection and test windows, at 0.5 and at the threshold that maximises
     macro F1 on its own selection windows.
     """

@@ -25,10 +25,9 @@ from torch.optim.adam import adam
 
 from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
 from common.errors import CorruptArtifact, InputError, TrainingError
-from common.training.augment import Augment
 from common.training.backends import Backend, backend_for
 from common.training.metrics import confusion, macro_f1
-from common.training.networks import Network
+from common.training.networks import Model
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -48,6 +47,14 @@ class Checkpoint(Protocol):
     def save(self, data: bytes) -> None: ...
 
 
+class Augmentation(Protocol):
+    """(x [windows, channels, samples], CPU generator) -> augmented windows; x may be changed. A
+    dataclass: its fields are part of what a checkpoint is bound to.
+    """
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """What shapes one training, apart from model and data.
@@ -60,6 +67,7 @@ class TrainingSettings:
     training set).
     from_untouched: a fine-tune's epoch 0 is the model as it came, scored and a candidate for the
     best.
+    freeze: patterns of the names of parameters that are left alone.
     compiled: torch.compile (on a GPU with CUDA graphs); other bytes than eager.
     """
 
@@ -70,10 +78,12 @@ class TrainingSettings:
     seed_key: str
     metric: Literal["loss", "macro_f1"] = "loss"
     pos_weight: float | Literal["balanced"] = 1.0
-    augment: Augment | None = None
+    augment: Augmentation | None = None
     min_steps_per_epoch: int = 0
     from_untouched: bool = False
     head_only: bool = False
+    freeze: tuple[str, ...] = ()
+    weight_decay: float = 0.0
     compiled: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
 
@@ -136,7 +146,7 @@ def deserialize(data: bytes) -> Any:
 
 
 def fit(
-    model: Network,
+    model: Model,
     train: Windows,
     val: Windows | None,
     settings: TrainingSettings,
@@ -193,15 +203,15 @@ class _Run:
     """One training from its first epoch, or from a checkpoint, to its end."""
 
     def __init__(
-        self, model: Network, train: Windows, val: Windows | None, settings: TrainingSettings
+        self, model: Model, train: Windows, val: Windows | None, settings: TrainingSettings
     ) -> None:
         self.model, self.train, self.val, self.settings = model, train, val, settings
         self.device = next(model.parameters()).device
-        parameters = model.head_parameters() if settings.head_only else list(model.parameters())
+        parameters = model.trained(head_only=settings.head_only, freeze=settings.freeze)
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is trained for trained in parameters))
         self.weights = _flattened(parameters)
-        self.optimizer = _Adam(self.weights, settings.lr)
+        self.optimizer = _Adam(self.weights, settings.lr, settings.weight_decay)
         self.backend = backend_for(
             model,
             pos_weight=_pos_weight(settings.pos_weight, train),
@@ -239,7 +249,11 @@ class _Run:
             for name in ("shuffle", "augment")
         )
         order, batches = epoch_batches(
-            len(self.train), settings.batch_size, settings.min_steps_per_epoch, shuffle
+            len(self.train),
+            settings.batch_size,
+            settings.min_steps_per_epoch,
+            shuffle,
+            self.model.smallest_batch,
         )
         pieces = _pieces(batches, chunk_batches(self.train.window_bytes, settings.batch_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -247,7 +261,7 @@ class _Run:
             chunks = self.train.chunks(order, [sum(piece) for piece in pieces])
             for piece, (x, y) in zip(pieces, chunks, strict=True):
                 if settings.augment is not None:
-                    settings.augment(x, augment)
+                    x = settings.augment(x, augment)
                 for xb, yb in zip(torch.split(x, piece), torch.split(y, piece), strict=True):
                     total += self.backend.gradient(xb, yb)
                     self.optimizer.step()
@@ -376,16 +390,19 @@ def _score(validation: Evaluation | None, metric: str) -> float:
 
 
 def epoch_batches(
-    count: int, batch_size: int, min_steps: int, generator: torch.Generator
+    count: int, batch_size: int, min_steps: int, generator: torch.Generator, smallest: int = 1
 ) -> tuple[Tensor, list[int]]:
     """One epoch: row numbers in order, and the size of each batch.
 
-    Every window once, shuffled, the last partial batch kept; a small set is shuffled anew and
-    repeated until there are `min_steps` batches.
+    Every window once, shuffled, the last partial batch kept (one of less than `smallest` joins the
+    batch before it); a small set is shuffled anew and repeated until there are `min_steps` batches.
     """
-    one_pass = [batch_size] * (count // batch_size) + (
-        [count % batch_size] if count % batch_size else []
-    )
+    one_pass = [batch_size] * (count // batch_size)
+    rest = count % batch_size
+    if one_pass and 0 < rest < smallest:
+        one_pass[-1] += rest
+    elif rest:
+        one_pass.append(rest)
     steps = max(len(one_pass), min_steps)
     passes = -(-steps // len(one_pass))
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
@@ -411,11 +428,13 @@ class _Adam:
     """Adam on one vector of weights, through PyTorch's function: the class torch.optim.Adam imports
     the compiler, a second before the first step, and costs twice as much a step.
 
-    Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+    Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015; with weight decay
+    Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
-    def __init__(self, weights: nn.Parameter, lr: float) -> None:
+    def __init__(self, weights: nn.Parameter, lr: float, weight_decay: float = 0.0) -> None:
         assert weights.grad is not None
+        self.weight_decay = weight_decay
         self.weights, self.gradient, self.lr = weights.detach(), weights.grad, lr
         self.state: State = {
             "step": torch.zeros((), device=weights.device),
@@ -445,7 +464,8 @@ class _Adam:
             beta1=0.9,
             beta2=0.999,
             eps=1e-8,
-            weight_decay=0.0,
+            weight_decay=self.weight_decay,
+            decoupled_weight_decay=self.weight_decay != 0,
             maximize=False,
         )
 

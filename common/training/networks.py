@@ -8,8 +8,9 @@ computed is in blocks.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
@@ -67,14 +68,81 @@ def build(
         return Network(channels, NETWORKS[name](base_channels, num_blocks), dropout)
 
 
-class Network(nn.Module):
-    """[batch, channels, samples] float32, any strides -> logits [batch]."""
+class Model(nn.Module):
+    """What every network has: normalisation of its input, and a head.
+
+    whole_batches: a batch must not be computed in pieces. smallest_batch: of windows, in training.
+    """
 
     mean: Tensor
     sd: Tensor
+    whole_batches = False
+    smallest_batch = 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("sd", torch.ones(channels))
+        self.normalized = False  # known on the host, so that the identity costs nothing
+
+    def set_normalization(self, mean: Tensor, sd: Tensor) -> None:
+        """Channels are shifted by `mean` and divided by `sd`, both [channels], before the first
+        block; kept in the state.
+        """
+        self.mean.copy_(mean)
+        self.sd.copy_(sd)
+        self.normalized = bool((self.mean != 0).any() or (self.sd != 1).any())
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """x [batch, channels, samples] as the network sees it."""
+        return (x - self.mean[:, None]) / self.sd[:, None] if self.normalized else x
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in nn.Module."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self.set_normalization(self.mean, self.sd)
+        return result
+
+    def own_name(self, name: str) -> str:
+        """The name under which a person knows an entry of the state dict."""
+        return name
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The head's, which head_only_fine_tuning trains."""
+        raise NotImplementedError
+
+    def trained(self, *, head_only: bool, freeze: Sequence[str]) -> list[nn.Parameter]:
+        """The parameters that are trained: those of the head or all, but for those whose name fits
+        one of `freeze`. Raises InputError where nothing fits, or none is left.
+        """
+        names = {self.own_name(name): parameter for name, parameter in self.named_parameters()}
+        frozen = set[str]()
+        for pattern in freeze:
+            fits = {name for name in names if fnmatchcase(name, pattern)}
+            if not fits:
+                raise InputError(
+                    f"freeze: no parameter is called {pattern!r}{nearest(pattern, names)}; there"
+                    f" are {', '.join(names)}"
+                )
+            frozen |= fits
+        chosen = {id(parameter) for parameter in self.head_parameters()} if head_only else None
+        left = [
+            parameter
+            for name, parameter in names.items()
+            if name not in frozen and (chosen is None or id(parameter) in chosen)
+        ]
+        if not left:
+            raise InputError(f"freeze: {' '.join(freeze)} leaves no parameter to train")
+        return left
+
+
+class Network(Model):
+    """[batch, channels, samples] float32, any strides -> logits [batch]."""
 
     def __init__(self, channels: int, form: Form, dropout: float) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.blocks = form.blocks
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         before = channels
@@ -93,36 +161,13 @@ class Network(nn.Module):
             if wide
             else nn.Linear(before, 1)
         )
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("sd", torch.ones(channels))
-        self.normalized = False  # known on the host, so that the identity costs nothing
-
-    def set_normalization(self, mean: Tensor, sd: Tensor) -> None:
-        """Channels are shifted by `mean` and divided by `sd`, both [channels], before the first
-        block; kept in the state.
-        """
-        self.mean.copy_(mean)
-        self.sd.copy_(sd)
-        self.normalized = bool((self.mean != 0).any() or (self.sd != 1).any())
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As in nn.Module."""
-        result = super().load_state_dict(state_dict, strict, assign)
-        self.set_normalization(self.mean, self.sd)
-        return result
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The head's, which head_only_fine_tuning trains."""
         return list(self.head.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.normalized:
-            x = (x - self.mean[:, None]) / self.sd[:, None]
-        logits: Tensor = self.head(
-            self.dropout(features(x, self.blocks, self._of_blocks()))
-        ).squeeze(1)
+        of_last = features(self.normalize(x), self.blocks, self._of_blocks())
+        logits: Tensor = self.head(self.dropout(of_last)).squeeze(1)
         return logits
 
     def _of_blocks(self) -> list[Tensor]:

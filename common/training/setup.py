@@ -17,17 +17,28 @@ import torch.nn.functional as F
 
 from common.artifacts import read_regular, sha256, write_file
 from common.data.dataset import Split, Windows, open_split
+from common.data.manifest import read_manifest
 from common.errors import CorruptArtifact, NodeError
 from common.jobs.identity import code_fingerprints, digest
 from common.options import Options
 from common.paths import Paths
-from common.training import loop
+from common.training import loop, plugins
 from common.training.augment import Augment
 from common.training.backends import backend_for
-from common.training.networks import Network, build
+from common.training.networks import Model, build
+from common.training.plugins import Own, OwnAugmentation
 from common.training.provenance import now
 from common.training.stopping import Stopped, stopping
 
+INPUT = (
+    "channels",
+    "units",
+    "sampling_rate_hz",
+    "window_size",
+    "window_seconds",
+    "stride_seconds",
+    "labelling",
+)
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
@@ -76,10 +87,12 @@ def prepare(options: Options) -> torch.device:
     return torch_device(options.device)
 
 
-def settings(options: Options, seed_key: str, **changes: Any) -> loop.TrainingSettings:
+def settings(options: Options, seed_key: str, own: Own, **changes: Any) -> loop.TrainingSettings:
     """The loop's settings; `changes` override."""
-    augment = None
-    if options.use_augmentation:
+    augment: Augment | OwnAugmentation | None = None
+    if own.augmentation is not None:
+        augment = plugins.augmentation(own.augmentation)
+    elif options.use_augmentation:
         low, high = options.magnitude_range
         augment = Augment(options.jitter_std, (low, high), options.aug_prob, options.time_warp_std)
     values: dict[str, Any] = {
@@ -92,13 +105,22 @@ def settings(options: Options, seed_key: str, **changes: Any) -> loop.TrainingSe
         "pos_weight": options.pos_weight,
         "augment": augment,
         "min_steps_per_epoch": options.min_steps_per_epoch,
+        "weight_decay": options.weight_decay,
         "compiled": options.compile == "on",
     }
     return loop.TrainingSettings(**values | changes)
 
 
-def network(options: Options, channels: int, seed: int) -> Network:
-    """The network that the options name."""
+def network(options: Options, own: Own, channels: int, seed: int) -> Model:
+    """The network that the options name. Raises InputError."""
+    if own.model is not None:
+        return plugins.build(
+            own.model,
+            channels=channels,
+            samples=options.window_size,
+            keywords=options.model_options,
+            seed=seed,
+        )
     return build(
         options.model,
         channels=channels,
@@ -107,6 +129,17 @@ def network(options: Options, channels: int, seed: int) -> Network:
         dropout=options.dropout,
         seed=seed,
     )
+
+
+def model_input(paths: Paths, options: Options) -> dict[str, Any] | None:
+    """All that a recording must be to be understood by a model of these data; None where no
+    dataset.json tells.
+    """
+    manifest = read_manifest(paths.data(options.data_path))
+    if manifest is None:
+        return None
+    described = manifest.model_dump()
+    return {name: described[name] for name in INPUT}
 
 
 def open_splits(
@@ -142,7 +175,7 @@ def place(windows: Windows, device: torch.device) -> Windows:
     return windows.place(device, jobs_per_gpu=int(os.environ.get("JOBS_PER_GPU", "1")))
 
 
-def score(model: Network, windows: Windows) -> tuple[np.ndarray[Any, Any], float]:
+def score(model: Model, windows: Windows) -> tuple[np.ndarray[Any, Any], float]:
     """Probability of class 1 of every window (float32 [windows]), and the mean loss, in one
     pass.
     """

@@ -33,6 +33,8 @@ SOME: dict[str, st.SearchStrategy[Any]] = {
     "pos_weight": st.just("balanced") | st.floats(0.1, 10),
     "seed_finetune": st.none() | st.integers(0, 2**62),
     "base_channels": st.none() | st.integers(1, 64),
+    "freeze": st.lists(st.text("abc.*", min_size=1), max_size=3),
+    "weight_decay": st.floats(0, 1),
     "lr": st.floats(1e-9, 1),
     "overwrite": st.booleans(),
     "mode": st.sampled_from(
@@ -186,3 +188,35 @@ def test_a_path_through_a_link_to_the_project_folder_is_one_inside_it(
         f"{disk}/x": f"{disk}/x",
         str(link): ".",
     }
+
+
+def test_own_code_survives_the_way_through_flags() -> None:
+    values = {
+        "model": "nets/own.py:Net",
+        "model_options": {"width": 3, "names": ["a", 'b"']},
+        "augmentation": "own.py:turn",
+        "use_augmentation": True,
+    }
+    options = FinetuneOptions.parse(values, "test", strict=True)
+    assert parsed(FinetuneOptions, to_flags(options.model_dump())) == options
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model": "own.py"}, r"model: 'own.py': FILE.py:NAME is needed"),
+        ({"model": "own.py:3"}, "FILE.py:NAME is needed"),
+        ({"model": "../own.py:Net"}, "leaves the project folder"),
+        ({"model": "/tmp/own.py:Net"}, "copy the file into it"),
+        ({"augmentation": "jitter", "use_augmentation": True}, "augmentation: .*FILE.py:NAME"),
+        ({"augmentation": "own.py:f"}, "augmentation: is applied only with --use_augmentation"),
+        ({"model_options": {"a": 1}}, "model_options: model test is built in"),
+        ({"model_options": "{"}, "model_options: a JSON object is needed"),
+        ({"model_options": '{"a": 1, "a": 2}'}, "model_options: a given twice"),
+        ({"model": "own.py:Net", "dropout": 0.1}, "dropout: is for the built-in networks"),
+        ({"weight_decay": -1}, "weight_decay: .*greater than or equal to 0"),
+    ],
+)
+def test_bad_own_code_is_named(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        FinetuneOptions.parse(values, "job 3", strict=True)

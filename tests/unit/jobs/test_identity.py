@@ -45,11 +45,19 @@ OTHER: dict[str, tuple[Any, bool]] = {
     "magnitude_range": ([0.9, 1.1], True),
     "aug_prob": (0.5, True),
     "time_warp_std": (0.1, True),
+    "model_options": ({"width": 3}, True),
+    "augmentation": ("own.py:rotate", True),
+    "init_weights": ("weights.pt", True),
+    "weight_decay": (0.01, True),
     "seed": (1, True),
     "threads": (2, False),
     "compile": ("on", False),
     "prefix": ("other", False),
 }
+
+
+# What must be there for an option to be allowed.
+WITH: dict[str, dict[str, Any]] = {"model_options": {"model": "own.py:Net"}}
 
 
 def base(**changes: Any) -> BaseOptions:
@@ -72,7 +80,10 @@ def test_every_option_has_a_line_in_the_table() -> None:
     ("name", "value", "changes"), [(name, *rest) for name, rest in OTHER.items()]
 )
 def test_an_option_is_in_or_out_of_the_hash(name: str, value: Any, changes: bool) -> None:
-    assert (identity.base_hash(base(**{name: value})) != "dd8687760fb0bcb2") is changes
+    beside = WITH.get(name, {})
+    before, after = base(**beside), base(**beside, **{name: value})
+    assert (identity.base_hash(after) != identity.base_hash(before)) is changes
+    assert beside or identity.base_hash(before) == "dd8687760fb0bcb2"
 
 
 @pytest.mark.parametrize("name", ["jitter_std", "magnitude_range", "aug_prob", "time_warp_std"])
@@ -148,6 +159,9 @@ def test_target_only_does_not_depend_on_what_only_a_base_has() -> None:
         {"seed_finetune": 5},
         {"target_data_pct": 0.5},
         {"dropout": 0.1},
+        {"freeze": ["convs.*"]},
+        {"weight_decay": 0.1},
+        {"augmentation": "own.py:rotate"},
     ],
 )
 def test_what_shapes_a_fine_tune_changes_its_key(change: dict[str, Any]) -> None:
@@ -228,3 +242,15 @@ def test_all_code_of_a_training_is_fingerprinted_or_named_as_shaping_nothing() -
     assert found == set(identity.CODE_FILES) | SHAPE_NO_RESULT
     assert not SHAPE_NO_RESULT & set(identity.CODE_FILES)
     assert identity.code_fingerprints().keys() == set(identity.CODE_FILES)
+
+
+def test_the_hash_of_an_own_network_names_its_file_and_the_key_its_content() -> None:
+    own = base(model="./nets/../own.py:Net", init_weights="weights.pt")
+    assert own.model == "own.py:Net"
+    assert identity.base_data_files(own)[3:] == ["./own.py", "./weights.pt"]
+    assert identity.place("data/x", "./own.py") == ("", "own.py")
+    assert identity.place("data/x", "asfik_val.pt") == ("data/x", "asfik_val.pt")
+    keys = {identity.training_key(own, {"./own.py": content}) for content in ("1", "2")}
+    assert len(keys) == 2
+    tuned = finetune(model="own.py:Net", augmentation="more.py:turn", init_weights="weights.pt")
+    assert identity.finetune_data_files(tuned, [])[3:] == ["./own.py", "./more.py"]
