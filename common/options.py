@@ -148,6 +148,12 @@ def _numbers_only(value: object) -> object:
     return value
 
 
+def _lowest_first(values: list[float]) -> list[float]:
+    if values[0] > values[1]:
+        raise ValueError("the lowest factor comes first")
+    return values
+
+
 def _rounded(value: float) -> float:
     """To 12 significant digits."""
     return float(f"{value:.12g}")
@@ -169,6 +175,14 @@ Positive = Annotated[Real, Field(gt=0)]
 NonNegative = Annotated[Real, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+Dropout = Annotated[Real, Field(ge=0, lt=1)]
+MagnitudeRange = Annotated[
+    list[Positive], Field(min_length=2, max_length=2), AfterValidator(_lowest_first)
+]
+SelectionMetric = Literal["loss", "macro_f1"]
+OWN = "_finetune"  # ends the name of a fine-tune's own value
 
 
 def option(default: Any, text: str, hashed: Hashed, *, shapes: bool = True) -> Any:
@@ -221,17 +235,19 @@ class Options(BaseModel):
         "permutes which base participants come first, per fold (unset: as listed)",
         "unless_default",
     )
-    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = option(
-        64, "windows in a batch", "always"
-    )
+    batch_size: BatchSize = option(64, "windows in a batch", "always")
     lr: Positive = option(0.0003, "learning rate of Adam", "always")
-    max_epochs: Annotated[int, Field(ge=1, le=1_000_000)] = option(
-        500, "epochs at most", "unless_default"
-    )
-    early_stopping_patience: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+    max_epochs: Epochs = option(500, "epochs at most", "unless_default")
+    early_stopping_patience: Epochs = option(
         50, "epochs without improvement before base training stops", "always"
     )
-    early_stopping_metric: Literal["loss", "macro_f1"] = option(
+    base_selection: Literal["test", "val"] = option(
+        "test",
+        "the base participants' windows on which base training stops: test (it learns from train"
+        " and val), or val (it learns from train alone and never reads their test windows)",
+        "unless_default",
+    )
+    early_stopping_metric: SelectionMetric = option(
         "loss", "what must improve on the selection windows", "unless_default"
     )
     normalization: Literal["none", "train"] = option(
@@ -242,9 +258,7 @@ class Options(BaseModel):
     pos_weight: Positive | Literal["balanced"] = option(
         1.0, "weight of positive windows in the loss, or 'balanced'", "unless_default"
     )
-    dropout: Annotated[Real, Field(ge=0, lt=1)] = option(
-        0.0, "dropout before the last layer", "unless_default"
-    )
+    dropout: Dropout = option(0.0, "dropout before the last layer", "unless_default")
     min_steps_per_epoch: Count = option(
         0,
         "small sets are reshuffled and repeated up to this many updates an epoch",
@@ -254,7 +268,7 @@ class Options(BaseModel):
     jitter_std: NonNegative = option(
         0.005, "SD of added noise, in the data's units", "with_augmentation"
     )
-    magnitude_range: Annotated[list[Positive], Field(min_length=2, max_length=2)] = option(
+    magnitude_range: MagnitudeRange = option(
         [0.98, 1.02], "lowest and highest factor of magnitude scaling", "with_augmentation"
     )
     aug_prob: Probability = option(
@@ -300,8 +314,6 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _ordered(self) -> Options:
-        if self.magnitude_range[0] > self.magnitude_range[1]:
-            raise ValueError("magnitude_range: the lowest factor comes first")
         if self.participants is not None and self.fold >= len(self.participants):
             raise ValueError(
                 f"fold: {self.fold} is out of range, there are {len(self.participants)}"
@@ -390,8 +402,13 @@ Mode = Literal[
 ]
 
 
+def own(name: str) -> Any:
+    """A fine-tune's own value of an option that its base model has as well."""
+    return option(None, f"the fine-tune's own {name} (unset: {name})", "never")
+
+
 class FinetuneOptions(Options):
-    """Options of train_finetune.py."""
+    """Options of train_finetune.py. `NAME_finetune` is for jobs, whose NAME is the base model's."""
 
     base_model_hash: Hash | None = option(
         None, "the base model to start from", "never", shapes=False
@@ -407,7 +424,7 @@ class FinetuneOptions(Options):
     target_data_pct: Fraction = option(
         1.0, "fraction of the target's training windows, in (0, 1]", "never"
     )
-    early_stopping_patience_target: Annotated[int, Field(ge=1, le=1_000_000)] = option(
+    early_stopping_patience_target: Epochs = option(
         50, "epochs without improvement before fine-tuning stops", "never"
     )
     target_val: Literal["full", "matched", "none"] = option(
@@ -424,9 +441,35 @@ class FinetuneOptions(Options):
     freeze: list[str] = option(
         [], "names of parameters that a fine-tune leaves alone; * stands for anything", "never"
     )
+    lr_finetune: Positive | None = own("lr")
+    batch_size_finetune: BatchSize | None = own("batch_size")
+    max_epochs_finetune: Epochs | None = own("max_epochs")
+    min_steps_per_epoch_finetune: Count | None = own("min_steps_per_epoch")
+    early_stopping_metric_finetune: SelectionMetric | None = own("early_stopping_metric")
+    pos_weight_finetune: Positive | Literal["balanced"] | None = own("pos_weight")
+    weight_decay_finetune: NonNegative | None = own("weight_decay")
+    dropout_finetune: Dropout | None = own("dropout")
+    use_augmentation_finetune: bool | None = own("use_augmentation")
+    jitter_std_finetune: NonNegative | None = own("jitter_std")
+    magnitude_range_finetune: MagnitudeRange | None = own("magnitude_range")
+    aug_prob_finetune: Probability | None = own("aug_prob")
+    time_warp_std_finetune: Probability | None = own("time_warp_std")
     overwrite: bool = option(
         False, "replace results of another configuration", "never", shapes=False
     )
+
+    @classmethod
+    def own_names(cls) -> list[str]:
+        """Options of which a fine-tune may have another value than its base model."""
+        return [name for name in cls.model_fields if f"{name}{OWN}" in cls.model_fields]
+
+    def effective(self) -> FinetuneOptions:
+        """A copy with the values that hold for the fine-tune itself, not for its base model."""
+        values = {name: getattr(self, f"{name}{OWN}") for name in self.own_names()}
+        values["seed"] = None  # see identity.effective_seed
+        return self.model_copy(
+            update={name: value for name, value in values.items() if value is not None}
+        )
 
     @model_validator(mode="after")
     def _base_or_none(self) -> FinetuneOptions:
@@ -467,12 +510,12 @@ def add_arguments(parser: argparse.ArgumentParser, model: type[Options]) -> None
             "default": argparse.SUPPRESS,
             "help": f"{field.description}{default}".replace("%", "%%"),
         }
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **common)
         elif _is_list(field.annotation):
             parser.add_argument(
                 f"--{name}",
-                nargs=2 if name == "magnitude_range" else "+",
+                nargs=2 if name.startswith("magnitude_range") else "+",
                 metavar=name.upper(),
                 **common,
             )

@@ -253,7 +253,7 @@ def make_room(request: Request, prepared: Prepared, home: Results) -> None:
     for base_hash, source in made.copies.items():
         home.copy(source, jobs[base_hash])
     for job, verdict in made.finetunes.items():
-        if verdict.state not in (State.NEW, State.DONE):
+        if verdict.state in (State.STALE, State.DAMAGED, State.CONFLICT):
             make_way(
                 paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite
             )

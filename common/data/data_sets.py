@@ -51,6 +51,12 @@ class Data:
             " excluded (prepare_data.py excludes it)"
         )
 
+    def counts(self, data_path: str, participant: str, split: str) -> tuple[int, int] | None:
+        """Negative and positive windows of one split; None where no dataset.json says."""
+        manifest = self._manifest(data_path)
+        found = manifest.participants.get(participant, {}).get(split) if manifest else None
+        return (found.windows - found.positives, found.positives) if found else None
+
     def _manifest(self, data_path: str) -> Manifest | None:
         if data_path not in self._manifests:
             self._manifests[data_path] = read_manifest(self._paths.data(data_path))
@@ -65,7 +71,8 @@ class Data:
                 raise InputError(f"{option}: no file {name} in the project folder")
 
     def resolve(self, options: O) -> O:
-        """`options` with participants filled in.
+        """`options` with participants and window size filled in from dataset.json where they were
+        not given.
 
         Raises:
             InputError: nobody says who they are, or dataset.json says that these options are of
@@ -74,6 +81,8 @@ class Data:
         folder, manifest = self._paths.data(options.data_path), self._manifest(options.data_path)
         self._check_own_files(options)
         if manifest:
+            if "window_size" not in options.model_fields_set:
+                options = options.model_copy(update={"window_size": manifest.window_size})
             _check_described(options, folder, manifest)
         elif options.participants is None and not folder.is_dir():
             there = [

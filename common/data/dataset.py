@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from common.data.manifest import is_settled
+from common.data.subsets import share
 from common.errors import InputError
 from common.paths import split_file
 
@@ -237,21 +238,14 @@ def select_subset(y: Tensor | Rows, fraction: float, *, order: str, seed: int) -
         )
     classes = [np.flatnonzero(labels == value) for value in (0, 1)]
     if order == "time":
-        chosen = [np.arange(_share(len(labels), fraction)), *(members[:1] for members in classes)]
+        chosen = [np.arange(share(len(labels), fraction)), *(members[:1] for members in classes)]
     elif order == "random":
         rng = np.random.Generator(np.random.PCG64(seed))
-        chosen = [rng.permutation(members)[: _share(len(members), fraction)] for members in classes]
+        chosen = [rng.permutation(members)[: share(len(members), fraction)] for members in classes]
     else:
         raise InputError(f"target_order is {order!r}: random or time")
     rows: Rows = np.unique(np.concatenate(chosen)).astype(np.int64)
     return rows
-
-
-def _share(count: int, fraction: float) -> int:
-    """Rounded half up and at least one of what there is; monotone in the fraction, so that subsets
-    nest.
-    """
-    return min(count, max(1, int(count * fraction + 0.5)))
 
 
 @dataclass(frozen=True)

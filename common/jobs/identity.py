@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from common.options import BaseOptions, FinetuneOptions, Options, hashed, shapes_result
+from common.options import OWN, BaseOptions, FinetuneOptions, Options, hashed, shapes_result
 from common.paths import CODE_ROOT, SPLITS, split_file
 
 # Code that shapes a training's result, whatever its key: reuse across versions of these files is
@@ -25,6 +25,7 @@ CODE_FILES = (
     "training/plugins.py",
     "training/initial.py",
     "data/dataset.py",
+    "data/subsets.py",
     "training/loop.py",
     "training/metrics.py",
     "training/setup.py",
@@ -36,7 +37,14 @@ CODE_FILES = (
 )
 # What only the base model depends on: without meaning where there is none.
 BASE_ONLY = frozenset(
-    {"n_base_participants", "early_stopping_patience", "base_order_seed", "seed", "init_weights"}
+    {
+        "n_base_participants",
+        "early_stopping_patience",
+        "base_selection",
+        "base_order_seed",
+        "seed",
+        "init_weights",
+    }
 )
 
 Fingerprints = Mapping[str, str]
@@ -104,11 +112,17 @@ def place(data_path: str, name: str) -> tuple[str, str]:
     return os.path.split(os.path.normpath(name)) if "/" in name else (data_path, name)
 
 
-def base_data_files(options: Options) -> list[str]:
-    """Exactly the files that base training reads: it learns from train and val, and stops on test;
-    then the user's own.
+def base_learning_splits(options: Options) -> tuple[str, ...]:
+    """The splits of the base participants that base training learns from; it stops on
+    `base_selection`.
     """
-    data = [split_file(name, split) for name in base_participants(options) for split in SPLITS]
+    return ("train", "val") if options.base_selection == "test" else ("train",)
+
+
+def base_data_files(options: Options) -> list[str]:
+    """Exactly the files that base training reads: data, then the user's own."""
+    splits = (*base_learning_splits(options), options.base_selection)
+    data = [split_file(name, split) for name in base_participants(options) for split in splits]
     return data + options.own_files()
 
 
@@ -145,6 +159,7 @@ def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
         if (
             not shapes_result(name)
             or augmentation_off
+            or (name.endswith(OWN) and values[name] == values.get(name.removesuffix(OWN)))
             or (options.mode == "target_only" and name in BASE_ONLY)
         ):
             continue

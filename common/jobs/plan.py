@@ -105,7 +105,9 @@ def _judge_finetune_job(
         planned = made.bases.get(job.needs)
         if planned and planned.state is not State.DONE and job.needs not in made.copies:
             made.waiting.add(job.id)
-            made.finetunes[job.id] = judge_waiting(paths.experiments / job.id, job.finetune)
+            made.finetunes[job.id] = judge_waiting(
+                paths.experiments / job.id, job.finetune, planned
+            )
             return
         try:
             metadata = read_base_metadata(paths, published)

@@ -21,7 +21,7 @@ from common.errors import (
 )
 from common.jobs import identity
 from common.options import FinetuneOptions, Options
-from common.paths import Paths
+from common.paths import Paths, split_file
 
 
 class State(Enum):
@@ -29,6 +29,7 @@ class State(Enum):
 
     DONE = "done"
     STALE = "stale"
+    STALE_BASE = "stale (their base)"
     DAMAGED = "damaged"
     CONFLICT = "conflict"
     NEW = "new"
@@ -120,7 +121,10 @@ def judge_base_model(model: artifacts.BaseModel, key: str, data: dict[str, str])
 
 
 def _stale(base_hash: object, files: list[str]) -> str:
-    return f"base model {base_hash} is stale: data changed ({_few(files)})"
+    """Names the files. Few expect that base training reads test files."""
+    only_test = files and all(name.endswith(split_file("", "test")) for name in files)
+    why = f"; its early stopping reads {_few(files)}" if only_test else ""
+    return f"base model {base_hash} is stale: data changed ({_few(files)}{why})"
 
 
 def stale_base(
@@ -192,14 +196,16 @@ def judge_opened(
     )
 
 
-def judge_waiting(folder: Path, options: FinetuneOptions) -> Verdict:
-    """How the experiment in `folder` stands to these options while their base model is still to be
-    trained: only that it is another's can be said.
+def judge_waiting(folder: Path, options: FinetuneOptions, base: Verdict) -> Verdict:
+    """How the experiment in `folder` stands to these options while their base model, of which
+    `base` is the verdict, is still to be trained.
     """
     try:
         conflict = _conflict(folder, artifacts.open_experiment(folder).config, options)
     except (FileNotFoundError, CorruptArtifact):
-        conflict = None
+        return Verdict(State.NEW, "waits for its base model")
+    if conflict is None and base.state is State.STALE:
+        return Verdict(State.STALE_BASE, f"{folder} is stale: {base.reason}")
     return conflict or Verdict(State.NEW, "waits for its base model")
 
 

@@ -112,8 +112,10 @@ def _train(
 ) -> bool:
     device, started, began = prepare(options), now(), time.monotonic()
     people = identity.base_participants(options)
-    learnt = Windows(open_splits(paths, options, people, ("train", "val")))
-    chosen = Windows(open_splits(paths, options, people, ("test",), learnt.channels))
+    learnt = Windows(open_splits(paths, options, people, identity.base_learning_splits(options)))
+    chosen = Windows(
+        open_splits(paths, options, people, (options.base_selection,), learnt.channels)
+    )
     own = plugins.read(paths, options, fingerprints)
     model = network(options, own, learnt.channels, loop.epoch_seed(key, 0, "init"))
     started_from = initial.start(model, paths, options.init_weights)

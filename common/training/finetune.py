@@ -66,6 +66,7 @@ _OF_THE_BASE = (
     "normalization",
     "window_size",
     "base_order_seed",
+    "base_selection",
     "early_stopping_patience",
     "seed",
 )
@@ -310,7 +311,9 @@ def _train(
     unchanged()  # before anything of them is kept, for this training or for others of this worker
     seed_key = f"{identity.effective_seed(options)}/{task.key}"
     own = plugins.read(paths, options, task.fingerprints)
-    model = network(options, own, sets.train.channels, loop.epoch_seed(seed_key, 0, "init"))
+    model = network(
+        options.effective(), own, sets.train.channels, loop.epoch_seed(seed_key, 0, "init")
+    )
     if task.base:
         _load(model, task.base)
     elif options.normalization == "train":
@@ -378,7 +381,7 @@ def _settings(task: _Task, seed_key: str, own: plugins.Own) -> loop.TrainingSett
     head_only = task.options.mode == "head_only_fine_tuning"
     patience = task.options.early_stopping_patience_target
     return settings(
-        task.options,
+        task.options.effective(),
         seed_key,
         own,
         patience=patience,

@@ -80,7 +80,7 @@ def test_every_command_of_the_readme_runs(project: Project) -> None:
     # The documented grid needs days, one's own hours: the runs in this test have the demo's grid.
     own = "python3 generate_jobs.py --grid my_grid.json"
     first = "python3 generate_jobs.py --grid demo_grid.json --with-baselines --folds 0 1 2"
-    for line in [commands()[0], own, "python3 generate_jobs.py", first, *commands()[1:]]:
+    for line in [commands()[0], "python3 generate_jobs.py", own, first, *commands()[1:]]:
         if line in said or line in ELSEWHERE:
             continue
         script, *argv = shlex.split(line.replace("HASH", base))[1:]

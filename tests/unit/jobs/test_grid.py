@@ -10,7 +10,9 @@ import pytest
 
 from common.data.data_sets import Data
 from common.errors import InputError
-from common.jobs.grid import DOCUMENTED_GRID, expand, read_grid
+from common.jobs import identity
+from common.jobs.grid import DOCUMENTED_GRID, Grid, expand, read_grid
+from common.jobs.job_files import Job, read_jobs
 from common.paths import Paths
 
 FIXED: dict[str, Any] = {"participants": ["ann", "bob", "cyd"], "data_path": "data/made"}
@@ -22,8 +24,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
     return Data(Paths(tmp_path))
 
 
-def grid(axes: dict[str, Any], **fixed: Any) -> dict[str, Any]:
-    return {"grid": axes, "fixed": FIXED | fixed}
+def grid(axes: dict[str, Any], **fixed: Any) -> Grid:
+    return Grid(axes, FIXED | fixed)
 
 
 def test_the_documented_grid(data: Data) -> None:
@@ -73,7 +75,7 @@ def test_baselines_add_two_modes_and_target_only_once_a_target(data: Data) -> No
         "seed": [0, 1],
         "target_data_pct": [0.5],
     }
-    bases, finetunes = expand(grid(axes), "here", data, baselines=True)
+    bases, finetunes = expand(grid(axes).with_baselines(), "here", data)
     modes = [job.values["mode"] for job in finetunes]
     assert (modes.count("target_only_fine_tuning"), modes.count("head_only_fine_tuning")) == (
         24,
@@ -129,9 +131,13 @@ def test_augmentation_settings_are_crossed_only_with_augmentation(data: Data) ->
     [
         ([], "a grid file is an object"),
         ({"gird": {}}, "did you mean grid"),
-        ({"grid": []}, "objects of option names"),
+        ({"grid": []}, "'grid' is an object of option names"),
         ({"grid": {"lr": []}}, "lr: a list of at least one value"),
         ({"grid": {"lr": [1]}, "fixed": {"lr": 1}}, "lr is in 'grid' and in 'fixed'"),
+        ({"finetune": {"lrr": 1}}, "finetune: 'lrr' is no option .*, did you mean lr"),
+        ({"finetune": {"n_base_participants": 1}}, "finetune: 'n_base_participants' is no option"),
+        ({"finetune": {"lr": []}}, "finetune: lr: one value, or a list of values"),
+        ({"analysis": {"metrc": "f1"}}, "analysis: unknown key 'metrc', did you mean metric"),
     ],
 )
 def test_a_grid_file_of_another_form_is_refused(tmp_path: Path, content: object, says: str) -> None:
@@ -152,7 +158,103 @@ def test_a_grid_file_of_another_form_is_refused(tmp_path: Path, content: object,
 def test_options_of_a_grid_are_checked(data: Data, axes: dict[str, Any], says: str) -> None:
     fixed = {} if "participants" in axes else FIXED
     with pytest.raises(InputError, match=says):
-        expand({"grid": axes, "fixed": fixed}, "g.json", data)
+        expand(Grid(axes, fixed), "g.json", data)
+
+
+def test_a_fine_tunes_own_options_leave_the_base_models_as_they_are(data: Data) -> None:
+    axes: dict[str, Any] = {"lr": [0.001, 0.0003], "target_data_pct": [0.5, 1.0]}
+    plain, few = expand(grid(axes), "here", data)
+    own = {"lr": [0.0003, 0.0001], "max_epochs": 20, "use_augmentation": True}
+    parts = Grid.parse({"grid": axes, "fixed": FIXED, "finetune": own}, "here")
+    bases, finetunes = expand(parts, "here", data)
+    assert [job.id for job in bases] == [job.id for job in plain]
+    assert (len(few), len(finetunes)) == (12, 24)
+    assert len({job.id for job in finetunes}) == 24
+    for job in finetunes:
+        effective = job.finetune.effective()
+        assert effective.lr in (0.0003, 0.0001)
+        assert (effective.max_epochs, effective.use_augmentation) == (20, True)
+        assert identity.base_hash(job.finetune) == job.needs
+    assert read_back(finetunes, data) == finetunes
+
+
+def read_back(jobs: list[Job], data: Data) -> list[Job]:
+    Path("f.json").write_text(json.dumps([job.values for job in jobs]))
+    return read_jobs(Path("f.json"), "finetune", data)
+
+
+def test_an_own_value_that_is_the_bases_is_no_other_cell(data: Data) -> None:
+    _, finetunes = expand(
+        Grid.parse({"fixed": FIXED, "finetune": {"lr": [0.0003]}}, "here"), "here", data
+    )
+    assert [job.id for job in finetunes] == [job.id for job in expand(grid({}), "here", data)[1]]
+    same = finetunes[0].finetune.model_copy(update={"lr_finetune": 0.0003})
+    assert identity.experiment_fields(same) == identity.experiment_fields(finetunes[0].finetune)
+
+
+def test_target_only_takes_the_fine_tunes_own_options_as_its_options(data: Data) -> None:
+    parts = {
+        "grid": {"mode": ["target_only"], "lr": [0.001, 0.002]},
+        "fixed": FIXED,
+        "finetune": {"lr": 0.0001, "early_stopping_patience": 7},
+    }
+    bases, finetunes = expand(Grid.parse(parts, "here"), "here", data)
+    assert not bases
+    assert len(finetunes) == 3
+    for job in finetunes:
+        assert (job.values["lr"], job.values["lr_finetune"]) == (0.0001, None)
+        assert job.values["early_stopping_patience_target"] == 7
+
+
+def test_a_part_may_not_say_what_another_one_says(data: Data) -> None:
+    parts = {"grid": {"target_val": ["full"]}, "fixed": FIXED, "finetune": {"target_val": "none"}}
+    with pytest.raises(InputError, match="target_val is in 'finetune' and elsewhere"):
+        expand(Grid.parse(parts, "here"), "here", data)
+
+
+def test_an_analysis_names_a_cell_of_the_grid(data: Data) -> None:
+    axes = {"target_data_pct": [0.1 + 0.2, 1.0]}
+    for pct, fits in ((0.3, True), (0.5, False)):
+        parts = {"grid": axes, "fixed": FIXED, "analysis": {"target_data_pct": pct}}
+        if fits:
+            expand(Grid.parse(parts, "here"), "here", data)
+        else:
+            with pytest.raises(InputError, match=r"target_data_pct is 0.5, which is not .*0\.3"):
+                expand(Grid.parse(parts, "here"), "here", data)
+    for wrong in ({"target_data_pct": 3}, {"mode": "x"}, {"metric": 3}):
+        with pytest.raises(InputError, match=f"analysis: {next(iter(wrong))}"):
+            Grid.parse({"grid": axes, "fixed": FIXED, "analysis": wrong}, "here")
+
+
+def test_bases_that_stop_on_val_have_other_hashes_and_read_no_test_file(data: Data) -> None:
+    bases, _ = expand(grid({"base_selection": ["test", "val"]}), "here", data, ["ann"])
+    assert [identity.base_data_files(job.base)[:3] for job in bases] == [
+        ["bob_train.pt", "bob_val.pt", "bob_test.pt"],
+        ["bob_train.pt", "bob_val.pt", "cyd_train.pt"],
+    ]
+    assert bases[0].id == expand(grid({}), "here", data, ["ann"])[0][0].id
+    assert "base_selection" not in identity.hash_fields(bases[0].base)
+    assert identity.hash_fields(bases[1].base)["base_selection"] == "val"
+
+
+@pytest.mark.parametrize("folds", [["0,bob"], ["0,", "bob"], ["bob,0"]])
+def test_commas_work_as_spaces_in_folds(data: Data, folds: list[str]) -> None:
+    _, finetunes = expand(grid({}), "here", data, folds)
+    assert sorted(job.values["fold"] for job in finetunes) == [0, 1]
+
+
+def test_a_name_may_hold_a_comma(data: Data) -> None:
+    people = ["0,1", "bob", "cyd"]
+    _, finetunes = expand(grid({}, participants=people), "here", data, ["0,1"])
+    assert [identity.target(job.finetune) for job in finetunes] == ["0,1"]
+
+
+def test_data_sets_are_one_axis(data: Data) -> None:
+    paths = ["data/a", "data/b", "data/c"]
+    parts = Grid({"data_path": paths, "target_data_pct": [0.5, 1.0]}, {"participants": ["x", "y"]})
+    bases, finetunes = expand(parts, "here", data)
+    assert (len(bases), len(finetunes)) == (3 * 2, 3 * 2 * 2)
+    assert len({job.id for job in finetunes}) == 12
 
 
 def test_a_number_that_a_program_computed_is_the_same_cell(data: Data) -> None:

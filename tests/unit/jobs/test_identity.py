@@ -36,6 +36,7 @@ OTHER: dict[str, tuple[Any, bool]] = {
     "max_epochs": (3, True),
     "early_stopping_patience": (3, True),
     "early_stopping_metric": ("macro_f1", True),
+    "base_selection": ("val", True),
     "normalization": ("train", True),
     "pos_weight": (2.0, True),
     "dropout": (0.5, True),

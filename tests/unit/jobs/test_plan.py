@@ -143,6 +143,17 @@ def test_changed_data_make_stale_exactly_what_read_them(world: World) -> None:
     assert {job.rpartition("_")[2] for job in made.waiting} == {"ann"}
     reasons = [verdict.reason for verdict in made.bases.values() if verdict.state is State.STALE]
     assert reasons == [f"base model {world.bases[0].id} is stale: data changed (bob_val.pt)"]
+    assert states(made.finetunes, State.STALE_BASE) == ["ann", "ann"]
+    assert counted(made.finetunes) == "4 done, 2 stale, 2 stale (their base)"
+
+
+def test_a_changed_test_file_of_a_base_participant_says_what_reads_it(world: World) -> None:
+    world.publish_all()
+    world.content["bob_test.pt"] = "another"
+    assert world.plan().bases[world.bases[0].id].reason == (
+        f"base model {world.bases[0].id} is stale: data changed (bob_test.pt; its early stopping"
+        " reads bob_test.pt)"
+    )
 
 
 def test_a_base_with_other_weights_makes_its_fine_tunes_stale(world: World) -> None:

@@ -173,3 +173,26 @@ def test_a_training_is_told_as_resumed_only_when_it_went_on(
     result, epochs = train(threads=threads)
     torch.set_num_threads(1)
     assert (result["resumed"], epochs[0]) == ((True, 3) if threads == 1 else (False, 1))
+
+
+def test_base_selection_val_learns_from_train_alone_and_needs_no_test_file(project: Path) -> None:
+    (project / "data/made/ann_test.pt").unlink()
+    with pytest.raises(InputError, match="ann_test"):
+        train(fold=1, n_base_participants=2)
+    result, _ = train(fold=1, n_base_participants=2, base_selection="val")
+    metadata = artifacts.open_base_model(Paths(project), result["base_model_hash"]).metadata
+    assert metadata["counts"] == {
+        "train": {"windows": 48, "positives": 24},
+        "selection": {"windows": 24, "positives": 12},
+    }
+    assert sorted(metadata["data_fingerprints"]) == sorted(
+        f"{name}_{split}.pt" for name in ("ann", "cyd") for split in ("train", "val")
+    )
+
+
+def test_the_window_size_is_that_of_dataset_json_unless_given(project: Path) -> None:
+    write_data(project / "data/made", manifest=True)
+    options = {name: value for name, value in OPTIONS.items() if name != "window_size"}
+    given, taken = (base.run(values, lambda _: None) for values in (OPTIONS, options))
+    assert taken["reused"] == "already published"
+    assert given["base_model_hash"] == taken["base_model_hash"]

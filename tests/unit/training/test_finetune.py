@@ -86,6 +86,43 @@ def test_what_is_not_given_comes_from_the_base_model(base: str) -> None:
     )
 
 
+def test_a_fine_tunes_own_options_hold_for_it_and_not_for_its_base_model(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[loop.TrainingSettings] = []
+    fit, network = loop.fit, finetune.network
+    dropouts: list[float] = []
+
+    def recorded_fit(model: Any, train: Any, selection: Any, settings: Any, **more: Any) -> Any:
+        used.append(settings)
+        return fit(model, train, selection, settings, **more)
+
+    def recorded_network(options: Any, *more: Any) -> Any:
+        dropouts.append(options.dropout)
+        return network(options, *more)
+
+    monkeypatch.setattr(loop, "fit", recorded_fit)
+    monkeypatch.setattr(finetune, "network", recorded_network)
+    own = {"lr": 0.05, "max_epochs": 2, "batch_size": 4, "use_augmentation": True, "dropout": 0.5}
+    folder, _ = fine_tune(base, **{f"{name}_finetune": value for name, value in own.items()})
+    (settings,) = used
+    assert (settings.lr, settings.max_epochs, settings.batch_size) == (0.05, 2, 4)
+    assert settings.augment is not None
+    assert dropouts == [0.5]
+    config = json.loads((folder / "config.json").read_text())["options"]
+    assert (config["lr"], config["max_epochs"], config["dropout"]) == (0.01, 3, 0.0)
+
+
+def test_a_base_model_of_an_earlier_version_lacks_the_newer_options(
+    base: str, project: Path
+) -> None:
+    path = project / f"base_models/{base}_metadata.json"
+    metadata = artifacts.read_sealed(path)
+    del metadata["config"]["base_selection"]
+    path.write_bytes(artifacts.to_json(artifacts.seal(metadata)))
+    assert fine_tune(base)[0].is_dir()
+
+
 def test_every_score_is_a_number_or_null_with_a_reason(base: str) -> None:
     _, record = fine_tune(base)
     names = [
