@@ -302,8 +302,8 @@ class Options(BaseModel):
                     " --num_blocks and --dropout; these are for --model FILE.py:NAME"
                 )
         else:
-            for name in ("base_channels", "num_blocks", "dropout"):
-                if getattr(self, name):
+            for name in ("base_channels", "num_blocks", "dropout", f"dropout{OWN}"):
+                if getattr(self, name, None):
                     raise ValueError(
                         f"{name}: is for the built-in networks; give it to {self.model} in"
                         " --model_options"
@@ -546,15 +546,18 @@ def _choices(annotation: Any) -> str | None:
 
 
 def from_flags(namespace: argparse.Namespace, model: type[O]) -> O:
-    """Options from parsed flags.
+    """Options from parsed flags. `--participants a,b` is `--participants a b`: one name alone would
+    be refused in any case.
 
     Raises:
         InputError: a value is out of bounds or of the wrong kind.
     """
-    return model.parse(
-        {name: getattr(namespace, name) for name in model.model_fields if hasattr(namespace, name)},
-        "options",
-    )
+    values = {
+        name: getattr(namespace, name) for name in model.model_fields if hasattr(namespace, name)
+    }
+    if len(people := values.get("participants") or []) == 1:
+        values["participants"] = [name for name in people[0].split(",") if name]
+    return model.parse(values, "options")
 
 
 def to_flags(values: Mapping[str, Any]) -> list[str]:

@@ -80,6 +80,14 @@ def test_what_was_not_given_stays_unset() -> None:
     assert parsed(FinetuneOptions, ["--fold", "2"]).model_fields_set == {"fold"}
 
 
+def test_commas_work_as_spaces_in_participants() -> None:
+    for argv in (["P01,P02"], ["P01,P02,"], ["P01", "P02"]):
+        assert parsed(BaseOptions, ["--participants", *argv]).participants == ["P01", "P02"]
+    assert parsed(BaseOptions, ["--participants", "a,b", "c"]).participants == ["a,b", "c"]
+    with pytest.raises(InputError, match="participants: "):
+        parsed(BaseOptions, ["--participants", "P01"])
+
+
 def test_an_unknown_flag_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"--batchsize, did you mean --batch_size\?"):
         parsed(BaseOptions, ["--batchsize", "3"])
