@@ -40,8 +40,8 @@ def main() -> int:
 
     from common.training.setup import device_for_hand
 
-    device, remark = device_for_hand(options.device)
-    if remark:
+    device, remarks = device_for_hand(options.device)
+    for remark in remarks:
         sys.stderr.write(remark + "\n")
     with Spinner("base model") as spinner:
         result = run(options.model_dump(exclude_unset=True) | {"device": device}, spinner)

@@ -19,8 +19,10 @@ from common.paths import CODE_ROOT, SPLITS, split_file
 # announced, and no checkpoint of another is resumed.
 CODE_FILES = (
     "training/networks.py",
-    "training/blocks.py",
     "training/backends.py",
+    "training/kernel/stack.cpp",
+    "training/kernel/stack.py",
+    "training/kernel/build.py",
     "training/augment.py",
     "training/plugins.py",
     "training/initial.py",

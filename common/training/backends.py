@@ -7,12 +7,18 @@ the network.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.training.kernel.build import kernel
+from common.training.kernel.stack import Stack
+from common.training.networks import Network
+
+EVALUATED_BYTES = 8 << 20  # windows that the kernel evaluates in one call
 CACHED_BYTES = 12 << 20  # activations of one block up to this size are fastest on a CPU
 
 
@@ -42,9 +48,16 @@ class Backend(Protocol):
 def backend_for(
     model: nn.Module, *, pos_weight: float = 1.0, compiled_batch: int | None = None
 ) -> Backend:
-    """The backend for `model` on its device. compiled_batch: batches of this size go through
-    torch.compile.
+    """The backend for `model` on its device: the kernel for the built-in networks on a CPU, where a
+    compiler is; else PyTorch.
+
+    Call it when the parameters and their gradients are where they stay. compiled_batch: batches of
+    this size go through torch.compile, where the kernel does not run.
     """
+    if isinstance(model, Network) and next(model.parameters()).device.type == "cpu":
+        found = kernel()
+        if found.library is not None:
+            return KernelBackend(model, found.library, found.name, pos_weight)
     return AutogradBackend(model, pos_weight, compiled_batch)
 
 
@@ -117,3 +130,74 @@ class AutogradBackend:
     def _cached_batch(self, samples: int) -> int:
         widest = max((p.shape[0] for p in self.model.parameters() if p.ndim == 3), default=64)
         return max(1, CACHED_BYTES // (4 * samples * widest))
+
+
+class KernelBackend:
+    """The fused kernel, for the built-in networks on a CPU. Its bytes depend on the number of
+    vector lanes, and not on threads or on how windows are batched.
+    """
+
+    def __init__(
+        self, model: Network, library: ctypes.CDLL, name: str, pos_weight: float = 1.0
+    ) -> None:
+        self.model, self.name = model, name
+        self._library, self._pos_weight = library, pos_weight
+        self._stacks: dict[int, Stack] = {}
+
+    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        """As in Backend."""
+        x, y, mask, model = x.float(), y.contiguous(), None, self.model
+        if model.dropout.p > 0:
+            ones = torch.ones(len(x), model.blocks[-1].channels)
+            mask = F.dropout(ones, model.dropout.p)
+        loss = self._stack(x.shape[2]).gradient(
+            x.data_ptr(),
+            x.stride(),
+            y.data_ptr(),
+            len(x),
+            scaling=self._scaled(),
+            dropout=None if mask is None else mask.data_ptr(),
+            pos_weight=self._pos_weight,
+            threads=torch.get_num_threads(),
+        )
+        return torch.tensor(loss, dtype=torch.float64)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """As in Backend."""
+        out, threads = torch.empty(len(x)), torch.get_num_threads()
+        self._stack(x.shape[2]).logits(
+            x.data_ptr(),
+            x.stride(),
+            len(x),
+            out.data_ptr(),
+            scaling=self._scaled(),
+            threads=threads,
+        )
+        return out
+
+    def evaluation_batch(self, samples: int) -> int:
+        """Few calls, and not much memory where windows have to be gathered."""
+        return max(1, EVALUATED_BYTES // (4 * samples * len(self.model.mean)))
+
+    def _scaled(self) -> tuple[int, int] | tuple[None, None]:
+        if not self.model.normalized:
+            return None, None
+        return self.model.mean.data_ptr(), self.model.sd.data_ptr()
+
+    def _stack(self, samples: int) -> Stack:
+        if samples not in self._stacks:
+            model = self.model
+            parameters = model.ordered_parameters()
+            self._stacks[samples] = Stack(
+                self._library,
+                len(model.mean),
+                samples,
+                [(block.channels, block.dilation, block.pool) for block in model.blocks],
+                model.hidden,
+                [p.data_ptr() for p in parameters],
+                [
+                    p.grad.data_ptr() if p.requires_grad and p.grad is not None else None
+                    for p in parameters
+                ],
+            )
+        return self._stacks[samples]

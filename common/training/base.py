@@ -168,7 +168,9 @@ def _train(
             # Which of several equal hashes was trained depends on the order of jobs: that is
             # provenance.
             "provenance": (
-                provenance(options, device_name(device), started, time.monotonic() - began)
+                provenance(
+                    options, device_name(device), started, time.monotonic() - began, fitted.backend
+                )
                 | {"trained_as": base_hash}
             ),
         },

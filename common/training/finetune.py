@@ -349,7 +349,7 @@ def _train(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     record["provenance"] = provenance(
-        options, device_name(device), started, time.monotonic() - began
+        options, device_name(device), started, time.monotonic() - began, fitted.backend
     )
     files = {
         "best_model.pt": loop.serialize(fitted.state),

@@ -91,7 +91,7 @@ class TrainingSettings:
 @dataclass(frozen=True)
 class FitResult:
     """state: the best weights, on the CPU. losses: {"train", "val", "val_macro_f1"}, one entry an
-    epoch, unweighted. resumed: from a checkpoint.
+    epoch, unweighted. resumed: from a checkpoint. backend: name of what computed it.
     """
 
     state: State
@@ -101,6 +101,7 @@ class FitResult:
     updates: int
     stopped_by: Literal["patience", "max_epochs"]
     resumed: bool
+    backend: str
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,7 @@ class _Run:
             self.done.updates,
             self.stopped_by,
             self.resumed,
+            self.backend.name,
         )
 
     def _binding(self) -> str:

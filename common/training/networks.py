@@ -1,9 +1,9 @@
 """The networks, by name.
 
 Each is a stack of blocks: convolution over time, layer norm over channels, ReLU, in some blocks
-max-pooling by 2; then the average over time
-and a head that gives the logit: one linear layer, or two with a ReLU between them. How blocks are
-computed is in blocks.py.
+max-pooling by 2; then the average over time and a head that gives the logit: one linear layer, or
+two with a ReLU between them. `Network.forward` computes them with PyTorch's operators: on a GPU, as
+the fallback without a compiler, and as the reference of the kernel, which computes them on a CPU.
 """
 
 from __future__ import annotations
@@ -14,10 +14,21 @@ from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import InputError, nearest
-from common.training.blocks import EPS, Block, features
+
+EPS = 1e-5  # of the layer norms
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: output channels, dilation of its filters of 3 taps, and whether it pools by 2."""
+
+    channels: int
+    dilation: int
+    pool: bool
 
 
 @dataclass(frozen=True)
@@ -166,14 +177,37 @@ class Network(Model):
         return list(self.head.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        of_last = features(self.normalize(x), self.blocks, self._of_blocks())
-        logits: Tensor = self.head(self.dropout(of_last)).squeeze(1)
+        features = self._features(self.normalize(x))
+        logits: Tensor = self.head(self.dropout(features)).squeeze(1)
         return logits
 
-    def _of_blocks(self) -> list[Tensor]:
+    def _features(self, x: Tensor) -> Tensor:
+        """Averages over time of the last block, [batch, channels], computed on a channels-last
+        image of height 1. ReLU and pooling commute.
+        """
+        x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        for block, conv, norm in zip(self.blocks, self.convs, self.norms, strict=True):
+            assert isinstance(conv, nn.Conv1d)
+            filters, dilation = conv.weight.unsqueeze(2), (1, block.dilation)
+            x = F.conv2d(x, filters, conv.bias, padding=(0, block.dilation), dilation=dilation)
+            x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            if block.pool and x.shape[3] > 1:
+                x = F.max_pool2d(x, (1, 2))
+            x = F.relu(x)
+        return x.mean(dim=(2, 3))
+
+    @property
+    def hidden(self) -> int:
+        """Width of the head's hidden layer; 0 where there is none."""
+        first = self.head[0] if isinstance(self.head, nn.Sequential) else None
+        return first.out_features if isinstance(first, nn.Linear) else 0
+
+    def ordered_parameters(self) -> list[nn.Parameter]:
+        """Weight, bias, gain and shift of each block, then the head's: as the kernel takes them."""
         parts = zip(self.convs, self.norms, strict=True)
-        return [
-            cast(Tensor, value)
+        blocks = [
+            cast(nn.Parameter, value)
             for conv, norm in parts
             for value in (conv.weight, conv.bias, norm.weight, norm.bias)
         ]
+        return [*blocks, *self.head_parameters()]

@@ -49,8 +49,12 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def provenance(options: Options, device: str, started: str, train_seconds: float) -> dict[str, Any]:
-    """The record that goes into metadata and metrics."""
+def provenance(
+    options: Options, device: str, started: str, train_seconds: float, backend: str
+) -> dict[str, Any]:
+    """The record that goes into metadata and metrics. backend: what computed the gradients; with
+    the kernel its source and the number of vector lanes.
+    """
     return {
         "versions": versions(),
         "device": device,
@@ -62,4 +66,5 @@ def provenance(options: Options, device: str, started: str, train_seconds: float
         "train_seconds": round(train_seconds, 3),
         "threads": options.threads,
         "compile": options.compile,
+        "backend": backend,
     }

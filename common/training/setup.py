@@ -25,6 +25,7 @@ from common.paths import Paths
 from common.training import loop, plugins
 from common.training.augment import Augment
 from common.training.backends import backend_for
+from common.training.kernel.build import kernel
 from common.training.networks import Model, build
 from common.training.plugins import Own, OwnAugmentation
 from common.training.provenance import now
@@ -64,15 +65,18 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def device_for_hand(name: str) -> tuple[str, str | None]:
-    """For a script run by hand: the device, and a remark when a GPU was asked for where there is
-    none.
+def device_for_hand(name: str) -> tuple[str, list[str]]:
+    """For a script run by hand: the device, and remarks: a GPU was asked for where there is none;
+    a CPU without a compiler.
     """
+    remarks = []
     if name.isdecimal() and (
         not torch.cuda.is_available() or int(name) >= torch.cuda.device_count()
     ):
-        return "cpu", f"no GPU {name} on this machine: running on the CPU"
-    return name, None
+        remarks, name = [f"no GPU {name} on this machine: running on the CPU"], "cpu"
+    if torch_device(name).type == "cpu" and kernel().reason:
+        remarks.append(f"{kernel().reason}; training is several times slower without the kernel")
+    return name, remarks
 
 
 def device_name(device: torch.device) -> str:

@@ -109,6 +109,7 @@ def code() -> dict[str, str | None]:
     names = (
         glob.glob("*.py")
         + glob.glob("common/**/*.py", recursive=True)
+        + glob.glob("common/**/*.cpp", recursive=True)
         + glob.glob("requirements*.txt")
         + glob.glob("constraints.txt")
     )

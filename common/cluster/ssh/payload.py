@@ -41,6 +41,7 @@ def code_files() -> tuple[str, ...]:
     files = [
         *CODE_ROOT.glob("*.py"),
         *(CODE_ROOT / "common").rglob("*.py"),
+        *(CODE_ROOT / "common").rglob("*.cpp"),
         *CODE_ROOT.glob("requirements*.txt"),
         CODE_ROOT / "constraints.txt",
     ]

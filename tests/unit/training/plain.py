@@ -26,7 +26,7 @@ class PlainNetwork(nn.Module):
         x = (x - n.mean[:, None]) / n.sd[:, None]
         for block, conv, norm in zip(n.blocks, n.convs, n.norms, strict=True):
             x = F.relu(norm(conv(x).transpose(1, 2)).transpose(1, 2))
-            if block.pool:
+            if block.pool and x.shape[2] > 1:
                 x = F.max_pool1d(x, 2)
         return n.head(n.dropout(x.mean(dim=2))).squeeze(1)
 

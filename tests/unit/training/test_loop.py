@@ -17,9 +17,10 @@ import torch.nn.functional as F
 
 from common.data.dataset import Windows
 from common.errors import CorruptArtifact, InputError, TrainingError
-from common.training import loop, networks
+from common.training import backends, loop, networks
 from common.training.augment import Augment
 from common.training.backends import AutogradBackend, backend_for
+from common.training.kernel import build
 from common.training.setup import score
 from tests.conftest import ROOT
 from tests.unit.training.plain import PlainNetwork, write_split
@@ -52,6 +53,10 @@ def sets(tmp_path):
     return Windows([write_split(tmp_path, "a", "train", 30)]), Windows(
         [write_split(tmp_path, "a", "val", 21, seed=1)]
     )
+
+
+def without_kernel(monkeypatch) -> None:
+    monkeypatch.setattr(backends, "kernel", lambda: build.Kernel(None, "", "none for this test"))
 
 
 def network(seed: int = 0, **options) -> networks.Network:
@@ -90,6 +95,7 @@ def test_fit_equals_a_plain_loop(sets, pos_weight):
 
 
 def test_a_batch_in_pieces_is_the_same_update(sets, monkeypatch):
+    without_kernel(monkeypatch)
     whole = loop.fit(network(), *sets, SETTINGS)
     monkeypatch.setattr(AutogradBackend, "_cached_batch", lambda self, samples: 3)
     pieces = loop.fit(network(), *sets, SETTINGS)
@@ -235,6 +241,7 @@ def test_predictions_and_evaluation_agree(sets):
 
 
 def test_the_compiled_interface_takes_the_place_of_the_eager_one(sets, monkeypatch):
+    without_kernel(monkeypatch)
     compiled = []
     monkeypatch.setattr(
         torch, "compile", lambda function, **options: compiled.append(options) or function
@@ -259,7 +266,7 @@ def test_a_training_imports_no_compiler():
     code = """
 import sys, torch
 from common.data.dataset import Windows, open_split
-from common.training import loop, networks
+from common.training import backends, loop, networks
 torch.save((torch.randn(8, 2, 16), torch.arange(8) % 2), "a_train.pt")
 windows = Windows([open_split(".", "a", "train")])
 model = networks.build("test", channels=2)

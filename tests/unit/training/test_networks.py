@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import InputError
-from common.training import blocks, networks
+from common.training import networks
 from tests.unit.training.plain import PlainNetwork
 
 
@@ -34,16 +34,11 @@ def _gradients(
     return [logits.detach().double(), *(p.grad.double().clone() for p in network.parameters())]
 
 
-@pytest.mark.parametrize("narrow_samples", [0, 10**6], ids=["wide", "narrow"])
 @pytest.mark.parametrize(
     ("name", "batch", "samples", "channels"),
     [("test", 6, 100, 6), ("cnn64", 3, 61, 6), ("test", 5, 13, 1), ("test", 1, 40, 3)],
 )
-def test_gradients_agree_with_the_plain_form(
-    monkeypatch, narrow_samples, name, batch, samples, channels
-):
-    monkeypatch.setattr(blocks, "NARROW_SAMPLES", narrow_samples)
-    monkeypatch.setattr(blocks, "NARROW_CHANNELS", 64)
+def test_stock_operators_agree_with_the_plain_form(name, batch, samples, channels):
     network = _randomised(name, channels)
     network.set_normalization(
         torch.randn(channels, generator=torch.Generator().manual_seed(5)),
@@ -59,38 +54,6 @@ def test_gradients_agree_with_the_plain_form(
     truth = _gradients(network, PlainNetwork(network), x.double(), y.double())
     for one, other in zip(ours, truth, strict=True):
         assert torch.linalg.norm(one - other) <= 1e-5 * torch.linalg.norm(other) + 1e-9
-
-
-@pytest.mark.parametrize("narrow_samples", [0, 10**6], ids=["wide", "narrow"])
-def test_equal_neighbours_send_their_gradient_to_the_first_as_max_pooling_does(
-    monkeypatch, narrow_samples
-):
-    monkeypatch.setattr(blocks, "NARROW_SAMPLES", narrow_samples)
-    network = _randomised("test", 2)
-    with torch.no_grad():
-        network.norms[0].weight.zero_()
-        # the first block's output is 1 everywhere: every pair is equal, over different inputs
-        network.norms[0].bias.fill_(1.0)
-    x = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(4))
-    y = torch.tensor([0.0, 1.0, 1.0, 0.0])
-    for one, other in zip(
-        _gradients(network, network, x, y),
-        _gradients(network, PlainNetwork(network), x, y),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("form", [blocks._stock, blocks._fusible])
-@pytest.mark.parametrize("name", ["test", "cnn64"])
-def test_the_forms_of_a_gpu_and_of_the_compiler_agree_too(monkeypatch, name, form):
-    network = _randomised(name)
-    generator = torch.Generator().manual_seed(2)
-    x, y = torch.randn(4, 6, 51, generator=generator), torch.tensor([0.0, 1.0, 1.0, 0.0])
-    ours = _gradients(network, network, x, y)
-    monkeypatch.setattr(networks, "features", form)
-    for one, other in zip(_gradients(network, network, x, y), ours, strict=True):
-        assert torch.linalg.norm(one - other) <= 1e-5 * torch.linalg.norm(other) + 1e-6
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])

@@ -1,0 +1,915 @@
+// Forward and backward pass of a stack of blocks, fused, on a CPU. Built by build.py, bound by
+// stack.py.
+//
+// A block is a convolution over time (3 taps, dilated, padded with zeros), layer norm over channels,
+// in some blocks max-pooling by 2, and ReLU. After the last block: the average over time, dropout by
+// a given mask, and a head of one linear layer or of two with a ReLU between them: one logit.
+//
+// Layout. The vector lanes run along time. A group of windows lies side by side in one row per
+// channel, with zeros between neighbours, so that a convolution reads its padding from there and
+// short windows fill the vectors. A row is passed over in tiles of up to WIDE vectors: the
+// convolution of a tile stays in registers, and norm, pooling and ReLU find it in the cache.
+//
+// Layer norm subtracts the mean over channels. Subtracting it from the filters gives the same
+// without a pass over the activations, so that only the standard deviation remains.
+//
+// Order of sums. Nothing depends on the number of threads: the windows of a group are fixed by the
+// shape, groups are dealt to SLOTS sums in turn, and the sums are added in order. Build without
+// -ffast-math and with -ffp-contract=off: where a product and a sum are fused is written here, so
+// that compilers and optimisation levels agree to the last bit at an equal number of lanes.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__)) || defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace {
+
+// -- vectors
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, WIDE = 4;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int LANES = 8, WIDE = 2;
+#elif defined(__aarch64__)
+constexpr int LANES = 4, WIDE = 4;
+#else
+constexpr int LANES = 4, WIDE = 2;
+#endif
+constexpr int DEEP = 4;         // output channels of one tile
+constexpr int PAIR = WIDE / 2;  // input channels of one tile of the filters' gradient
+constexpr int SLOTS = 16;       // sums of gradients, and so the most threads
+constexpr long GROUP_SAMPLES = 1024;  // windows share a group up to about this length
+constexpr float EPSILON = 1e-5f;
+
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t M __attribute__((vector_size(4 * LANES)));  // lanes of a mask: 0 or -1
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t UnalignedMask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE V load(const float* from) { return (V) * (const Unaligned*)from; }
+INLINE void store(float* to, V value) { *(Unaligned*)to = (Unaligned)value; }
+INLINE M load_mask(const int32_t* from) { return (M) * (const UnalignedMask*)from; }
+INLINE V splat(float value) { return V{} + value; }
+INLINE V keep(M mask, V value) { return (V)((M)value & mask); }
+INLINE V choose(M mask, V yes, V no) { return (V)(((M)yes & mask) | ((M)no & ~mask)); }
+
+#if defined(__AVX512F__)
+INLINE V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE V root(V a) { return (V)_mm512_sqrt_ps((__m512)a); }
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif defined(__AVX2__) && defined(__FMA__)
+INLINE V fma(V a, V b, V c) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE V root(V a) { return (V)_mm256_sqrt_ps((__m256)a); }
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#if defined(__aarch64__)
+INLINE V fma(V a, V b, V c) { return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+INLINE V root(V a) { return (V)vsqrtq_f32((float32x4_t)a); }
+#elif defined(__SSE2__)
+INLINE V fma(V a, V b, V c) { return a * b + c; }
+INLINE V root(V a) { return (V)_mm_sqrt_ps((__m128)a); }
+#else
+INLINE V fma(V a, V b, V c) { return a * b + c; }
+INLINE V root(V a) {
+  for (int lane = 0; lane < LANES; ++lane) a[lane] = std::sqrt(a[lane]);
+  return a;
+}
+#endif
+#define EVEN 0, 2, 4, 6
+#define ODD 1, 3, 5, 7
+#define LOW 0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
+#endif
+
+INLINE V even(V a, V b) { return __builtin_shufflevector(a, b, EVEN); }
+INLINE V odd(V a, V b) { return __builtin_shufflevector(a, b, ODD); }
+INLINE V low(V a, V b) { return __builtin_shufflevector(a, b, LOW); }    // a0 b0 a1 b1 ...
+INLINE V high(V a, V b) { return __builtin_shufflevector(a, b, HIGH); }  // ... the second half
+
+// Sums over the lanes of `count` vectors, neighbours first; sum number i lands in lane i of the
+// result, counted through its vectors.
+template <int COUNT>
+INLINE void sum_lanes(V* a) {
+  int count = COUNT;
+#pragma GCC unroll 4
+  for (int width = 1; width < LANES; width *= 2) {
+    const int half = (count + 1) / 2;
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) {
+      const V& second = a[2 * i + 1 < count ? 2 * i + 1 : 2 * i];
+      a[i] = even(a[2 * i], second) + odd(a[2 * i], second);
+    }
+    count = half;
+  }
+}
+
+INLINE float sum_of(V a) {
+  sum_lanes<1>(&a);
+  return a[0];
+}
+
+template <class T>
+constexpr T rounded(T value, T unit) {
+  return (value + unit - 1) / unit * unit;
+}
+
+// -- shapes
+
+struct Level {  // the activations before a block, or after the last
+  int channels;
+  long samples, distance;        // of a window, and from window to window in a row
+  long padding, length, stride;  // zeros on both sides of a row, its data, row to row
+};
+
+struct Block {
+  int inputs, outputs;
+  long dilation;
+  bool pool;
+  long forward, backward;                         // packed filters, in floats
+  long filters, bias, gain, shift;                // gradients in a slot, in floats
+  long filter_count() const { return rounded(outputs, DEEP) * 3L * rounded(inputs, DEEP); }
+};
+
+struct Shape {
+  std::vector<Level> levels;
+  std::vector<Block> blocks;
+  int hidden, features;      // of the head: 0 for one linear layer; channels after the last block
+  long group;                // windows
+  long packed, slot;         // floats
+  long head, head_bias, out, out_bias;  // of the head, in a slot: first layer, second layer
+  int rows() const { return hidden ? hidden : 1; }
+  long width() const { return rounded<long>(features, LANES); }
+  long hidden_width() const { return rounded<long>(rows(), LANES); }
+};
+
+void set_levels(Shape& shape, int channels, long samples, const int64_t* blocks, int count) {
+  long length = samples;
+  int before = channels, pools = 0;
+  std::vector<int> depth;
+  for (int b = 0; b < count; ++b) {
+    const int64_t* given = blocks + 3 * b;
+    const long dilation = std::min<long>(given[1], length);  // beyond it both side taps read zeros
+    const bool pool = given[2] && length > 1;
+    shape.levels.push_back({before, length, 0, dilation, 0, 0});
+    shape.blocks.push_back({before, (int)given[0], dilation, pool, 0, 0, 0, 0, 0, 0});
+    depth.push_back(pools);
+    pools += pool;
+    length = pool ? length / 2 : length;
+    before = (int)given[0];
+  }
+  shape.levels.push_back({before, length, 0, 0, 0, 0});
+  depth.push_back(pools);
+  long unit = 0;  // distance after all poolings
+  for (size_t l = 0; l < shape.levels.size(); ++l) {
+    const Level& level = shape.levels[l];
+    unit = std::max(unit, rounded<long>((level.samples + level.padding) << depth[l], 1L << pools) >> pools);
+  }
+  shape.group = std::max(1L, std::min(16L, GROUP_SAMPLES / (unit << pools)));
+  const long whole = rounded<long>(shape.group * (unit << pools), (long)LANES << pools);
+  for (size_t l = 0; l < shape.levels.size(); ++l) {
+    Level& level = shape.levels[l];
+    level.distance = unit << (pools - depth[l]);
+    level.length = whole >> depth[l];
+    level.padding = rounded<long>(level.padding, LANES) + LANES;
+    level.stride = level.length + 2 * level.padding;
+  }
+}
+
+void set_sizes(Shape& shape) {
+  long packed = 0, slot = 0;
+  for (Block& b : shape.blocks) {
+    b.forward = packed;
+    b.backward = b.forward + b.filter_count();
+    packed = b.backward + b.filter_count();
+    for (long* place : {&b.filters, &b.bias, &b.gain, &b.shift}) {
+      *place = slot;
+      slot += place == &b.filters ? b.filter_count() : (long)b.outputs * LANES;
+    }
+    slot = rounded<long>(slot, LANES);
+  }
+  shape.head = slot;
+  shape.head_bias = shape.head + shape.rows() * shape.width();
+  shape.out = shape.head_bias + shape.hidden_width();
+  shape.out_bias = shape.out + shape.hidden_width();
+  shape.slot = shape.out_bias + LANES;
+  shape.packed = packed;
+}
+
+// -- memory
+
+struct Floats {  // zeroed, aligned to vectors
+  float* data = nullptr;
+  size_t size = 0;
+  void need(size_t count) {
+    if (count <= size) return;
+    std::free(data);
+    size = 0;
+    data = (float*)std::aligned_alloc(64, rounded<size_t>(count * sizeof(float), 64));
+    if (!data) throw std::bad_alloc();
+    std::memset(data, 0, count * sizeof(float));
+    size = count;
+  }
+  Floats() = default;
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+  ~Floats() { std::free(data); }
+};
+
+struct Rows {  // of one level: position 0 of channel 0, and the distance between channels
+  float* start;
+  long stride;
+  float* at(int channel) const { return start + channel * stride; }
+};
+
+struct Workspace {  // of one thread
+  std::vector<Floats> activations, normed, spread;  // spread: 1 / standard deviation
+  std::vector<std::vector<int32_t>> valid;          // by level: -1 where a window is, else 0
+  Floats tile, head;
+  long windows = 0;  // that `valid` was made for
+  Rows rows(const Shape& shape, size_t level) {
+    const Level& l = shape.levels[level];
+    return {activations[level].data + l.padding, l.stride};
+  }
+  Rows normed_rows(const Shape& shape, size_t block) {
+    const Level& l = shape.levels[block];
+    return {normed[block].data + l.padding, l.stride};
+  }
+};
+
+void prepare(Workspace& w, const Shape& shape, bool gradients) {
+  const size_t count = shape.blocks.size();
+  if (w.activations.size() != count + 1) {
+    w.activations = std::vector<Floats>(count + 1);
+    w.normed = std::vector<Floats>(count);
+    w.spread = std::vector<Floats>(count);
+    w.valid.resize(count + 1);
+  }
+  int widest = 0;
+  for (size_t l = 0; l <= count; ++l) {
+    const Level& level = shape.levels[l];
+    widest = std::max(widest, rounded(level.channels, DEEP));
+    w.activations[l].need(rounded(level.channels, DEEP) * level.stride);
+    if (l < count && gradients) {
+      w.normed[l].need(rounded(shape.blocks[l].outputs, DEEP) * level.stride);
+      w.spread[l].need(level.length);
+    }
+  }
+  w.tile.need((size_t)widest * WIDE * LANES);
+  w.head.need(2 * shape.width() + 3 * shape.hidden_width());
+}
+
+void set_valid(Workspace& w, const Shape& shape, long windows) {
+  if (w.windows == windows) return;
+  w.windows = windows;
+  for (size_t l = 1; l < shape.levels.size(); ++l) {
+    const Level& level = shape.levels[l];
+    w.valid[l].assign(level.length, 0);
+    for (long n = 0; n < windows; ++n)
+      std::fill_n(w.valid[l].begin() + n * level.distance, level.samples, -1);
+  }
+}
+
+// How much of a row `windows` of a group fill, in whole vectors after every pooling.
+long filled(const Shape& shape, size_t level, long windows) {
+  const long ratio = shape.levels[0].length / shape.levels.back().length;
+  const long whole = rounded<long>(windows * shape.levels[0].distance, LANES * ratio);
+  return whole / (shape.levels[0].distance / shape.levels[level].distance);
+}
+
+// -- parameters: pointers in the order of `Parameter`, four for each block, then the head's
+
+enum Parameter { WEIGHT, BIAS, GAIN, SHIFT, PER_BLOCK };
+
+float mean_over_outputs(const float* values, int outputs, long step) {
+  double sum = 0;
+  for (int o = 0; o < outputs; ++o) sum += values[o * step];
+  return (float)(sum / outputs);
+}
+
+// Filters without their mean over outputs: [output / DEEP][input][tap][DEEP] forward,
+// [input / DEEP][output][tap reversed][DEEP] backward.
+void pack(const Block& b, const float* weight, float* packed) {
+  float* forward = packed + b.forward;
+  float* backward = packed + b.backward;
+  for (int i = 0; i < b.inputs; ++i)
+    for (int k = 0; k < 3; ++k) {
+      const float* column = weight + i * 3 + k;
+      const float mean = mean_over_outputs(column, b.outputs, b.inputs * 3L);
+      for (int o = 0; o < b.outputs; ++o) {
+        const float value = column[o * b.inputs * 3L] - mean;
+        forward[((long)(o / DEEP * b.inputs + i) * 3 + k) * DEEP + o % DEEP] = value;
+        backward[((long)(i / DEEP * b.outputs + o) * 3 + 2 - k) * DEEP + i % DEEP] = value;
+      }
+    }
+}
+
+// -- convolution
+
+// sums[o][v] += filters of DEEP outputs over rows of `inputs` channels, at v vectors from x on.
+template <int WIDTH>
+INLINE void convolve(V (&sums)[DEEP][WIDTH], const float* x, long stride, int inputs, long dilation,
+                     const float* filters) {
+  for (int i = 0; i < inputs; ++i, x += stride) {
+#pragma GCC unroll 3
+    for (int k = 0; k < 3; ++k, filters += DEEP) {
+      V taps[WIDTH];
+      const float* shifted = x + (k - 1) * dilation;
+#pragma GCC unroll 4
+      for (int v = 0; v < WIDTH; ++v) taps[v] = load(shifted + v * LANES);
+#pragma GCC unroll 4
+      for (int o = 0; o < DEEP; ++o) {
+        const V filter = splat(filters[o]);
+#pragma GCC unroll 4
+        for (int v = 0; v < WIDTH; ++v) sums[o][v] = fma(filter, taps[v], sums[o][v]);
+      }
+    }
+  }
+}
+
+// Calls tile<WIDTH>(position) over a row of whole vectors.
+template <class Tile>
+INLINE void in_tiles(long length, Tile tile) {
+  long t = 0;
+  for (; t + WIDE * LANES <= length; t += WIDE * LANES) tile(std::integral_constant<int, WIDE>(), t);
+  if (WIDE > 2 && t + 2 * LANES <= length) {
+    tile(std::integral_constant<int, 2>(), t);
+    t += 2 * LANES;
+  }
+  if (t < length) tile(std::integral_constant<int, 1>(), t);
+}
+
+// -- a block forward
+
+struct Norm {
+  const float *bias, *gain, *shift;
+  float mean;  // of the bias
+};
+
+// ReLU keeps NaN, and pooling prefers it, as PyTorch's do.
+INLINE V rectified(V z) { return keep(~(z < V{}), z); }
+INLINE M second_is_larger(V first, V second) { return (second > first) | (second != second); }
+
+template <bool KEEP, int WIDTH>
+INLINE void forward_tile(const Block& b, const float* filters, const Norm& norm, Rows x, Rows h,
+                         float* spread, Rows y, const int32_t* valid, long t) {
+  V squares[WIDTH] = {};
+  const long place = KEEP ? t : 0;
+  for (int o = 0; o < b.outputs; o += DEEP) {
+    V sums[DEEP][WIDTH];
+#pragma GCC unroll 4
+    for (int j = 0; j < DEEP; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < WIDTH; ++v)
+        sums[j][v] = splat(o + j < b.outputs ? norm.bias[o + j] - norm.mean : 0.0f);
+    convolve(sums, x.start + t, x.stride, b.inputs, b.dilation, filters + (long)o * b.inputs * 3);
+#pragma GCC unroll 4
+    for (int j = 0; j < DEEP; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < WIDTH; ++v) {
+        store(h.at(o + j) + place + v * LANES, sums[j][v]);
+        squares[v] = fma(sums[j][v], sums[j][v], squares[v]);
+      }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < WIDTH; ++v) {
+    squares[v] = 1.0f / root(squares[v] / (float)b.outputs + EPSILON);
+    if (KEEP) store(spread + t + v * LANES, squares[v]);
+  }
+  const long out = b.pool ? t / 2 : t;
+  for (int o = 0; o < b.outputs; ++o) {
+    V z[WIDTH];
+    float* row = h.at(o) + place;
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) {
+      const V n = load(row + v * LANES) * squares[v];
+      if (KEEP) store(row + v * LANES, n);
+      z[v] = fma(n, splat(norm.gain[o]), splat(norm.shift[o]));
+    }
+    if (WIDTH > 1 && b.pool) {
+#pragma GCC unroll 4
+      for (int v = 0; v < WIDTH / 2; ++v) {
+        const V first = even(z[2 * v], z[2 * v + 1]), second = odd(z[2 * v], z[2 * v + 1]);
+        z[v] = choose(second_is_larger(first, second), second, first);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v)
+      if (v < WIDTH / 2 || WIDTH == 1 || !b.pool)
+        store(y.at(o) + out + v * LANES, keep(load_mask(valid + out + v * LANES), rectified(z[v])));
+  }
+}
+
+// -- a block backward
+
+struct Sums {  // of one block's gradients, in a slot
+  float *bias, *gain, *shift;
+};
+
+// Gradient of the norm's output z (WIDTH vectors) from that of the block's output.
+template <int WIDTH>
+INLINE void through_pool(V (&dz)[WIDTH], const V (&z)[WIDTH], bool pool, const float* dy,
+                         const int32_t* valid) {
+  if (WIDTH > 1 && pool) {
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH / 2; ++v) {
+      const V first = even(z[2 * v], z[2 * v + 1]), second = odd(z[2 * v], z[2 * v + 1]);
+      const M larger = second_is_larger(first, second);
+      const M open = ~(choose(larger, second, first) <= V{}) & load_mask(valid + v * LANES);
+      const V g = keep(open, load(dy + v * LANES));
+      const V of_first = keep(~larger, g), of_second = keep(larger, g);
+      dz[2 * v] = low(of_first, of_second);
+      dz[2 * v + 1] = high(of_first, of_second);
+    }
+  } else {
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v)
+      dz[v] = keep(~(z[v] <= V{}) & load_mask(valid + v * LANES), load(dy + v * LANES));
+  }
+}
+
+// Replaces the normalised activations n by the gradient of the convolution's output.
+template <int WIDTH>
+INLINE void backward_tile(const Block& b, const Norm& norm, Rows n, const float* spread, Rows dy,
+                          const int32_t* valid, float* tile, const Sums& sums, long t) {
+  const long out = b.pool ? t / 2 : t;
+  V inner[WIDTH] = {};
+  for (int o = 0; o < b.outputs; ++o) {
+    const V gain = splat(norm.gain[o]), shift = splat(norm.shift[o]);
+    V now[WIDTH], z[WIDTH], dz[WIDTH];
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) {
+      now[v] = load(n.at(o) + t + v * LANES);
+      z[v] = fma(now[v], gain, shift);
+    }
+    through_pool(dz, z, b.pool, dy.at(o) + out, valid + out);
+    V of_gain = load(sums.gain + o * LANES), of_shift = load(sums.shift + o * LANES);
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) {
+      of_gain = fma(dz[v], now[v], of_gain);
+      of_shift += dz[v];
+      const V dn = dz[v] * gain;
+      inner[v] = fma(dn, now[v], inner[v]);
+      store(tile + (o * WIDTH + v) * LANES, dn);
+    }
+    store(sums.gain + o * LANES, of_gain);
+    store(sums.shift + o * LANES, of_shift);
+  }
+  V scale[WIDTH];
+#pragma GCC unroll 4
+  for (int v = 0; v < WIDTH; ++v) {
+    inner[v] = -(inner[v] / (float)b.outputs);
+    scale[v] = load(spread + t + v * LANES);
+  }
+  for (int o = 0; o < b.outputs; ++o) {
+    V of_bias = load(sums.bias + o * LANES);
+#pragma GCC unroll 4
+    for (int v = 0; v < WIDTH; ++v) {
+      float* place = n.at(o) + t + v * LANES;
+      const V dh = fma(load(place), inner[v], load(tile + (o * WIDTH + v) * LANES)) * scale[v];
+      of_bias += dh;
+      store(place, dh);
+    }
+    store(sums.bias + o * LANES, of_bias);
+  }
+}
+
+// Gradient of the filters of DEEP outputs and up to PAIR inputs, summed over the row.
+template <int INPUTS>
+INLINE void filter_tile(Rows dh, Rows x, int o, int i, long dilation, long length, float* sums) {
+  V found[INPUTS * 3 * DEEP] = {};
+  const float *outputs = dh.at(o), *inputs = x.at(i);
+  for (long t = 0; t < length; t += LANES) {
+    V g[DEEP];
+#pragma GCC unroll 4
+    for (int j = 0; j < DEEP; ++j) g[j] = load(outputs + j * dh.stride + t);
+#pragma GCC unroll 4
+    for (int n = 0; n < INPUTS; ++n)
+#pragma GCC unroll 3
+      for (int k = 0; k < 3; ++k) {
+        const V tap = load(inputs + n * x.stride + t + (k - 1) * dilation);
+#pragma GCC unroll 4
+        for (int j = 0; j < DEEP; ++j)
+          found[(n * 3 + k) * DEEP + j] = fma(g[j], tap, found[(n * 3 + k) * DEEP + j]);
+      }
+  }
+  sum_lanes<INPUTS * 3 * DEEP>(found);
+#pragma GCC unroll 24
+  for (int j = 0; j < INPUTS * 3 * DEEP; ++j) sums[j] += found[j / LANES][j % LANES];
+}
+
+void filter_gradient(const Block& b, Rows dh, Rows x, long length, float* sums) {
+  for (int o = 0; o < b.outputs; o += DEEP) {
+    float* place = sums + (long)o * b.inputs * 3;
+    int i = 0;
+    for (; i + PAIR <= b.inputs; i += PAIR)
+      filter_tile<PAIR>(dh, x, o, i, b.dilation, length, place + i * 3 * DEEP);
+    for (; i < b.inputs; ++i)
+      filter_tile<1>(dh, x, o, i, b.dilation, length, place + i * 3 * DEEP);
+  }
+}
+
+template <int WIDTH>
+INLINE void input_tile(const Block& b, const float* filters, Rows dh, Rows dx, long t) {
+  for (int i = 0; i < b.inputs; i += DEEP) {
+    V sums[DEEP][WIDTH] = {};
+    convolve(sums, dh.start + t, dh.stride, b.outputs, b.dilation, filters + (long)i * b.outputs * 3);
+#pragma GCC unroll 4
+    for (int j = 0; j < DEEP; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < WIDTH; ++v) store(dx.at(i + j) + t + v * LANES, sums[j][v]);
+  }
+}
+
+void input_gradient(const Block& b, const float* filters, Rows dh, Rows dx, long length) {
+  in_tiles(length, [&](auto width, long t) { input_tile<width>(b, filters, dh, dx, t); });
+}
+
+// -- a call
+
+struct Call {  // what is asked for; gradients: null, or null for a parameter that is not trained
+  const float *x, *y, *mean, *factor, *dropout;  // y: null without gradients; the others: or null
+  int64_t window, channel, sample;               // strides of x
+  int64_t batch;
+  const float* const* parameters;
+  float* const* gradients;
+  double pos_weight;
+  float* logits;   // or null
+  double* losses;  // [batch], unweighted
+  int lowest;      // first block whose gradient is needed
+};
+
+struct Stack {
+  Shape shape;
+  Floats packed, slots, scaling;
+  std::vector<Workspace> workspaces;
+  std::vector<double> losses;
+};
+
+struct Group {  // the windows that pass together
+  Stack& stack;
+  Workspace& work;
+  const Call& call;
+  long first, windows;
+  float* slot;  // or null
+};
+
+Norm norm_of(const Group& g, size_t block) {
+  const float* const* p = g.call.parameters + block * PER_BLOCK;
+  return {p[BIAS], p[GAIN], p[SHIFT],
+          mean_over_outputs(p[BIAS], g.stack.shape.blocks[block].outputs, 1)};
+}
+
+void copy_input(const Group& g) {
+  const Level& level = g.stack.shape.levels[0];
+  const Rows rows = g.work.rows(g.stack.shape, 0);
+  const long length = filled(g.stack.shape, 0, g.windows);
+  for (int c = 0; c < level.channels; ++c) {
+    float* row = rows.at(c);
+    for (long n = 0; n < g.windows; ++n) {
+      float* to = row + n * level.distance;
+      const float* from = g.call.x + (g.first + n) * g.call.window + c * g.call.channel;
+      if (g.call.sample == 1)
+        std::memcpy(to, from, level.samples * sizeof(float));
+      else
+        for (long t = 0; t < level.samples; ++t) to[t] = from[t * g.call.sample];
+      if (g.call.mean)
+        for (long t = 0; t < level.samples; ++t) to[t] = (to[t] - g.call.mean[c]) * g.call.factor[c];
+      const long end = n + 1 < g.windows ? level.distance : length - n * level.distance;
+      std::memset(to + level.samples, 0, (end - level.samples) * sizeof(float));
+    }
+  }
+}
+
+template <bool KEEP>
+void forward_block(const Group& g, size_t block) {
+  const Shape& shape = g.stack.shape;
+  const Block& b = shape.blocks[block];
+  const Norm norm = norm_of(g, block);
+  const float* filters = g.stack.packed.data + b.forward;
+  const Rows x = g.work.rows(shape, block), y = g.work.rows(shape, block + 1);
+  const Rows h = KEEP ? g.work.normed_rows(shape, block) : Rows{g.work.tile.data, WIDE * LANES};
+  in_tiles(filled(shape, block, g.windows), [&](auto width, long t) {
+    forward_tile<KEEP, width>(b, filters, norm, x, h, g.work.spread[block].data, y,
+                              g.work.valid[block + 1].data(), t);
+  });
+}
+
+void backward_block(const Group& g, size_t block) {
+  const Shape& shape = g.stack.shape;
+  const Block& b = shape.blocks[block];
+  const Norm norm = norm_of(g, block);
+  const Rows x = g.work.rows(shape, block), dy = g.work.rows(shape, block + 1);
+  const Rows n = g.work.normed_rows(shape, block);
+  const Sums sums = {g.slot + b.bias, g.slot + b.gain, g.slot + b.shift};
+  const long length = filled(shape, block, g.windows);
+  in_tiles(length, [&](auto width, long t) {
+    backward_tile<width>(b, norm, n, g.work.spread[block].data, dy,
+                         g.work.valid[block + 1].data(), g.work.tile.data, sums, t);
+  });
+  if (g.call.gradients[block * PER_BLOCK + WEIGHT])
+    filter_gradient(b, n, x, length, g.slot + b.filters);
+  if ((int)block > g.call.lowest)
+    input_gradient(b, g.stack.packed.data + b.backward, n, x, length);
+}
+
+// -- the head
+
+const int32_t TAIL[2 * LANES] = {
+    // a mask of n lanes starts at TAIL + LANES - n
+#if defined(__AVX512F__)
+    -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1
+#elif defined(__AVX2__) && defined(__FMA__)
+    -1, -1, -1, -1, -1, -1, -1, -1
+#else
+    -1, -1, -1, -1
+#endif
+};
+
+float average(const float* row, long samples) {
+  V sum = {};
+  long t = 0;
+  for (; t + LANES <= samples; t += LANES) sum += load(row + t);
+  if (t < samples) sum += keep(load_mask(TAIL + LANES - (samples - t)), load(row + t));
+  return sum_of(sum) / (float)samples;
+}
+
+float dot(const float* a, const float* b, int count) {  // a: padded with zeros to whole vectors
+  V sum = {};
+  int i = 0;
+  for (; i + LANES <= count; i += LANES) sum = fma(load(a + i), load(b + i), sum);
+  float result = sum_of(sum);
+  for (; i < count; ++i) result += a[i] * b[i];
+  return result;
+}
+
+void add_scaled(float* to, const float* from, float factor, int count) {
+  for (int i = 0; i < count; ++i) to[i] += from[i] * factor;
+}
+
+// Gradient of the weighted loss by the logit; the unweighted loss goes to `loss`.
+double of_logit(double z, double y, double pos_weight, double& loss) {
+  const double e = std::exp(-std::fabs(z)), tail = std::log1p(e);
+  const double p = z >= 0 ? 1 / (1 + e) : e / (1 + e), q = z >= 0 ? e / (1 + e) : 1 / (1 + e);
+  const double of_positive = (z < 0 ? -z : 0) + tail, of_negative = (z > 0 ? z : 0) + tail;
+  loss = z != z ? z : y * of_positive + (1 - y) * of_negative;
+  return z != z ? z : (1 - y) * p - pos_weight * y * q;
+}
+
+// Logit of one window from its features f; fills `a` with the hidden layer where there is one.
+float head_forward(const Shape& shape, const float* const* p, const float* f, float* a) {
+  if (!shape.hidden) return dot(f, p[0], shape.features) + p[1][0];
+  for (int j = 0; j < shape.hidden; ++j) {
+    const float z = dot(f, p[0] + (long)j * shape.features, shape.features) + p[1][j];
+    a[j] = z < 0 ? 0 : z;
+  }
+  return dot(a, p[2], shape.hidden) + p[3][0];
+}
+
+// Adds the head's gradients to the slot and puts those of the features into `df`.
+void head_backward(const Shape& shape, const float* const* p, float g, const float* f,
+                   const float* a, float* df, float* slot) {
+  std::memset(df, 0, shape.width() * sizeof(float));
+  if (!shape.hidden) {
+    add_scaled(slot + shape.head, f, g, shape.features);
+    slot[shape.head_bias] += g;
+    add_scaled(df, p[0], g, shape.features);
+    return;
+  }
+  add_scaled(slot + shape.out, a, g, shape.hidden);
+  slot[shape.out_bias] += g;
+  for (int j = 0; j < shape.hidden; ++j) {
+    if (a[j] <= 0) continue;
+    const float of_hidden = g * p[2][j];
+    add_scaled(slot + shape.head + j * shape.width(), f, of_hidden, shape.features);
+    slot[shape.head_bias + j] += of_hidden;
+    add_scaled(df, p[0] + (long)j * shape.features, of_hidden, shape.features);
+  }
+}
+
+// Logit and loss of window n of the group; with gradients, that of the last block's output.
+void head(const Group& g, long n) {
+  const Shape& shape = g.stack.shape;
+  const Level& last = shape.levels.back();
+  const Rows y = g.work.rows(shape, shape.blocks.size());
+  const float* const* p = g.call.parameters + shape.blocks.size() * PER_BLOCK;
+  const float* mask = g.call.dropout ? g.call.dropout + (g.first + n) * shape.features : nullptr;
+  float* f = g.work.head.data;
+  float *df = f + shape.width(), *a = df + shape.width();
+  for (int c = 0; c < shape.features; ++c) {
+    f[c] = average(y.at(c) + n * last.distance, last.samples);
+    if (mask) f[c] *= mask[c];
+  }
+  const float logit = head_forward(shape, p, f, a);
+  if (g.call.logits) g.call.logits[g.first + n] = logit;
+  if (!g.call.y) return;
+  const double of = of_logit(logit, g.call.y[g.first + n], g.call.pos_weight, g.call.losses[g.first + n]);
+  head_backward(shape, p, (float)(of / g.call.batch), f, a, df, g.slot);
+  for (int c = 0; c < shape.features; ++c) {
+    float* row = y.at(c) + n * last.distance;
+    const float each = df[c] * (mask ? mask[c] : 1.0f) / (float)last.samples;
+    std::fill_n(row, last.samples, each);
+  }
+}
+
+void pass(const Group& g) {
+  const Shape& shape = g.stack.shape;
+  const int count = (int)shape.blocks.size();
+  set_valid(g.work, shape, g.windows);
+  copy_input(g);
+  for (int b = 0; b < count; ++b) g.slot && b >= g.call.lowest ? forward_block<true>(g, b) : forward_block<false>(g, b);
+  for (long n = 0; n < g.windows; ++n) head(g, n);
+  for (int b = count - 1; g.slot && b >= g.call.lowest; --b) backward_block(g, b);
+}
+
+// -- a batch
+
+void pass_slots(Stack& stack, Workspace& work, const Call& call, int first, int step) {
+  const long groups = (call.batch + stack.shape.group - 1) / stack.shape.group;
+  for (long s = first; s < std::min<long>(SLOTS, groups); s += step) {
+    float* slot = call.gradients ? stack.slots.data + s * stack.shape.slot : nullptr;
+    if (slot) std::memset(slot, 0, stack.shape.slot * sizeof(float));
+    for (long group = s; group < groups; group += SLOTS) {
+      const long start = group * stack.shape.group;
+      pass({stack, work, call, start, std::min<long>(stack.shape.group, call.batch - start), slot});
+    }
+  }
+}
+
+void pass_batch(Stack& stack, const Call& call, int threads) {
+  const long groups = (call.batch + stack.shape.group - 1) / stack.shape.group;
+  const int count = (int)std::max(1L, std::min({(long)threads, (long)SLOTS, groups}));
+  if ((int)stack.workspaces.size() < count) stack.workspaces = std::vector<Workspace>(count);
+  for (int t = 0; t < count; ++t) prepare(stack.workspaces[t], stack.shape, call.gradients);
+  std::vector<std::thread> others;
+  for (int t = 1; t < count; ++t)
+    others.emplace_back([&, t] { pass_slots(stack, stack.workspaces[t], call, t, count); });
+  pass_slots(stack, stack.workspaces[0], call, 0, count);
+  for (std::thread& other : others) other.join();
+}
+
+void add_slots(Stack& stack, int64_t batch) {
+  const long groups = (batch + stack.shape.group - 1) / stack.shape.group;
+  float* sum = stack.slots.data;
+  for (long s = 1; s < std::min<long>(SLOTS, groups); ++s) {
+    const float* other = stack.slots.data + s * stack.shape.slot;
+    for (long i = 0; i < stack.shape.slot; ++i) sum[i] += other[i];
+  }
+}
+
+// Gradients of the given filters from those of the filters without their mean over outputs.
+void unpack(const Block& b, const float* sums, float* gradient) {
+  for (int i = 0; i < b.inputs; ++i)
+    for (int k = 0; k < 3; ++k) {
+      float* column = gradient + i * 3 + k;
+      const long step = b.inputs * 3L;
+      for (int o = 0; o < b.outputs; ++o)
+        column[o * step] = sums[((long)(o / DEEP * b.inputs + i) * 3 + k) * DEEP + o % DEEP];
+      const float mean = mean_over_outputs(column, b.outputs, step);
+      for (int o = 0; o < b.outputs; ++o) column[o * step] -= mean;
+    }
+}
+
+void unpack_block(const Block& b, const float* slot, float* const* gradients) {
+  if (gradients[WEIGHT]) unpack(b, slot + b.filters, gradients[WEIGHT]);
+  const long places[] = {b.bias, b.gain, b.shift};
+  for (int n = 0; n < 3; ++n) {
+    float* gradient = gradients[BIAS + n];
+    if (!gradient) continue;
+    for (int o = 0; o < b.outputs; ++o) gradient[o] = sum_of(load(slot + places[n] + o * LANES));
+    if (BIAS + n == BIAS) {
+      const float mean = mean_over_outputs(gradient, b.outputs, 1);
+      for (int o = 0; o < b.outputs; ++o) gradient[o] -= mean;
+    }
+  }
+}
+
+void unpack_head(const Shape& shape, const float* slot, float* const* gradients) {
+  for (int j = 0; gradients[0] && j < shape.rows(); ++j)
+    std::memcpy(gradients[0] + (long)j * shape.features, slot + shape.head + j * shape.width(),
+                shape.features * sizeof(float));
+  if (gradients[1]) std::memcpy(gradients[1], slot + shape.head_bias, shape.rows() * sizeof(float));
+  if (!shape.hidden) return;
+  if (gradients[2]) std::memcpy(gradients[2], slot + shape.out, shape.hidden * sizeof(float));
+  if (gradients[3]) gradients[3][0] = slot[shape.out_bias];
+}
+
+int lowest_trained(const Shape& shape, float* const* gradients) {
+  const int count = (int)shape.blocks.size();
+  for (int p = 0; p < count * PER_BLOCK; ++p)
+    if (gradients[p]) return p / PER_BLOCK;
+  return count;
+}
+
+void set_scaling(Stack& stack, Call& call, const float* mean, const float* sd) {
+  if (!mean) return;
+  const int channels = stack.shape.levels[0].channels;
+  for (int c = 0; c < channels; ++c) {
+    stack.scaling.data[c] = mean[c];
+    stack.scaling.data[channels + c] = 1.0f / sd[c];
+  }
+  call.mean = stack.scaling.data;
+  call.factor = stack.scaling.data + channels;
+}
+
+void pack_all(Stack& stack, const Call& call) {
+  for (size_t b = 0; b < stack.shape.blocks.size(); ++b)
+    pack(stack.shape.blocks[b], call.parameters[b * PER_BLOCK + WEIGHT], stack.packed.data);
+}
+
+}  // namespace
+
+// -- the interface: no function throws; a null pointer or 0 is a lack of memory or threads
+
+extern "C" {
+
+int stack_lanes(void) { return LANES; }
+
+// blocks: [count][channels, dilation, pool]; hidden: width of the head's hidden layer, or 0.
+void* stack_open(int64_t channels, int64_t samples, const int64_t* blocks, int64_t count,
+                 int64_t hidden) {
+  try {
+    Stack* stack = new Stack();
+    set_levels(stack->shape, (int)channels, samples, blocks, (int)count);
+    stack->shape.hidden = (int)hidden;
+    stack->shape.features = stack->shape.levels.back().channels;
+    set_sizes(stack->shape);
+    stack->packed.need(stack->shape.packed);
+    stack->scaling.need(2 * channels);
+    return stack;
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+void stack_close(void* stack) { delete (Stack*)stack; }
+
+// x: [batch][channels][samples] at the given strides (in floats). parameters: weight, bias, gain and
+// shift of each block, then weight and bias of the head's layers. mean, sd: by channel, or null.
+int stack_logits(void* handle, const float* x, const int64_t* strides, int64_t batch,
+                 const float* const* parameters, const float* mean, const float* sd, float* logits,
+                 int64_t threads) {
+  try {
+    Stack& stack = *(Stack*)handle;
+    Call call = {};
+    call.x = x, call.window = strides[0], call.channel = strides[1], call.sample = strides[2];
+    call.batch = batch, call.parameters = parameters, call.logits = logits;
+    set_scaling(stack, call, mean, sd);
+    pack_all(stack, call);
+    pass_batch(stack, call, (int)threads);
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}
+
+// gradients: of the mean weighted loss, as parameters, null where a parameter is not trained.
+// dropout: factors of the features, [batch][features], or null. loss: sum of the unweighted losses.
+int stack_gradient(void* handle, const float* x, const int64_t* strides, const float* y,
+                   int64_t batch, const float* const* parameters, float* const* gradients,
+                   const float* mean, const float* sd, const float* dropout, double pos_weight,
+                   double* loss, int64_t threads) {
+  try {
+    Stack& stack = *(Stack*)handle;
+    Call call = {};
+    call.x = x, call.window = strides[0], call.channel = strides[1], call.sample = strides[2];
+    call.y = y, call.batch = batch, call.parameters = parameters, call.gradients = gradients;
+    call.dropout = dropout, call.pos_weight = pos_weight;
+    call.lowest = lowest_trained(stack.shape, gradients);
+    stack.losses.resize(batch);
+    call.losses = stack.losses.data();
+    stack.slots.need(SLOTS * stack.shape.slot);
+    set_scaling(stack, call, mean, sd);
+    pack_all(stack, call);
+    pass_batch(stack, call, (int)threads);
+    add_slots(stack, batch);
+    for (size_t b = 0; b < stack.shape.blocks.size(); ++b)
+      unpack_block(stack.shape.blocks[b], stack.slots.data, gradients + b * PER_BLOCK);
+    unpack_head(stack.shape, stack.slots.data, gradients + stack.shape.blocks.size() * PER_BLOCK);
+    *loss = 0;
+    for (double each : stack.losses) *loss += each;
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}
+}
