@@ -48,12 +48,12 @@ class Copies:
         record.copies[host.name] = host.copies[record.job.id] = copy
         self._jobs.running(record, "")
         fetch = record.base if record.base not in host.holds else None
-        seconds = self._learning.work(record) / host.speed
+        start = now
         if fetch is not None and self._nodes.fetch(host, fetch):
-            seconds += record.job.base_bytes / host.bytes_per_second
+            start += record.job.base_bytes / host.bytes_per_second
         self.set_slot(row, BUSY, copy)
-        self._slots.expect(row, now, seconds)
-        this.ready[row] = now + seconds
+        self._slots.expect(row, start, record)
+        this.ready[row] = start + self._learning.work(record) / host.speed
         if host.faults:
             self._nodes.refresh(host)
         return Assignment(record.job.id, self._slots.ids[row], fetch)
@@ -73,7 +73,7 @@ class Copies:
         slot = self._slots.ids[row] if row >= 0 else None
         self.drop(copy, BUSY)
         if row >= 0:
-            self._slots.expect(row, now, 0.0)
+            self._slots.expect(row, now, None)
         self._cancelled[slot or (node, job)] = Cancellation(job, node, slot)
 
     def set_slot(self, row: int, status: int, copy: Copy | None = None) -> None:

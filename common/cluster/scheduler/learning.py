@@ -4,32 +4,60 @@ is.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
 
 from common.cluster.scheduler.states import JobRecord, NodeRecord
+
+_PRIOR_JOBS = 0.1  # estimates may be wrong by any factor: one finished job counts more
+_SPEED_DOUBT = 0.3  # standard deviation of the logarithm of a speed given by the caller
+_ROUNDS, _SAMPLE = 8, 100  # of the expectation over running jobs, and how many of them are used
+
+
+@dataclass(slots=True)
+class Ratio:
+    """Observed over estimated seconds of finished jobs."""
+
+    jobs: int = 0
+    observed: float = 0.0
+    estimated: float = 0.0
+
+    def add(self, observed: float, estimated: float) -> None:
+        """One more job."""
+        self.jobs += 1
+        self.observed += observed
+        self.estimated += estimated
+
+    def towards(self, prior: float) -> float:
+        """The ratio, with `prior` weighing as much as _PRIOR_JOBS jobs."""
+        if not self.jobs:
+            return prior
+        doubt = _PRIOR_JOBS * self.estimated / self.jobs
+        return (self.observed + doubt * prior) / (self.estimated + doubt)
 
 
 class Learning:
     """Corrected durations of jobs and speeds of nodes.
 
-    Each kind of job has a factor: observed seconds over estimated ones.
+    Each kind of job has a factor: observed seconds over estimated ones. A kind of which no job is
+    done has the factor of all kinds together, since estimates are mostly wrong in common: another
+    machine, other software.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, float, float]] = {}  # jobs, observed, estimated seconds
+        self._all = Ratio()
+        self._kinds: dict[str, Ratio] = {}
         self._squares = 4 * 0.3**2  # of the logarithm's error; a prior worth four jobs off by 30 %
         self._count = 4
 
     def factor(self, kind: str) -> float:
-        """Seconds at speed 1 for each estimated second. The estimates as given weigh as much as two
-        finished jobs.
-        """
-        seen = self._seen.get(kind)
-        if seen is None:
-            return 1.0
-        count, observed, estimated = seen
-        doubt = 2.0 * estimated / count
-        return (observed + doubt) / (estimated + doubt)
+        """Seconds at speed 1 for each estimated second; 1 before anything is known."""
+        common = self._all.towards(1.0)
+        seen = self._kinds.get(kind)
+        return seen.towards(common) if seen is not None else common
 
     def work(self, record: JobRecord) -> float:
         """Seconds of the job at speed 1."""
@@ -39,24 +67,58 @@ class Learning:
         """Seconds of its longest dependant at speed 1."""
         return record.tail * self.factor(record.tail_kind) if record.tail else 0.0
 
+    def chain(self, record: JobRecord) -> float:
+        """Seconds of the job and its longest dependant at speed 1."""
+        return self.work(record) + self.tail(record)
+
     def observe(self, record: JobRecord, host: NodeRecord, seconds: float) -> bool:
         """A whole training took `seconds` on `host`. Returns True when the node's speed changed by
         more than 1 %.
 
         The speed is the posterior mean of its logarithm: the prior is the speed given when the node
-        joined, the noise is the scatter of all jobs around their corrected estimates.
+        joined, the noise is the scatter of all jobs around their corrected estimates. The first job
+        of a kind only shows how wrong the estimates are.
         """
-        kind, estimate = record.job.kind, record.job.estimate
-        residual = math.log(seconds * host.speed / (estimate * self.factor(kind)))
-        count, observed, estimated = self._seen.get(kind, (0, 0.0, 0.0))
-        self._seen[kind] = (count + 1, observed + seconds * host.speed, estimated + estimate)
+        seconds *= host.speed
+        self._add(record, seconds)
+        if self._kinds[record.job.kind].jobs == 1:
+            return False
+        residual = math.log(seconds / self.work(record))
         self._squares += residual * residual
         self._count += 1
         host.seen += 1
         host.log_sum += math.log(host.speed) - residual
-        weight = self._squares / self._count / host.doubt**2
+        weight = self._squares / self._count / _SPEED_DOUBT**2
         speed = math.exp((weight * math.log(host.prior) + host.log_sum) / (weight + host.seen))
         if abs(speed / host.speed - 1) <= 0.01:
             return False
         host.speed = speed
         return True
+
+    def including(self, running: Iterable[tuple[JobRecord, float]]) -> Learning:
+        """What is known when running jobs count too, each with its seconds so far at speed 1.
+
+        Short jobs finish first: finished ones alone would say too little. A running job counts with
+        its expected duration, that of a lognormal distribution cut off below what it has run, found
+        in a few rounds (censored regression: Tobin, Econometrica 26, 1958).
+        """
+        jobs = list(islice(running, _SAMPLE))
+        sigma = max(0.3, math.sqrt(self._squares / self._count))
+        known = self
+        for _ in range(_ROUNDS):
+            work = [(record, known.work(record), so_far) for record, so_far in jobs]
+            known = copy.deepcopy(self)
+            for record, seconds, so_far in work:
+                z = math.log(so_far / seconds) / sigma if so_far > 0 else -math.inf
+                z = min(z, 5.0)
+                known._add(record, seconds * _above(z - sigma) / _above(z))
+        return known
+
+    def _add(self, record: JobRecord, seconds: float) -> None:
+        for seen in (self._all, self._kinds.setdefault(record.job.kind, Ratio())):
+            seen.add(seconds, record.job.estimate)
+
+
+def _above(z: float) -> float:
+    """Probability that a standard normal variable exceeds z."""
+    return 0.5 * math.erfc(z / math.sqrt(2.0))

@@ -32,12 +32,6 @@ class ReadyQueue:
         # one heap a kind: within a kind a correction does not change the order
         self._heaps: dict[str, list[tuple[float, int, JobRecord]]] = {}
 
-    def chain(self, record: JobRecord) -> float:
-        """Seconds of the job and its longest dependant at speed 1; 0 if it killed a worker."""
-        if record.deaths:
-            return 0.0
-        return self._learning.work(record) + self._learning.tail(record)
-
     def put(self, record: JobRecord) -> None:
         """Queue a job; a second entry of one job is harmless."""
         record.queued = True
@@ -58,11 +52,14 @@ class ReadyQueue:
 
     def pop(self) -> JobRecord | None:
         """Take out the job with the longest remaining chain."""
-        record = max(self.longest(), key=self.chain, default=None)
+        record = max(self.longest(), key=self._chain, default=None)
         if record is not None:
             heapq.heappop(self._heaps[record.job.kind])
             record.queued = False
         return record
+
+    def _chain(self, record: JobRecord) -> float:
+        return 0.0 if record.deaths else self._learning.chain(record)
 
 
 @dataclass(slots=True)
@@ -86,13 +83,19 @@ class Placement:
     def __init__(self, queue: ReadyQueue, slots: SlotTable, learning: Learning) -> None:
         self._queue, self._slots, self._learning = queue, slots, learning
 
-    def begin(self, now: float, todo: dict[str, float], sound: int = 0) -> Round:
+    def begin(self, now: float, todo: dict[str, float], sound: int) -> Round:
         """Start a round. todo: estimated seconds of all jobs without a working copy, by kind."""
-        ready, speeds = self._slots.expected_free(now), self._slots.speeds()
+        ready = self._slots.expected_free(now, self._learning.factor)
+        return Round(now, sound, ready, self._horizon(now, ready, todo, self._learning))
+
+    def _horizon(
+        self, now: float, ready: Floats, todo: dict[str, float], learning: Learning
+    ) -> float:
+        speeds = self._slots.speeds()
         speed = float(speeds.sum())
-        work = sum(seconds * self._learning.factor(kind) for kind, seconds in todo.items())
+        work = sum(seconds * learning.factor(kind) for kind, seconds in todo.items())
         busy = float(((ready - now) * speeds).sum())
-        return Round(now, sound, ready, now + (work + busy) / speed if speed > 0 else math.inf)
+        return now + (work + busy) / speed if speed > 0 else math.inf
 
     def next(self, this: Round) -> tuple[JobRecord, int] | None:
         """A job to start now and its row, or None at the end of the round."""
@@ -139,14 +142,13 @@ class Placement:
         """Expected seconds until all is done: the work over the slots' speed, or the longest chain
         if that is longer; None while no slot can work.
         """
-        this, speeds = self.begin(now, todo), self._slots.speeds()
-        if this.horizon == math.inf:
+        running = list(self._slots.running(now))
+        learning = self._learning.including((record, so_far) for record, _, so_far in running)
+        ready = self._slots.expected_free(now, learning.factor)
+        horizon = self._horizon(now, ready, todo, learning)
+        if horizon == math.inf:
             return None
-        fastest = float(speeds.max())
-        chains = [
-            float(this.ready[copy.row]) - now + self._learning.tail(copy.job) / fastest
-            for copy in self._slots.copies
-            if copy is not None
-        ]
-        chains += [self._queue.chain(record) / fastest for record in self._queue.longest()]
-        return max(this.horizon - now, *chains) if chains else this.horizon - now
+        fastest = float(self._slots.speeds().max())
+        ends = [float(ready[row]) + learning.tail(job) / fastest for job, row, _ in running]
+        ends += [now + learning.chain(job) / fastest for job in self._queue.longest()]
+        return max(horizon, *ends) - now if ends else horizon - now

@@ -75,7 +75,7 @@ class Scheduler:
         """
         copy = self._jobs[job].copies.get(node)
         if copy is not None and copy.row >= 0:
-            self._slots.expect(copy.row, now, self.learning.work(copy.job) / copy.node.speed)
+            self._slots.expect(copy.row, now, copy.job)
 
     def observe(self, job: str, node: str, seconds: float) -> None:
         """A whole training of `job` took `seconds` on `node`: corrects the estimates of its kind

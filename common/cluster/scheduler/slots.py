@@ -5,6 +5,7 @@ slots at once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -39,16 +40,20 @@ class SlotTable:
         self._inverse: Floats = none
         self._not_free: Floats = none  # 0 where a job can start now, else infinite
         self._seconds_per_byte: Floats = none
-        self._start: Floats = none  # of the job that runs there
-        self._end: Floats = none  # expected
+        # of the job that runs there: when it trains, its estimated seconds on this slot, its kind
+        self._start: Floats = none
+        self._estimate: Floats = none
+        self._kind = np.empty(0, dtype=np.intp)
+        self._kinds: dict[str, int] = {}
         self._grow(16)
 
     def _grow(self, size: int) -> None:
         self._inverse = _larger(self._inverse, size, math.inf)
         self._not_free = _larger(self._not_free, size, math.inf)
         self._seconds_per_byte = _larger(self._seconds_per_byte, size, 0.0)
-        self._start = _larger(self._start, size, math.inf)
-        self._end = _larger(self._end, size, -math.inf)
+        self._start = _larger(self._start, size, -math.inf)
+        self._estimate = _larger(self._estimate, size, 0.0)
+        self._kind = np.resize(self._kind, size)
 
     def add(self, host: NodeRecord, number: int) -> int:
         """A new slot, down. Returns its row."""
@@ -68,13 +73,16 @@ class SlotTable:
         host, old = self.nodes[row], self._status[row]
         self._status[row], self.copies[row] = status, copy
         if status != BUSY:
-            self._start[row], self._end[row] = math.inf, -math.inf
+            self._start[row], self._estimate[row] = -math.inf, 0.0
         host.up += (status != DOWN) - (old != DOWN)
         self._mark(row)
 
-    def expect(self, row: int, now: float, seconds: float) -> None:
-        """The job of a busy slot is expected to take so long from now."""
-        self._start[row], self._end[row] = now, now + seconds
+    def expect(self, row: int, start: float, record: JobRecord | None) -> None:
+        """The job trains from `start` on; None: the slot is busy, but free at any moment."""
+        self._start[row], self._estimate[row] = start, 0.0
+        if record is not None:
+            self._estimate[row] = record.job.estimate / self.nodes[row].speed
+            self._kind[row] = self._kinds.setdefault(record.job.kind, len(self._kinds))
 
     def refresh(self, host: NodeRecord) -> None:
         """The node's speed changed, or whether it may get jobs."""
@@ -118,12 +126,25 @@ class SlotTable:
         """Speed of each slot, 0 where nothing may start."""
         return 1.0 / self._inverse[: len(self.ids)]
 
-    def expected_free(self, now: float) -> Floats:
-        """When each slot is expected to be free, now at the earliest."""
+    def expected_free(self, now: float, factor: Callable[[str], float]) -> Floats:
+        """When each slot is expected to be free, now at the earliest; `factor` corrects the
+        estimates of a kind of job.
+        """
         size = len(self.ids)
-        ready = now * (1.0 + _OVERDUE) - _OVERDUE * self._start[:size]
-        np.maximum(ready, self._end[:size], out=ready)
-        return np.maximum(ready, now, out=ready)
+        start, estimate = self._start[:size], self._estimate[:size]
+        factors = np.array([factor(kind) for kind in self._kinds] or [1.0])
+        end: Floats = start + estimate * factors[self._kind[:size]]
+        overdue = now + _OVERDUE * (now - start)
+        np.maximum(end, overdue, out=end, where=estimate > 0)
+        np.maximum(end, now, out=end)
+        return end
+
+    def running(self, now: float) -> Iterator[tuple[JobRecord, int, float]]:
+        """The jobs that occupy slots: each with its row and its seconds so far at speed 1."""
+        for row, copy in enumerate(self.copies):
+            if copy is not None:
+                so_far = max(0.0, now - float(self._start[row])) * copy.node.speed
+                yield copy.job, row, so_far
 
     def seconds(self, record: JobRecord, work: float) -> Floats:
         """Seconds that `work` takes on each slot, transfer of its base included; infinite where

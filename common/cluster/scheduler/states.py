@@ -151,7 +151,6 @@ class NodeRecord:
     bytes_per_second: float = 1.0
     speed: float = 1.0  # as estimated now
     prior: float = 1.0  # as given when it joined
-    doubt: float = 0.3  # standard deviation of the logarithm of `prior`
     seen: float = 0.0  # observations of its speed
     log_sum: float = 0.0
     usable: bool = False  # may get jobs
