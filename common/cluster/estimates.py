@@ -1,5 +1,5 @@
-"""How long a job will take, in seconds, and how fast a node is: from the bytes of windows that jobs
-learn from, and from jobs done in earlier runs.
+"""Estimates for the scheduler: seconds of a job, from the bytes that it reads and earlier runs, and
+the speed of a node, from earlier runs or from a measurement.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from common.jobs import identity
 from common.jobs.job_files import Job
 from common.paths import Paths, split_file
 
-# Before anything was measured: an epoch over 100 MB takes about 4 s on one core, and early stopping
-# ends most trainings after some 40 epochs.
+# Before the first run: an epoch over 100 MB takes about 4 s on one core, and early stopping ends
+# most trainings after some 40 epochs.
 SECONDS_PER_BYTE = 4e-8
 EPOCHS = 40
 OVERHEAD_SECONDS = 0.2
-JOBS_SEEN = 200  # the latest ones, of a kind and of a node, tell
+JOBS_SEEN = 200  # the latest jobs of a kind and of a node that count
 
 
 def kind(job: Job) -> str:
-    """Jobs of one kind cost alike per byte."""
+    """Jobs of one kind take equally long per byte."""
     return str(job.values["mode"]) if job.kind == "finetune" else job.kind
 
 
 class Estimates:
-    """Seconds by job at speed 1, which is that of the nodes of earlier runs on average, and the
-    speed of each node; sharper with each `past` event.
+    """Seconds of jobs at speed 1 and speeds of nodes.
+
+    Speed 1 is the median of the nodes of earlier runs; before the first run, SECONDS_PER_BYTE.
+    past: events of earlier runs, oldest first.
     """
 
     def __init__(self, paths: Paths, past: Iterable[dict[str, Any]]) -> None:
@@ -36,40 +38,48 @@ class Estimates:
         self._sizes: dict[tuple[str, str], int] = {}
         rates: dict[str, list[float]] = defaultdict(list)
         done: list[tuple[str, str, float, float]] = []
+        measured: dict[str, float] = {}
         for event in past:
-            seconds, work = event.get("seconds"), event.get("work")
-            if (
-                event.get("event") == "done"
-                and isinstance(seconds, (int, float))
-                and isinstance(work, (int, float))
-                and seconds > 0
-                and work > 0
-            ):
-                rates[str(event.get("kind"))].append(max(0.0, seconds - OVERHEAD_SECONDS) / work)
-                done.append((str(event.get("node")), str(event.get("kind")), work, seconds))
+            node, name, what = (str(event.get(key)) for key in ("node", "kind", "event"))
+            seconds, work = _positive(event.get("seconds")), _positive(event.get("work"))
+            if what == "done" and seconds and work:
+                rates[name].append(max(0.0, seconds - OVERHEAD_SECONDS) / work)
+                done.append((node, name, work, seconds))
+            elif what == "measured" and (rate := _positive(event.get("bytes_per_second"))):
+                measured[node] = rate
         self._rates = {name: statistics.median(found[-JOBS_SEEN:]) for name, found in rates.items()}
         self._speeds = self._compared(done)
+        self._unit = self._bytes_per_second_at_speed_1(measured)
 
     def _compared(self, done: list[tuple[str, str, float, float]]) -> dict[str, float]:
-        """How much sooner than expected each node was done, over how much sooner all were."""
-        sooner: dict[str, list[float]] = defaultdict(list)
+        """Each node's expected over observed seconds, relative to the median of all jobs."""
+        ratios: dict[str, list[float]] = defaultdict(list)
         for node, name, work, seconds in done:
-            sooner[node].append((OVERHEAD_SECONDS + work * self._rates[name]) / seconds)
-        average = statistics.median(
-            [value for found in sooner.values() for value in found[-JOBS_SEEN:]] or [1.0]
+            ratios[node].append((OVERHEAD_SECONDS + work * self._rates[name]) / seconds)
+        typical = statistics.median(
+            [value for found in ratios.values() for value in found[-JOBS_SEEN:]] or [1.0]
         )
         return {
-            node: statistics.median(found[-JOBS_SEEN:]) / average for node, found in sooner.items()
+            node: statistics.median(found[-JOBS_SEEN:]) / typical for node, found in ratios.items()
         }
 
-    def speed(self, node: str) -> float:
-        """1 for a node that has done nothing yet."""
-        return self._speeds.get(node, 1.0)
+    def _bytes_per_second_at_speed_1(self, measured: dict[str, float]) -> float | None:
+        """From nodes of earlier runs that were measured too; None if there is no such node."""
+        if not self._speeds:
+            return 1.0 / SECONDS_PER_BYTE
+        found = [measured[node] / speed for node, speed in self._speeds.items() if node in measured]
+        return statistics.median(found) if found else None
+
+    def speed(self, node: str, measured: float | None = None) -> float:
+        """Speed of a node: from its earlier jobs, else from the bytes of windows per second that
+        its worker measured, else 1.
+        """
+        if node in self._speeds:
+            return self._speeds[node]
+        return measured / self._unit if measured and self._unit else 1.0
 
     def work(self, job: Job) -> float:
-        """Bytes of windows that pass through the network, over all epochs that are to be
-        expected.
-        """
+        """Bytes of windows that pass through the network in all expected epochs."""
         if job.kind == "script":
             return 0.0
         epochs = min(int(job.values["max_epochs"]), EPOCHS)
@@ -102,6 +112,11 @@ class Estimates:
         if key not in self._sizes:
             try:
                 self._sizes[key] = (self._paths.data(key[0]) / key[1]).stat().st_size
-            except OSError:  # the data lie only on the nodes: all alike
+            except OSError:  # the data are only on the nodes: take all files as equal
                 self._sizes[key] = 10_000_000
         return self._sizes[key]
+
+
+def _positive(value: Any) -> float:
+    """The number, or 0 for anything else."""
+    return float(value) if isinstance(value, (int, float)) and value > 0 else 0.0

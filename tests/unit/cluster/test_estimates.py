@@ -37,7 +37,7 @@ def done(node: str, seconds: float | None, work: float = 1e8, kind: str = "base"
     return {"event": "done", "node": node, "kind": kind, "seconds": seconds, "work": work}
 
 
-def test_before_any_run_the_bytes_tell(tmp_path: Path, job: Job) -> None:
+def test_before_the_first_run_bytes_decide(tmp_path: Path, job: Job) -> None:
     estimates = Estimates(Paths(tmp_path), [])
     assert estimates.work(job) == 3 * MEGABYTE * EPOCHS
     assert estimates.seconds(job) == pytest.approx(
@@ -46,7 +46,7 @@ def test_before_any_run_the_bytes_tell(tmp_path: Path, job: Job) -> None:
     assert estimates.speed("n1") == 1
 
 
-def test_jobs_of_the_same_kind_tell_more(tmp_path: Path, job: Job) -> None:
+def test_jobs_of_the_same_kind_correct_the_rate(tmp_path: Path, job: Job) -> None:
     estimates = Estimates(
         Paths(tmp_path),
         [
@@ -85,13 +85,37 @@ def test_nodes_are_compared_on_jobs_of_equal_kinds(tmp_path: Path) -> None:
         {},
     ],
 )
-def test_what_says_nothing_is_left_out(tmp_path: Path, job: Job, event: dict[str, Any]) -> None:
+def test_events_without_usable_numbers_are_left_out(
+    tmp_path: Path, job: Job, event: dict[str, Any]
+) -> None:
     estimates, none = Estimates(Paths(tmp_path), [event]), Estimates(Paths(tmp_path), [])
     assert (estimates.seconds(job), estimates.speed("n1")) == (none.seconds(job), 1)
 
 
-def test_a_new_node_is_thought_as_fast_as_the_others(tmp_path: Path) -> None:
+def test_a_new_node_that_was_not_measured_has_the_median_speed(tmp_path: Path) -> None:
     # all sooner than the start-up that is expected
     tiny = [done(node, OVERHEAD_SECONDS / 10) for node in ("n1", "n2")]
     estimates = Estimates(Paths(tmp_path), tiny)
     assert [estimates.speed(node) for node in ("n1", "n2", "new")] == [1, 1, 1]
+
+
+def measured(node: str, rate: float) -> dict[str, Any]:
+    return {"event": "measured", "node": node, "bytes_per_second": rate}
+
+
+def test_before_the_first_run_a_measured_node_has_its_speed_relative_to_the_default_rate(
+    tmp_path: Path,
+) -> None:
+    estimates = Estimates(Paths(tmp_path), [])
+    assert estimates.speed("n1", 3 / SECONDS_PER_BYTE) == pytest.approx(3)
+
+
+def test_a_new_node_is_compared_with_the_measurements_of_known_ones(tmp_path: Path) -> None:
+    past = [measured("n1", 1e8), done("n1", 5), measured("n2", 2e8), done("n2", 2.5)]
+    estimates = Estimates(Paths(tmp_path), past)
+    assert estimates.speed("n2", 1.0) == pytest.approx(2 * estimates.speed("n1", 1.0), rel=0.1)
+    assert estimates.speed("new", 4e8) == pytest.approx(4 * estimates.speed("n1"), rel=0.1)
+
+
+def test_without_measurements_of_known_nodes_a_new_one_has_the_median_speed(tmp_path: Path) -> None:
+    assert Estimates(Paths(tmp_path), [done("n1", 5)]).speed("new", 4e8) == 1
