@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -50,6 +50,24 @@ def visible(text: str) -> str:
 def one_line(text: object) -> str:
     """`text` in one line, with nothing in it but what can be seen."""
     return visible(str(text).strip().replace("\n", "; "))
+
+
+def few(texts: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+    """The first of some texts, and how many more there are."""
+    every = list(texts)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return separator.join(every[:most]) + more
+
+
+def duration(seconds: float | None) -> str:
+    """'1 h 05 min', '3 min 10 s', '12 s', or '?'."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from common.cli import Parser
-from common.cluster.closing import closing_table
 from common.cluster.config import ClusterConfig, load_config
-from common.cluster.display import Display, status_lines
+from common.cluster.display import Display, closing_table, status_lines
 from common.cluster.engine import Engine, load_engine
-from common.cluster.journal import latest_status
+from common.cluster.journal import latest_status, log_of
 from common.cluster.notify import Notifier
 from common.cluster.request import (
     Prepared,
@@ -76,6 +75,9 @@ def parser(description: str) -> Parser:
         action="store_true",
         help="show the latest run of this project folder, from any terminal",
     )
+    flags.add_argument(
+        "--log", metavar="JOB", help="print the path of a job's log in the latest run that has one"
+    )
     flags.add_argument("--check", action="store_true", help="only test the nodes: one line each")
     flags.add_argument(
         "--setup-nodes",
@@ -109,6 +111,9 @@ def execute(
     notifier = Notifier(args.notify_command)
     if args.status:
         return _status(paths, display)
+    if args.log is not None:
+        display.say(str(log_of(paths, args.log).relative_to(paths.root)))
+        return 0
     config = load_config(args.cluster_config)
     engine = load_engine(config.engine)
     if args.cancel:

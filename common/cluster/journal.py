@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.artifacts import write_file
-from common.paths import Paths
+from common.errors import InputError, nearest
+from common.paths import EXPERIMENTS, Paths
 
 STATUS_SECONDS = 1.0
 MAX_LOG = 64 << 10  # characters of a job's log
@@ -45,9 +46,12 @@ class Journal:
         self.run_id = run_id
         self._events: TextIO = (self.folder / events_file(part)).open("a", encoding="utf-8")
         self._status_at = 0.0
+        self._started: dict[str, float] = {}  # job -> when it was started last
 
     def event(self, event: str, **fields: Any) -> None:
-        """One line, with the time."""
+        """Append one line, with the time."""
+        if event == "started":
+            self._started[fields["job"]] = time.monotonic()
         self._events.write(
             json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
         )
@@ -63,7 +67,13 @@ class Journal:
         return str(path.relative_to(self.folder.parent.parent))
 
     def status(self, status: dict[str, Any], *, force: bool = False) -> None:
-        """What --status shows, at most once a second."""
+        """Keep what --status shows, at most once a second. Adds to `status` how many seconds each
+        job has been running that this journal knows to be started.
+        """
+        for node in status["nodes"]:
+            for job in node["running"]:
+                if job["job"] in self._started:
+                    job["seconds"] = time.monotonic() - self._started[job["job"]]
         if not force and time.monotonic() - self._status_at < STATUS_SECONDS:
             return
         self._status_at = time.monotonic()
@@ -85,14 +95,41 @@ def _file_name(job: str) -> str:
     )
 
 
+def log_of(paths: Paths, job: str) -> Path:
+    """The log of a job in the latest run that kept one.
+
+    Raises:
+        InputError: no run kept a log of it; names the job most like it.
+    """
+    job = job.removeprefix(f"{EXPERIMENTS}/").rstrip("/")
+    for folder in _runs(paths):
+        path = folder / "logs" / f"{_file_name(job)}.log"
+        if path.is_file():
+            return path
+    known = {str(event["job"]) for event in past_events(paths) if "job" in event}
+    if job in known:
+        raise InputError(
+            f"{job}: no log of it is here: it is kept when the job ends, if it printed something"
+        )
+    raise InputError(
+        f"{job}: no run has started such a job{nearest(job, known)}; give its id, such as"
+        " PREFIX/fold0_NAME or a base model's hash"
+    )
+
+
 def latest_status(paths: Paths) -> dict[str, Any] | None:
     """The status of the latest run, or None where there was none."""
-    for folder in sorted(paths.runs.glob("*/status.json"), reverse=True):
+    for folder in _runs(paths):
         with contextlib.suppress(OSError, ValueError):
-            status = json.loads(folder.read_bytes())
+            status = json.loads((folder / "status.json").read_bytes())
             if isinstance(status, dict):
                 return status
     return None
+
+
+def _runs(paths: Paths) -> list[Path]:
+    """The runs' folders, the latest first."""
+    return sorted(paths.runs.glob("*"), reverse=True)
 
 
 def past_events(paths: Paths) -> Iterator[dict[str, Any]]:

@@ -1,13 +1,19 @@
-"""Which setting of a grid stands for a person: one rule, for the table that ends a run and for the
-report. Decided by validation scores of the other people, never by test scores. No torch.
+"""How results of a grid are summarised: one rule, for the table that ends a run and for the report.
+
+Which setting stands for a person is decided by validation scores of the other people, never by test
+scores. No torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
+
+from common.jobs.identity import BASE_ONLY
+from common.options import FinetuneOptions, shapes_result
 
 # Options with rows or columns of their own, those that repeat a measurement, and those that name
 # other data: settings are what else a grid varies.
@@ -26,6 +32,21 @@ class Choice:
     settings: dict[str, str]
     candidates: list[str]
     undecided: bool
+
+
+def setting_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Options that `rows` vary and that are neither factors, repeats nor without influence on the
+    result. What only a base has keeps its default from scratch, which is no variation.
+    """
+    apart = {*FACTORS, *REPEATS, *CONTEXT}
+    based = [row for row in rows if row["mode"] != "target_only"]
+    return [
+        name
+        for name in FinetuneOptions.model_fields
+        if shapes_result(name)
+        and name not in apart
+        and len({repr(row.get(name)) for row in (based if name in BASE_ONLY else rows)}) > 1
+    ]
 
 
 def choose_settings(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common import artifacts
+from common.cli import few
 from common.data.data_sets import Data, DataSha256
 from common.errors import (
     BaseModelNotFound,
@@ -123,8 +124,8 @@ def judge_base_model(model: artifacts.BaseModel, key: str, data: dict[str, str])
 def _stale(base_hash: object, files: list[str]) -> str:
     """Names the files. Few expect that base training reads test files."""
     only_test = files and all(name.endswith(split_file("", "test")) for name in files)
-    why = f"; its early stopping reads {_few(files)}" if only_test else ""
-    return f"base model {base_hash} is stale: data changed ({_few(files)}{why})"
+    why = f"; its early stopping reads {few(files)}" if only_test else ""
+    return f"base model {base_hash} is stale: data changed ({few(files)}{why})"
 
 
 def stale_base(
@@ -192,7 +193,7 @@ def judge_opened(
         return Verdict(State.STALE, f"{folder} is stale: its base model changed")
     return Verdict(
         State.STALE,
-        f"{folder} is stale: data changed ({_few(changed(config.get('data_fingerprints'), data))})",
+        f"{folder} is stale: data changed ({few(changed(config.get('data_fingerprints'), data))})",
     )
 
 
@@ -246,13 +247,9 @@ def _different(before: object, now: dict[str, Any]) -> str:
     old = before if isinstance(before, dict) else {}
     names = sorted(name for name in old.keys() | now.keys() if old.get(name) != now.get(name))
     return (
-        _few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names])
+        few([f"{name} {old.get(name)} there, {now.get(name)} here" for name in names])
         or "another target"
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def copy_base_model(paths: Paths, source_hash: str, options: Options) -> str:

@@ -20,9 +20,8 @@ import pandas as pd
 
 from common.errors import InputError, nearest
 from common.jobs import choosing
-from common.jobs.choosing import FACTORS, REPEATS, ROUNDING, choose_settings, reported_base_count
-from common.jobs.identity import BASE_ONLY
-from common.options import FinetuneOptions, shapes_result
+from common.jobs.choosing import ROUNDING, choose_settings, reported_base_count, setting_names
+from common.options import FinetuneOptions
 from common.report.statistics import Paired, holm, median_interval, paired, ratio_of_means
 
 MODES = ("target_only_fine_tuning", "full_fine_tuning", "head_only_fine_tuning", "target_only")
@@ -264,7 +263,7 @@ def make_grid(name: str, rows: pd.DataFrame, metric: str) -> Grid:
     notes: list[str] = []
     n_base = reported_base(rows, notes)
     rows_used = _with_base(rows, n_base)
-    settings = setting_names(rows_used)
+    settings = setting_names(rows_used.to_dict("records"))
     cells = average_repeats(rows_used, settings)
     conditions = sorted(
         {Condition(m, f) for m, f in zip(cells["mode"], cells["fraction"], strict=True)}, key=_order
@@ -330,26 +329,6 @@ def _with_base(rows: pd.DataFrame, n_base: float | None) -> pd.DataFrame:
 
 def _order(condition: Condition) -> tuple[int, float]:
     return (("base", *MODES).index(condition.mode), condition.fraction)
-
-
-def setting_names(rows: pd.DataFrame) -> list[str]:
-    """Options that the grid varies and that are neither factors, repeats nor without influence on
-    the result.
-
-    What only a base has keeps its default from scratch, which is no variation.
-    """
-    apart = {*FACTORS, *REPEATS, *CONTEXT}
-    names = [
-        name
-        for name in FinetuneOptions.model_fields
-        if shapes_result(name) and name not in apart and name in rows
-    ]
-    based = rows[rows["mode"] != "target_only"]
-    return [
-        name
-        for name in names
-        if (based if name in BASE_ONLY else rows)[name].nunique(dropna=False) > 1
-    ]
 
 
 def average_repeats(rows: pd.DataFrame, settings: list[str]) -> pd.DataFrame:

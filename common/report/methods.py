@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.cli import few
 from common.data.manifest import Manifest, listed_windows
 from common.data.windowing import covered_hours
 from common.jobs.identity import digest
@@ -243,8 +244,8 @@ def _unproved(collection: Collection) -> list[str]:
     ]
     return (
         [
-            f"No readable dataset.json in {_few(names)}: leakage between train, validation and test"
-            " cannot be excluded."
+            f"No readable dataset.json in {few(names, 5)}: leakage between train, validation and"
+            " test cannot be excluded."
         ]
         if names
         else []
@@ -260,7 +261,7 @@ def _mixed(table: pd.DataFrame) -> list[str]:
             names = sorted({name for text in differing[column] for name in text.split(" ")})
             found.append(
                 f"Mixed {what}: {len(differing)} of {len(table)} experiments were made with other"
-                f" {what} than the rest ({_few(names)}); see the column {column}. Numbers that"
+                f" {what} than the rest ({few(names, 5)}); see the column {column}. Numbers that"
                 " average over both are marked by this line only: make them anew, or look at one"
                 " part with --filter."
             )
@@ -273,7 +274,7 @@ def _set_aside(collection: Collection, missing: list[Json]) -> list[str]:
     if len(stale):
         found.append(
             f"{len(stale)} stale experiments are left out of all numbers:"
-            f" {_few(f'{row.folder} ({row.stale})' for row in stale.itertuples())}."
+            f" {few((f'{row.folder} ({row.stale})' for row in stale.itertuples()), 5)}."
         )
     duplicates = table["duplicate_of"].notna().sum()
     if duplicates:
@@ -353,7 +354,7 @@ def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:
             if f"test_{metric}" in key:
                 mine[f"{row.target_participant} ({reason})"] = None
     if mine:
-        return [f"Undefined {metric_words(metric)}, shown as a dash: {_few(mine)}."]
+        return [f"Undefined {metric_words(metric)}, shown as a dash: {few(mine, 5)}."]
     return (
         [
             f"In {len(affected)} experiments other scores than {metric_words(metric)} are"
@@ -377,10 +378,3 @@ def _uneven_repeats(grid: Grid) -> list[str]:
         f"Participants differ in how many seeds or settings have run ({len(uneven)} conditions);"
         f" each one's {words} is the mean of what is there."
     ]
-
-
-def _few(texts: Iterable[str], most: int = 5) -> str:
-    every = list(texts)
-    return "; ".join(every[:most]) + (
-        f"; and {len(every) - most} more" if len(every) > most else ""
-    )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.cluster.journal import MAX_LOG, Journal, last_failures, new_run_id
+from common.cluster.journal import MAX_LOG, Journal, last_failures, log_of, new_run_id
+from common.errors import InputError
 from common.paths import Paths
 
 
@@ -46,3 +47,25 @@ def test_no_two_jobs_share_a_log(tmp_path: Path) -> None:
         str(number) for number in range(len(jobs))
     ]
     assert [kept[1], kept[-1]] == ["runs/run/logs/a_b.log", "runs/run/logs/job0.log"]
+
+
+def test_the_log_of_a_job_is_that_of_the_latest_run_that_kept_one(tmp_path: Path) -> None:
+    paths, job = Paths(tmp_path), "p/fold0_ann"
+    for run in ("1", "2", "3"):
+        with closing(Journal(paths, run)) as journal:
+            journal.event("started", job=job)
+            if run != "3":
+                kept = journal.job_log(job, run)
+    assert log_of(paths, job) == log_of(paths, f"experiments/{job}/") == tmp_path / kept
+    assert log_of(paths, job).read_text() == "2"
+    with pytest.raises(InputError, match=r"did you mean p/fold0_ann\?"):
+        log_of(paths, "p/fold0_an")
+
+
+def test_the_status_says_how_long_a_job_has_been_running(tmp_path: Path) -> None:
+    with closing(Journal(Paths(tmp_path), "run")) as journal:
+        journal.event("started", job="a")
+        running = [{"job": "a"}, {"job": "b"}]
+        journal.status({"nodes": [{"running": running}]})
+    assert running[0].keys() == {"job", "seconds"}
+    assert running[1].keys() == {"job"}

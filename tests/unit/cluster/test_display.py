@@ -1,0 +1,178 @@
+"""The table of scores that ends a run, and what is shown while it goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.artifacts import seal, to_json, write_file
+from common.cluster.display import Display, closing_table, status_lines
+from common.jobs.job_files import Job
+from common.paths import Paths
+
+TUNED, SCRATCH = "target_only_fine_tuning", "target_only"
+
+
+class Results:
+    """Published experiments, and the jobs that they belong to."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths, self.jobs = Paths(root), list[Job]()
+
+    def add(
+        self,
+        person: str,
+        test: float | None,
+        base: float | None = None,
+        *,
+        val: float = 0.5,
+        mode: str = TUNED,
+        **values: Any,
+    ) -> None:
+        """One fine-tune of `person`."""
+        values = {
+            "mode": mode,
+            "target_data_pct": 0.1,
+            "n_base_participants": 1,
+            "data_path": "data/a",
+            "window_size": 40,
+            **values,
+        }
+        job = Job(
+            "finetune",
+            f"p{len(self.jobs)}/fold0_{person}",
+            values,
+            f"base {base} of {person}" if base is not None else None,
+        )
+        self.jobs.append(job)
+        metrics = {
+            "target_participant": person,
+            "mode": mode,
+            "target_data_pct": values["target_data_pct"],
+            "test_macro_f1": test,
+            "val_macro_f1": val,
+            "base_test_macro_f1": base,
+            "base_val_macro_f1": val,
+        }
+        folder = self.paths.experiments / job.id
+        folder.mkdir(parents=True)
+        write_file(folder / "metrics.json", to_json(seal(metrics)))
+
+    def table(self) -> list[list[str]]:
+        """The cells of each line but the first, which says what the scores are."""
+        title, *lines = closing_table(self.paths, self.jobs)
+        assert title.startswith("test macro F1")
+        return [" ".join(line.split()).replace(" %", "%").split(" ") for line in lines]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    return Results(tmp_path)
+
+
+def test_the_mean_is_over_those_who_have_every_column_and_each_column_has_its_n(
+    results: Results,
+) -> None:
+    results.add("ann", 0.8, 0.6)
+    results.add("bob", 0.9, 0.1)
+    results.add("cem", 0.7, 0.4)
+    results.add("ann", 1.0, mode=SCRATCH)
+    results.add("bob", 0.5, mode=SCRATCH)
+    results.add("cem", None, mode=SCRATCH)
+    assert results.table() == [
+        ["participant", "base", "from", "scratch", "10%", "fine-tuned", "10%"],
+        ["ann", ".600", "1.00", ".800"],
+        ["bob", ".100", ".500", ".900"],
+        ["cem", ".400", "-", ".700"],
+        ["n", "3", "2", "3"],
+        ["mean", "of", "2", ".350", ".750", ".850"],
+        ["not", "in", "the", "mean:", "cem", "(no", "from", "scratch", "10%)"],
+    ]
+
+
+def test_without_anybody_who_has_every_column_there_is_no_mean(results: Results) -> None:
+    results.add("ann", 0.8, 0.6)
+    results.add("bob", 0.9, mode=SCRATCH)
+    lines = closing_table(results.paths, results.jobs)
+    assert not any(line.startswith("mean of") for line in lines)
+    assert lines[-1].startswith("not in the mean: ann (no from scratch 10 %); bob (no base, fine")
+
+
+def test_repeats_are_averaged_and_of_settings_the_others_validation_scores_choose_one(
+    results: Results,
+) -> None:
+    for person in ("ann", "bob"):
+        for seed in (0, 1):
+            results.add(person, 0.4 + seed / 5, seed=seed, lr=0.1, val=0.9, mode=SCRATCH)
+        results.add(person, 1.0, seed=0, lr=0.2, val=0.1, mode=SCRATCH)
+    assert [row[:2] for row in results.table()[1:3]] == [["ann", ".500"], ["bob", ".500"]]
+
+
+def test_budgets_data_sets_and_numbers_of_base_participants_are_never_averaged(
+    results: Results,
+) -> None:
+    for person in ("ann", "bob"):
+        results.add(person, 0.4, 0.3)
+        results.add(person, 0.6, 0.5, n_base_participants=2)
+        results.add(person, 0.8, 0.5, n_base_participants=2, target_val="matched")
+    results.add("ann", 0.2, 0.1, data_path="data/b")
+    lines = closing_table(results.paths, results.jobs)
+    assert lines[0].endswith("; data/a; with 2 base participants")
+    assert [line.split() for line in lines[1:4]] == [
+        ["participant", "base", "fine-tuned", "10", "%", "fine-tuned", "10", "%", "matched"],
+        ["ann", ".500", ".600", ".800"],
+        ["bob", ".500", ".600", ".800"],
+    ]
+    assert lines[6].endswith("; data/b")
+    assert lines[8].split() == ["ann", ".100", ".200"]
+
+
+def test_a_table_needs_results(results: Results) -> None:
+    assert closing_table(results.paths, [Job("finetune", "p/fold0_ann", {"mode": TUNED})]) == []
+    assert closing_table(results.paths, [Job("base", "0" * 16, {})]) == []
+
+
+STATUS: dict[str, Any] = {
+    "phases": {"base": {"done": 2, "failed": 1}, TUNED: {"blocked": 3, "ready": 4}},
+    "time_left": 70,
+    "nodes": [
+        {
+            "name": "gpu1",
+            "state": "open",
+            "slots": 2,
+            "done": 2,
+            "failed": 1,
+            "bytes_per_second": 1e6,
+            "running": [
+                {"job": "p/fold0_ann", "epoch": 3, "of": 9, "seconds": 65.0},
+                {"job": "p/fold1_bob", "epoch": None, "of": None, "seconds": 3.0},
+            ],
+        }
+    ],
+}
+
+
+def test_the_status_names_the_slowest_experiment_and_counts_what_failed_or_is_blocked() -> None:
+    status = {**STATUS, "run": "r", "pid": 7, "updated": time.time()}
+    lines = status_lines(status)
+    assert lines[0] == "run r, process 7: running"
+    assert "  slowest: p/fold0_ann for 1 min 05 s on gpu1 epoch 3/9" in lines
+    assert "  base: 2 done, 0 running, 1 failed, 0 blocked, 0 waiting" in lines
+    assert lines[-1] == "  time left: 1 min 10 s"
+    idle = {**status, "nodes": [], "ended": True}
+    assert not any("slowest" in line for line in status_lines(idle))
+
+
+def test_failed_and_blocked_jobs_are_no_progress_of_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    display = Display()
+    display.show(STATUS)
+    assert display._bar is not None
+    assert (display._bar.n, display._bar.total) == (2, 10)
+    display.close()
+    assert "2/10 done, 1 failed, 3 blocked, 1 min 10 s left" in capsys.readouterr().err
