@@ -1,5 +1,5 @@
-"""A real Slurm of one node on this machine: munged, slurmctld and slurmd with a configuration,
-ports and state folders of their own.
+"""A real Slurm of one node on this machine: munged, slurmctld and slurmd, and where accounting is
+asked for MariaDB and slurmdbd, with a configuration, ports and state folders of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 from tests.conftest import wait_until
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-KILL_SECONDS = 5
+ACCOUNTING = ("mariadb-install-db", "mariadbd", "mariadb", "slurmdbd", "sacct")
+KILL_SECONDS = 2
 CPUS = 4  # more than there may be: starting Python takes longest, and is mostly waiting
 CONFIGURATION = """\
 ClusterName=test
@@ -51,19 +52,49 @@ MaxJobCount=5000
 KillWait={kill}
 ReturnToService=2
 PlugStackConfig={folder}/plugstack.conf
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000 Gres=gpu:a100:1 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO GraceTime=30
+PartitionName=urgent Nodes={host} MaxTime=10 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=short Nodes={host} MaxTime=10 State=UP
+"""
+ACCOUNTING_CONFIGURATION = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge/munge.socket
+JobAcctGatherType=jobacct_gather/none
+"""
+DATABASE_CONFIGURATION = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={ports[0]}
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={ports[1]}
+StorageUser=slurm
+StoragePass={password}
 """
 
 
-def missing_parts() -> str:
+def missing_parts(*, accounting: bool = False) -> str:
     """What is missing to start a Slurm here, or an empty string."""
     if os.geteuid() != 0:
         return "root is needed to start slurmd"
-    absent = [name for name in (*DAEMONS, "sbatch", "srun") if not _find(name)]
+    needed = (*DAEMONS, "sbatch", "srun", *(ACCOUNTING if accounting else ()))
+    absent = [name for name in needed if not _find(name)]
     if absent:
-        return f"{', '.join(absent)} not installed (slurm-wlm, munge)"
+        return (
+            f"{', '.join(absent)} not installed (slurm-wlm, munge, and for accounting slurmdbd,"
+            " mariadb-server)"
+        )
     try:
         pwd.getpwnam("munge")
     except KeyError:
@@ -88,7 +119,7 @@ class SlurmCluster:
     closed.
     """
 
-    def __init__(self, max_array: int = 1001) -> None:
+    def __init__(self, max_array: int = 1001, *, accounting: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.folder.chmod(0o755)
         self.host = socket.gethostname().partition(".")[0]
@@ -101,8 +132,14 @@ class SlurmCluster:
             kill=KILL_SECONDS,
             max_array=max_array,
         )
+        self._accounting = _free_ports(2) if accounting else []
+        if accounting:
+            text += ACCOUNTING_CONFIGURATION.format(folder=self.folder, port=self._accounting[0])
         self.configuration.write_text(text)
         (self.folder / "plugstack.conf").touch()
+        # a device that is no GPU: what holds it cannot train on it
+        (self.folder / "gres.conf").write_text("Name=gpu Type=a100 File=/dev/null\n")
+        self._is_up = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._requeued: dict[str, float] = {}  # since when a task waits to be started again
 
@@ -111,6 +148,8 @@ class SlurmCluster:
             self._start_munge()
             for name in ("state", "spool"):
                 (self.folder / name).mkdir()
+            if self._accounting:
+                self._start_accounting()
             self._start(["slurmctld", "-D", "-f", str(self.configuration)])
             wait_until(
                 lambda: self.ask("scontrol", "ping").returncode == 0, what="slurmctld's answer"
@@ -119,13 +158,14 @@ class SlurmCluster:
             wait_until(
                 lambda: "idle" in self.ask("sinfo", "-h", "-o", "%t").stdout, what="an idle node"
             )
+            self._is_up = True
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        if len(self._processes) == len(DAEMONS):
+        if self._is_up:
             self.reset()
         for process in reversed(self._processes):
             process.send_signal(signal.SIGTERM)
@@ -155,6 +195,36 @@ class SlurmCluster:
         self._start(["munged", "--foreground", *flags], user="munge")
         wait_until(lambda: (folder / "munge.socket").exists(), what="munged's socket")
 
+    def _start_accounting(self) -> None:
+        """MariaDB with an empty database, and slurmdbd, which knows this cluster."""
+        folder, password = self.folder / "mariadb", secrets.token_hex(16)
+        folder.mkdir()
+        shutil.chown(folder, "mysql", "mysql")
+        data, socket_path = f"--datadir={folder}/data", f"{folder}/socket"
+        install = ["mariadb-install-db", "--no-defaults", "--user=mysql", data, "--skip-test-db"]
+        done = self.ask(*install, "--auth-root-authentication-method=normal")
+        assert done.returncode == 0, done.stderr
+        server = ["mariadbd", "--no-defaults", "--user=mysql", data, f"--socket={socket_path}"]
+        where = [f"--port={self._accounting[1]}", "--bind-address=127.0.0.1", "--skip-name-resolve"]
+        self._start([*server, *where, f"--pid-file={folder}/pid"])
+        client = ["mariadb", "--no-defaults", f"--socket={socket_path}", "-e"]
+        account = f"create user slurm@127.0.0.1 identified by '{password}'; "
+        account += "grant all on slurm_acct_db.* to slurm@127.0.0.1"
+        wait_until(lambda: self.ask(*client, "select 1").returncode == 0, what="MariaDB's answer")
+        self.do(*client, account)
+        path = self.folder / "slurmdbd.conf"
+        path.touch(mode=0o600)
+        path.write_text(
+            DATABASE_CONFIGURATION.format(
+                folder=self.folder, ports=self._accounting, password=password
+            )
+        )
+        self._start(["slurmdbd", "-D"])
+        wait_until(
+            lambda: self.ask("sacctmgr", "-i", "add", "cluster", "test").returncode == 0,
+            what="slurmdbd's answer",
+        )
+
     def _start(self, argv: list[str], user: str | None = None) -> None:
         program = _find(argv[0])
         assert program
@@ -172,7 +242,8 @@ class SlurmCluster:
 
     def environment(self) -> dict[str, str]:
         """This process's environment, pointing to this Slurm."""
-        return {**os.environ, "SLURM_CONF": str(self.configuration)}
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        return {**os.environ, "PATH": path, "SLURM_CONF": str(self.configuration)}
 
     def ask(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands."""

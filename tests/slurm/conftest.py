@@ -10,7 +10,7 @@ import pytest
 from tests.scripts.projects import Project, made
 from tests.slurm.cluster import SlurmCluster, missing_parts
 
-CONFIG = {"cpus": 1, "memory_gb": 0.5, "time": "30", "jobs_per_task": 12}
+CONFIG = {"cpus": 1, "time": "30", "jobs_per_task": 12}
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +19,16 @@ def one_slurm() -> Iterator[SlurmCluster]:
     if reason := missing_parts():
         pytest.skip(f"needs a real Slurm: {reason}")
     with SlurmCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def accounting(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """A Slurm of its own with a database of ended tasks."""
+    if reason := missing_parts(accounting=True):
+        pytest.skip(f"needs a real Slurm with accounting: {reason}")
+    with SlurmCluster(accounting=True) as cluster:
+        monkeypatch.setenv("SLURM_CONF", str(cluster.configuration))
         yield cluster
 
 

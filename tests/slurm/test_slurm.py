@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.journal import past_events
-from common.cluster.slurm.queue import project_mark
+from common.cluster.slurm import start
+from common.cluster.slurm.queue import final_states, name_prefix
 from common.paths import Paths
 from tests.conftest import failed_in_one_line, wait_until
 from tests.scripts.made import DOCUMENTED_PEOPLE, write_data
@@ -131,7 +133,7 @@ def test_fine_tunes_of_a_failing_base_never_start_and_the_others_are_not_held_up
         in (slurm_project.folder / events(slurm_project, "failed")[0]["log"]).read_text()
     )
     wait_until(lambda: not slurm.waiting_or_running(), what="the end of what can never start")
-    mark = project_mark(Paths(slurm_project.folder))
+    mark = name_prefix(Paths(slurm_project.folder))
     mine = [
         task
         for task in slurm.tasks()
@@ -154,7 +156,7 @@ def test_fine_tunes_of_a_failing_base_never_start_and_the_others_are_not_held_up
     assert by_rate[0.01] not in failed
 
 
-def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_notice_and_ends_in_the_same_bytes(
+def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_preemption_and_ends_in_the_same_bytes(
     slurm: SlurmCluster, slurm_project: Project, tmp_path: Path
 ) -> None:
     job = {**LONG, "fold": 0, "n_base_participants": 1}
@@ -182,9 +184,21 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_notice_and_ends_in
         wait_until(lambda: running(2), what="an epoch after the node was lost")
         slurm.do("scontrol", "requeue", task["id"])
         wait_until(lambda: running(3), what="an epoch after the requeue")
-        slurm.do("scancel", "--signal=USR2", task["id"])
+        # takes the whole node after a grace time, in which the task gets SIGTERM
+        urgent = slurm.do(
+            "sbatch",
+            "--parsable",
+            "--partition=urgent",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap=sleep 600",
+        ).strip()
         wait_until(lambda: events(slurm_project, "job"), what="the task's own requeue")
         assert list(slurm_project.folder.glob("checkpoints/*.ckpt"))
+        wait_until(
+            lambda: urgent in {t["array"] for t in slurm.tasks("running")}, what="the urgent job"
+        )
+        slurm.do("scancel", urgent)
         wait_until(
             lambda: slurm.start_requeued() or process.poll() is not None,
             seconds=120,
@@ -210,7 +224,7 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_notice_and_ends_in
 def test_at_its_time_limit_a_task_checkpoints_and_requeues_itself_and_cancel_ends_this_project_only(
     slurm: SlurmCluster, slurm_project: Project, tmp_path: Path
 ) -> None:
-    write_config(slurm_project, time="1", notice_seconds=20)
+    write_config(slurm_project, time="1", notice_seconds=30)
     slurm_project.write(
         "base_training_jobs.json", [{**ENDLESS, "fold": 0, "n_base_participants": 1}]
     )
@@ -300,8 +314,7 @@ def test_the_documented_grid_takes_a_handful_of_sbatch_calls_and_is_not_doubled(
         process.wait(timeout=60)
     assert len(calls.read_text().splitlines()) == submitted
     assert (
-        "all of it is with Slurm already"
-        in (project.folder.parent / "project-output.txt").read_text()
+        "already submitted; watching" in (project.folder.parent / "project-output.txt").read_text()
     )
     assert "138 tasks of this project are cancelled" in project.run(TWO_PHASES, "--cancel").stdout
 
@@ -353,6 +366,70 @@ def test_a_script_of_the_users_own_runs_and_a_task_that_dies_is_a_failure(
         "failed: job1: its Slurm task ended (FAILED) before it was done (log: runs/" in done.stdout
     )
     assert [event["job"] for event in events(slurm_project, "failed")] == ["job1"]
+
+
+def test_a_task_that_holds_a_gpu_uses_it_or_fails_and_every_form_of_asking_for_one_is_accepted(
+    slurm: SlurmCluster, slurm_project: Project
+) -> None:
+    for settings, accepted in (
+        ({"gpus": 1}, True),
+        ({"gpus": "a100:1"}, True),
+        ({"gpus": "h100"}, False),
+        ({"sbatch": {"gres": "gpu:1"}}, True),
+        ({"sbatch": {"gpus": "a100:1"}}, True),
+        ({"memory_gb": 1, "sbatch": {"mem-per-cpu": "100M"}}, True),
+        ({"memory_gb": 1, "gpus": 1, "sbatch": {"mem-per-gpu": "100M"}}, True),
+        ({"memory_gb": 5000}, False),
+    ):
+        config = ClusterConfig(engine="slurm", slurm=Slurm.model_validate(settings))
+        lines, good = start.check(config, Paths(slurm_project.folder), (), lambda *_: "")
+        assert good == accepted, (settings, lines)
+    write_config(slurm_project, sbatch={"gpus-per-node": "a100:1"})
+    slurm_project.generate({"mode": ["target_only"], "target_data_pct": [1.0], "fold": [0]})
+    done = slurm_project.run(TWO_PHASES, exit_code=1)
+    assert "0 done, 1 failed" in done.stdout
+    assert "GPU 0 is not there (0 GPUs are visible)" in done.stdout
+    assert not slurm_project.published()
+
+
+def test_settings_of_an_allocation_around_the_command_do_not_reach_its_tasks(
+    slurm: SlurmCluster, slurm_project: Project
+) -> None:
+    slurm_project.generate({"mode": ["target_only"], "target_data_pct": [1.0], "fold": [0]})
+    # as some profiles set them: tasks would go to no partition, and squeue would hide them
+    profile = {"SBATCH_PARTITION": "nope", "SQUEUE_PARTITION": "nope", "SLURM_TIME_FORMAT": "%s"}
+    done = subprocess.run(
+        ["salloc", "--mem-per-cpu=10M", "--cpus-per-task=1", *slurm_project.command(TWO_PHASES)],
+        cwd=slurm_project.folder,
+        env={**slurm_project.environment, **profile},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 done, 0 failed" in done.stdout
+
+
+def test_accounting_knows_how_tasks_ended_that_squeue_has_forgotten(
+    accounting: SlurmCluster, tmp_path: Path
+) -> None:
+    def submitted(*argv: str) -> str:
+        return accounting.do("sbatch", "--parsable", "--output=/dev/null", *argv).strip()
+
+    ended = submitted("--array=0-1", "--wrap=exit $SLURM_ARRAY_TASK_ID")
+    cancelled = submitted("--array=3-5", "--hold", "--wrap=sleep 600")
+    wait_until(
+        lambda: {t["array"] for t in accounting.waiting_or_running()} == {cancelled},
+        what="the end of the tasks",
+    )
+    accounting.do("scancel", cancelled)
+    expected = {(ended, 0): "COMPLETED", (ended, 1): "FAILED"}
+    expected |= {(cancelled, index): "CANCELLED" for index in (3, 4, 5)}
+    wait_until(
+        lambda: final_states([ended, cancelled]) == expected, what="the states in the database"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from common.cluster import protocol
-from common.cluster.closing import closing_table
+from common.cluster.display import closing_table
 from common.cluster.results import Results
 from common.data.data_sets import Data
 from common.jobs.job_files import Job, base_job, finetune_job

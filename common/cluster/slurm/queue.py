@@ -1,5 +1,5 @@
-"""Slurm's own commands: which of this project's tasks wait, run or have ended, and how to end them.
-Nobody else starts these commands.
+"""Slurm's own commands: which of this project's tasks wait, run or have ended, and how to cancel
+them. No other module starts these commands, except submitit.
 """
 
 from __future__ import annotations
@@ -16,34 +16,24 @@ from dataclasses import dataclass
 from common.errors import InputError, ProjectError
 from common.paths import Paths
 
-ASK_SECONDS = 60
+TIMEOUT_SECONDS = 60
 DEFAULT_ARRAY_SIZE = 1001
-_ENDED = frozenset(
-    (
-        "COMPLETED",
-        "CANCELLED",
-        "FAILED",
-        "TIMEOUT",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "BOOT_FAIL",
-        "DEADLINE",
-        "PREEMPTED",
-        "REVOKED",
-    )
+ENDED = re.compile(
+    "COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE|PREEMPTED|REVOKED"
 )
-_INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_")
 NEVER = "DependencyNeverSatisfied"
+# Environment variables that act as flags of Slurm's commands.
+_INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_")
 
 
 class SlurmError(ProjectError):
-    """Slurm did not do what it was asked; in its own words."""
+    """A command of Slurm failed; with Slurm's own message."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One task as Slurm shows it. `run` and `label` come from the job's name, `state` and `reason`
-    are Slurm's words.
+class QueuedTask:
+    """One task as squeue shows it. `run` and `label` come from the job's name, `state` and `reason`
+    are Slurm's.
     """
 
     run: str
@@ -55,28 +45,28 @@ class Seen:
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """Names the task for good, also when Slurm has forgotten it."""
+        """Identifies the task, also when Slurm no longer knows it."""
         return self.run, self.label, self.index
 
     @property
     def ended(self) -> bool:
         """It will not run any more."""
-        return self.state in _ENDED or self.reason == NEVER
+        return bool(ENDED.fullmatch(self.state)) or self.reason == NEVER
 
 
-def project_mark(paths: Paths) -> str:
-    """What the names of this project's jobs begin with."""
+def name_prefix(paths: Paths) -> str:
+    """The names of this project's Slurm jobs begin with this."""
     return f"mlc-{hashlib.sha256(os.fsencode(os.path.realpath(paths.root))).hexdigest()[:12]}-"
 
 
 def job_name(paths: Paths, run: str, label: str) -> str:
-    """Name of one array: project, run and array, all that is needed to know it again."""
-    return f"{project_mark(paths)}{run}-{label}"
+    """Slurm's name of an array: project, run and array."""
+    return f"{name_prefix(paths)}{run}-{label}"
 
 
-def plain(words: str) -> str:
-    """Slurm's words without the program's name on each line."""
-    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in words.splitlines()]
+def error_text(output: str) -> str:
+    """Slurm's message in one line, without the program's name in front of each line."""
+    lines = [re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in output.splitlines()]
     return "; ".join(dict.fromkeys(line for line in lines if line)) or "no reason given"
 
 
@@ -84,22 +74,22 @@ def ask(*argv: str) -> str:
     """Output of one of Slurm's commands.
 
     Raises:
-        InputError: the command is not installed here. SlurmError: it failed; its own words.
+        InputError: the command is not installed here. SlurmError: it failed.
     """
     return _run(argv).stdout
 
 
-def trial(flags: Sequence[str]) -> str:
-    """What sbatch would do with such a task, in its own words; nothing is submitted. Raises
-    InputError and SlurmError.
-    """
-    return plain(_run(["sbatch", "--test-only", *flags, "--wrap=true"]).stderr)
+def try_submission(flags: Sequence[str]) -> str:
+    """What sbatch says of such a task; nothing is submitted. Raises InputError and SlurmError."""
+    return error_text(_run(["sbatch", "--test-only", *flags, "--wrap=true"]).stderr)
 
 
 @contextlib.contextmanager
 def outer_job_hidden() -> Iterator[None]:
-    """Without what an allocation around this process (salloc), or a user's profile, set for Slurm's
-    commands: it would apply to our tasks. SLURM_CONF, which names the cluster, stays.
+    """Remove Slurm's variables from the environment, except SLURM_CONF, which names the cluster.
+
+    A shell inside salloc, or a user's profile, sets them; they would apply to our tasks and hide
+    tasks from squeue.
     """
     hidden = {
         name: os.environ.pop(name)
@@ -126,19 +116,19 @@ def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=ASK_SECONDS,
+                timeout=TIMEOUT_SECONDS,
                 check=False,
             )
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{argv[0]} did not answer within {ASK_SECONDS} s") from None
+        raise SlurmError(f"{argv[0]} did not answer within {TIMEOUT_SECONDS} s") from None
     if done.returncode:
-        raise SlurmError(f"{argv[0]}: {plain(done.stderr or done.stdout)}")
+        raise SlurmError(f"{argv[0]}: {error_text(done.stderr or done.stdout)}")
     return done
 
 
-def tasks(paths: Paths) -> list[Seen]:
-    """This user's tasks of this project that Slurm still knows, those that ended a few minutes ago
-    included. One call of squeue.
+def queued_tasks(paths: Paths) -> list[QueuedTask]:
+    """This user's tasks of this project that squeue still shows, also those that ended a few
+    minutes ago. One call of squeue.
     """
     lines = ask(
         "squeue",
@@ -148,44 +138,45 @@ def tasks(paths: Paths) -> list[Seen]:
         f"--user={os.getuid()}",
         "--format=%F|%K|%T|%j|%r",
     ).splitlines()
-    mark, found = project_mark(paths), []
+    prefix, found = name_prefix(paths), []
     for line in lines:
         array, index, state, name, reason = (*line.split("|", 4), "", "", "", "")[:5]
-        if name.startswith(mark) and index.isdecimal():
-            run, _, label = name.removeprefix(mark).rpartition("-")
-            found.append(Seen(run, label, int(index), array, state, reason))
+        if name.startswith(prefix) and index.isdecimal():
+            run, _, label = name.removeprefix(prefix).rpartition("-")
+            found.append(QueuedTask(run, label, int(index), array, state, reason))
     return found
 
 
 def final_states(arrays: Sequence[str]) -> dict[tuple[str, int], str]:
-    """(array, index) -> state, of what squeue has forgotten. Raises SlurmError where the cluster
-    keeps no accounting.
+    """(array, index) -> state, of tasks that squeue no longer shows. Raises SlurmError where the
+    cluster keeps no accounting.
     """
     if not arrays:
         return {}
+    jobs, columns = f"--jobs={','.join(arrays)}", "--format=JobID,State"
+    lines = ask("sacct", "--noheader", "--parsable2", "--allocations", jobs, columns).splitlines()
     found = {}
-    for line in ask(
-        "sacct",
-        "--noheader",
-        "--parsable2",
-        "--allocations",
-        f"--jobs={','.join(arrays)}",
-        "--format=JobID,State",
-    ).splitlines():
+    for line in lines:
         job, _, state = line.partition("|")
-        array, _, index = job.partition("_")
-        if index.isdecimal() and state:
-            found[array, int(index)] = state.split()[0]
+        array, _, indices = job.partition("_")
+        for index in _indices(indices) if state else []:
+            found[array, index] = state.split()[0]
     return found
 
 
+def _indices(text: str) -> Iterator[int]:
+    """Of '7', or of '[2-4,7%64]' as Slurm names tasks that were never started."""
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text.partition("%")[0]):
+        yield from range(int(first), int(last or first) + 1)
+
+
 def array_size() -> int:
-    """Indices of an array lie below this."""
+    """Indices of an array must be below this."""
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
     return int(match[1]) if match else DEFAULT_ARRAY_SIZE
 
 
-def cancel(arrays: Sequence[str]) -> None:
-    """End arrays, waiting and running tasks alike."""
+def cancel_arrays(arrays: Sequence[str]) -> None:
+    """Cancel waiting and running tasks of arrays."""
     if arrays:
         ask("scancel", *arrays)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from types import FrameType
 
 from common.cluster.config import ClusterConfig, Slurm
@@ -14,18 +15,22 @@ from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal, new_run_id, past_events
 from common.cluster.request import Prepared, Request, make_room, signals
 from common.cluster.results import Results
-from common.cluster.slurm import queue
-from common.cluster.slurm.arrays import (
-    Array,
-    Base,
-    Record,
+from common.cluster.slurm.arrays import BaseTask, TaskArray, lay_out
+from common.cluster.slurm.queue import (
+    QueuedTask,
+    SlurmError,
+    array_size,
+    cancel_arrays,
+    queued_tasks,
+    try_submission,
+)
+from common.cluster.slurm.submission import (
+    SubmissionRecord,
     check_submitit,
-    flags,
-    hand_over,
-    lay_out,
+    rename_pickles,
+    sbatch_flags,
     submit,
 )
-from common.cluster.slurm.queue import Seen, SlurmError
 from common.cluster.slurm.watch import Place, Watch
 from common.cluster.work import Outcome, Report, Say, Show, Work
 from common.data.data_sets import DataSha256
@@ -34,10 +39,8 @@ from common.jobs.inputs import File
 from common.paths import Paths
 
 
-def usable(config: ClusterConfig, paths: Paths) -> Slurm:
-    """The settings, when tasks can be submitted from here. Raises InputError naming what is
-    missing.
-    """
+def _settings(config: ClusterConfig, paths: Paths) -> Slurm:
+    """The settings of Slurm. Raises InputError where tasks cannot be submitted from here."""
     if config.slurm is None:
         raise InputError(
             'this is for "engine": "slurm" in cluster_config.json; a run over SSH is ended with'
@@ -52,31 +55,29 @@ def usable(config: ClusterConfig, paths: Paths) -> Slurm:
 
 
 def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcome:
-    """Submit what is neither published nor with Slurm already, and watch until it is done.
+    """Submit what is neither published nor in Slurm already, and watch until it is done.
 
     Raises:
-        InputError: no sbatch, no submitit, or Slurm takes nothing of it (unknown partition,
-        limits), in its own words.
+        InputError: no sbatch, no submitit, or Slurm accepts nothing of it (unknown partition,
+        limits); with Slurm's own message.
     """
-    paths, settings = request.paths, usable(request.config, request.paths)
+    paths, settings, work = request.paths, _settings(request.config, request.paths), prepared.work
     check_submitit()
-    seen = queue.tasks(paths)
-    waiting = _Waiting(paths, [task for task in seen if not task.ended])
-    home = Results(paths, prepared.sha256, prepared.work.siblings)
-    make_room(request, prepared, home)
-    work = prepared.work
+    submitted = _Submitted(paths, [task for task in queued_tasks(paths) if not task.ended])
+    results = Results(paths, prepared.sha256, work.siblings)
+    make_room(request, prepared, results)
     blocked = sorted(prepared.made.missing_base)
     if not work.bases and not work.others:
         return Outcome(blocked=blocked)
-    new = waiting.without(work)
-    arrays = lay_out(new, waiting.bases, queue.array_size(), settings.jobs_per_task)
+    new = submitted.without(work)
+    arrays = lay_out(new, submitted.bases, array_size(), settings.jobs_per_task)
     leaving = _Leaving(say)
     with signals(leaving.on_signal):
-        run_id = new_run_id() if arrays or not waiting.runs else max(waiting.runs)
-        coming = sorted(
-            {waiting.bases[job.id].array for job in work.bases if job.id in waiting.bases}
+        run_id = new_run_id() if arrays or not submitted.runs else max(submitted.runs)
+        earlier = sorted(
+            {submitted.bases[b.id].array for b in work.bases if b.id in submitted.bases}
         )
-        refused = _submit_all(request, settings, run_id, arrays, new, coming, say)
+        refused = _submit_all(request, settings, run_id, arrays, new, earlier, say)
         journal = Journal(paths, run_id)
         journal.event(
             "start",
@@ -84,47 +85,48 @@ def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcom
             engine="slurm",
             submitted=len(new.bases) + len(new.others),
         )
-        places, ids = waiting.places(work, run_id)
-        watch = Watch(
-            paths, work, places, ids, home, journal, Estimates(paths, past_events(paths)), say, show
-        )
+        places = submitted.places(work, run_id)
+        estimates = Estimates(paths, past_events(paths))
+        watch = Watch(paths, work, places, results, journal, estimates, say, show)
         leaving.watching = True
-        outcome = watch.run(queue.tasks(paths), lambda: leaving.asked)
+        outcome = watch.run(queued_tasks(paths), lambda: leaving.asked)
         journal.close()
     outcome.blocked += blocked
     outcome.why = outcome.why or refused
     return outcome
 
 
-class _Waiting:
-    """The tasks that Slurm has already, and the jobs that they will run."""
+class _Submitted:
+    """The tasks that Slurm already has, and the jobs that they run."""
 
-    def __init__(self, paths: Paths, alive: Sequence[Seen]) -> None:
-        self._paths, self._alive = paths, list(alive)
+    def __init__(self, paths: Paths, alive: Sequence[QueuedTask]) -> None:
+        self._paths, self._alive = paths, alive
         self.runs = {task.run for task in alive}
-        self._records = {run: Record.read(paths, run) for run in self.runs}
+        self._records = {run: SubmissionRecord.read(paths, run) for run in self.runs}
         self.bases = {
-            base: Base(task.label, task.index, task.array)
+            base: BaseTask(task.label, task.index, task.array)
             for task in alive
             for base in self._records[task.run].publishes(task.label, task.index)
         }
         for run, label, array in {(task.run, task.label, task.array) for task in alive}:
-            hand_over(str(paths.slurm(run)), label, array)
+            rename_pickles(str(paths.slurm(run)), label, array)
         self._jobs = {
             job for task in alive for job in self._records[task.run].jobs(task.label, task.index)
         }
 
     def without(self, work: Work) -> Work:
-        """`work` without what Slurm has already."""
-        bases = [job for job in work.bases if job.id not in self.bases]
-        others = [job for job in work.others if job.id not in self._jobs]
-        return Work(bases, work.siblings, others, work.waiting, work.scripts, work.retrain)
+        """`work` without what Slurm already has."""
+        return replace(
+            work,
+            bases=[job for job in work.bases if job.id not in self.bases],
+            others=[job for job in work.others if job.id not in self._jobs],
+        )
 
-    def places(self, work: Work, run: str) -> tuple[dict[str, Place], dict[str, str]]:
-        """The task of each job that Slurm has, those of `run` included, and its name there (a base
-        model may be trained as an equal one).
+    def places(self, work: Work, run: str) -> dict[Place, dict[str, str]]:
+        """By task, those of `run` included: the name of each job in the task's event log -> its id.
+        They differ where a base model is trained under the hash of an equal training.
         """
-        self._records[run] = Record.read(self._paths, run)
+        self._records[run] = SubmissionRecord.read(self._paths, run)
         tasks: list[Place] = [task.place for task in self._alive]
         tasks += [
             (run, label, int(index))
@@ -133,99 +135,91 @@ class _Waiting:
             for index in array["tasks"]
         ]
         wanted = {job.id for job in (*work.bases, *work.others)}
-        places: dict[str, Place] = {}
-        ids: dict[str, str] = {}
+        places: dict[Place, dict[str, str]] = {}
         for place in tasks:
             record = self._records[place[0]]
             jobs, published = record.jobs(*place[1:]), record.publishes(*place[1:])
             for job in {*jobs, *published} & wanted:
-                places[job], ids[job] = place, jobs[0] if job in published else job
-        return places, ids
+                places.setdefault(place, {})[jobs[0] if job in published else job] = job
+        return places
 
 
 def _submit_all(
     request: Request,
     settings: Slurm,
     run: str,
-    arrays: Sequence[Array],
+    arrays: Sequence[TaskArray],
     work: Work,
-    coming: Collection[str],
+    earlier: Collection[str],
     say: Say,
 ) -> str:
-    """Submit in order. Returns '' or why Slurm took only a part; raises InputError when it took
-    nothing. `coming`: arrays of bases that it has already.
+    """Submit in order. Returns '' or why Slurm accepted only a part; raises InputError when it
+    accepted nothing. `earlier`: arrays of base trainings that it already has.
     """
     if not arrays:
-        say("all of it is with Slurm already: watching")
+        say("already submitted; watching")
         return ""
-    record = Record(request.paths, run, arrays, work.siblings)
+    record = SubmissionRecord(request.paths, run, arrays, work.siblings)
     record.write()
-    taken: dict[str, str] = {}
+    numbers: dict[str, str] = {}
     for array in arrays:
+        dependency = _dependency(array, numbers, earlier, request)
         try:
-            taken[array.label] = submit(
-                request.paths,
-                settings,
-                run,
-                array,
-                work,
-                _dependency(array, taken, coming, request),
-            )
+            number = submit(request.paths, settings, run, array, work, dependency)
         except SlurmError as error:
-            if not taken:
+            if not numbers:
                 shutil.rmtree(request.paths.run(run))
                 raise InputError(f"{request.config_path}: Slurm refuses: {error}") from None
             return (
-                f"Slurm took {len(taken)} of {len(arrays)} arrays and then refused: {error}: run"
-                " the same command again later"
+                f"Slurm accepted {len(numbers)} of {len(arrays)} arrays and then refused: {error}:"
+                " run the same command again later"
             )
-        record.submitted(array.label, taken[array.label])
+        numbers[array.label] = number
+        record.submitted(array.label, number)
     tasks = sum(len(array.tasks) for array in arrays)
     jobs = sum(len(jobs) for array in arrays for jobs in array.tasks.values())
     say(
         f"submitted {jobs:,} jobs as {tasks:,} tasks in {len(arrays)} arrays:"
-        f" {', '.join(taken.values())}"
+        f" {', '.join(numbers.values())}"
     )
     return ""
 
 
 def _dependency(
-    array: Array, taken: Mapping[str, str], coming: Collection[str], request: Request
+    array: TaskArray, numbers: Mapping[str, str], earlier: Collection[str], request: Request
 ) -> str:
-    """What has to have ended before a task of `array` starts: its own base, well, and where that is
-    asked for all base trainings. `coming`: of these, the arrays that Slurm had already.
+    """What has to end before a task of `array` starts: its own base training, with success, and
+    with --wait-for-all-bases every base training. `earlier`: as in _submit_all.
     """
     parts, own = [], ""
     if array.after is not None:
-        own = array.after.array or taken[array.after.label]
+        own = array.after.array or numbers[array.after.label]
         parts.append(f"aftercorr:{own}")
-    bases = dict.fromkeys(
-        [own, *coming, *(number for label, number in taken.items() if label.startswith("base"))]
-    )
-    bases.pop("", None)
+    new = [number for label, number in numbers.items() if label.startswith("base")]
+    bases = [number for number in dict.fromkeys([own, *earlier, *new]) if number]
     if request.wait_for_all_bases and bases and not array.label.startswith("base"):
         parts.append(f"afterany:{':'.join(bases)}")
     return ",".join(parts)
 
 
 class _Leaving:
-    """Ctrl-C and its like end the watching, never the jobs."""
+    """Ctrl-C, SIGTERM and SIGHUP end the watching, not the jobs."""
 
     def __init__(self, say: Say) -> None:
         self.asked, self.watching, self._say = False, False, say
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Leave, once all is submitted."""
+        """Leave, after everything is submitted."""
         self.asked = True
         if not self.watching:
             self._say("the submission is finished first")
 
 
 def cancel(config: ClusterConfig, paths: Paths, say: Say) -> None:
-    """End all that Slurm has of this project, and nothing else."""
-    usable(config, paths)
-    alive = [task for task in queue.tasks(paths) if not task.ended]
-    queue.cancel(sorted({task.array for task in alive}))
+    """Cancel all tasks of this project, and no others."""
+    _settings(config, paths)
+    alive = [task for task in queued_tasks(paths) if not task.ended]
+    cancel_arrays(sorted({task.array for task in alive}))
     say(
         f"{len(alive):,} tasks of this project are cancelled"
         if alive
@@ -236,11 +230,11 @@ def cancel(config: ClusterConfig, paths: Paths, say: Say) -> None:
 def check(
     config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256
 ) -> tuple[list[str], bool]:
-    """For --check: what Slurm says of a task of this size, submitting nothing."""
-    settings = usable(config, paths)
+    """What Slurm says of a task of this size; nothing is submitted."""
+    settings = _settings(config, paths)
     check_submitit()
     try:
-        return [f"slurm: ok: {queue.trial(flags(settings))}"], True
+        return [f"slurm: ok: {try_submission(sbatch_flags(settings))}"], True
     except SlurmError as error:
         return [f"slurm: CANNOT WORK: {error}"], False
 
@@ -264,7 +258,7 @@ clean = setup
 
 
 def queue_lines(paths: Paths) -> list[str]:
-    """What Slurm has of this project."""
-    counts = Counter(task.state.lower() for task in queue.tasks(paths) if not task.ended)
+    """The tasks of this project by state."""
+    counts = Counter(task.state.lower() for task in queued_tasks(paths) if not task.ended)
     tasks = ", ".join(f"{number:,} tasks {state}" for state, number in sorted(counts.items()))
     return [f"in Slurm: {tasks or 'no tasks of this project'}"]

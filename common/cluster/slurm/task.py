@@ -1,9 +1,9 @@
-"""What runs in one task of a Slurm array: a few jobs in one warm process, told of in an event log
-of the task's own. The head need not be there.
+"""One task of a Slurm array: runs a few jobs in one process and writes an event log of its own. No
+head has to be there.
 
-On the signal before the end (time limit, preemption) the running training saves a checkpoint at the
-end of its epoch and the task requeues itself through submitit; it goes on where it was. When Slurm
-takes the node away it requeues the task by itself.
+On the signal before its end (time limit, preemption) the running training saves a checkpoint at the
+end of its epoch, and the task requeues itself through submitit and continues there. After a node
+failure Slurm requeues the task.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal
 from common.cluster.on_node.worker import Worker
 from common.cluster.results import Results
+from common.cluster.slurm.queue import ask
 from common.data.data_sets import Data
 from common.errors import ProjectError, TrainingError
 from common.jobs.job_files import Job
@@ -38,22 +39,23 @@ STALLS = 3  # attempts in a row in which neither a job nor an epoch came to its 
 # An epoch may take this share of the notice; then the task is requeued from its last checkpoint,
 # while there is time left to do it.
 PATIENCE = 0.7
+FOREVER = 86400.0  # longer than Slurm takes to kill a task
 
 
 def part(label: str, index: int) -> str:
-    """Names a task in its run's folder."""
+    """File name of a task in its run's folder, without an ending."""
     return f"{label}_{index}"
 
 
 def progress_file(paths: Paths, run: str, label: str, index: int) -> Path:
-    """Epoch of the running job, for the head to show."""
+    """Epoch of the running job, which the head shows."""
     return paths.slurm(run) / f"{part(label, index)}.progress.json"
 
 
 @dataclass
 class Task:
-    """Called by submitit in the task, which keeps it in a file beside its logs. `settled`: jobs
-    that an earlier attempt has brought to an end.
+    """What submitit calls in the task; it keeps it in a file beside its logs. `settled`: jobs that
+    have ended, in an earlier attempt too.
     """
 
     project: str
@@ -70,21 +72,21 @@ class Task:
     stalls: int = 0
 
     def __call__(self) -> None:
-        """Run what is not settled. Raises ProjectError when a job failed, so that nothing that
-        depends on this task starts.
+        """Run what is not settled. Raises ProjectError when a job failed, so that no task that
+        depends on this one starts.
         """
         _Attempt(self).run()
 
     def checkpoint(self) -> Any:
-        """submitit asks for what to call when the task is started again."""
+        """Called by submitit: what to call when the task is started again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _device(asked: str) -> str:
-    """The GPU wherever Slurm gave this task one, as `sbatch` settings of a site may do unasked. A
-    training that is told to use a GPU fails where it cannot, so that none is held in vain.
+    """'0' wherever Slurm gave this task a GPU, also unasked (--exclusive): a training that is told
+    to use a GPU fails where it cannot, so that no task holds one for nothing.
     """
     return "0" if any(os.environ.get(name) for name in HELD_GPUS) else asked
 
@@ -105,8 +107,8 @@ class _Attempt:
         self._job = task.jobs[0]
 
     def run(self) -> None:
-        """Run the jobs that are left. Raises ProjectError when one failed; does not return where
-        the task is requeued or was cancelled.
+        """Run the jobs that are left. Raises ProjectError when one failed; does not return when the
+        task is requeued or cancelled.
         """
         os.chdir(self._task.project)
         signal.signal(signal.SIGUSR2, self._on_notice)
@@ -124,7 +126,7 @@ class _Attempt:
             )
 
     def _run_jobs(self) -> list[str]:
-        """Why those failed that did."""
+        """Returns the errors of the jobs that failed."""
         with self._log() as log:
             worker = Worker(self, CODE_ROOT, _device(self._task.device), log)
             return [
@@ -135,7 +137,7 @@ class _Attempt:
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[IO[bytes]]:
-        """Standard output and error go to a file whose end is kept with the job."""
+        """Redirect standard output and error to a file, whose end is kept with each job."""
         path = self._paths.slurm(self._task.run) / f"{part(self._task.label, self._task.index)}.log"
         before = [os.dup(number) for number in (1, 2)]
         with path.open("ab", buffering=0) as log:
@@ -153,8 +155,8 @@ class _Attempt:
     # -- jobs
 
     def _run_job(self, worker: Worker, log: IO[bytes], job: Job) -> str:
-        """Run one job and tell how it ended. Returns '' or why it failed. Raises Stopped between
-        jobs when the end is near.
+        """Run one job and record its end. Returns '' or why it failed. Raises Stopped when the task
+        has to end before the job has.
         """
         if stopping.wanted:
             raise Stopped
@@ -162,16 +164,16 @@ class _Attempt:
         log.truncate(0)
         self._journal.event("started", job=job.id, node=platform.node())
         values = {**job.values, "_retrain": True} if self._task.retrain else job.values
-        outcome = worker.outcome(
-            {"job": job.id, "script": self._task.scripts[job.kind], "values": values}
-        )
-        error = (
-            str(outcome["error"])
-            if "failed" in outcome
-            else self._results.accept(job, self._paths)
-            if job.kind != "script"
-            else ""
-        )
+        script = self._task.scripts[job.kind]
+        outcome = worker.outcome({"job": job.id, "script": script, "values": values})
+        error = ""
+        if "failed" in outcome:
+            # Slurm's signal also reaches the process of a user's own script, which it ends
+            if job.kind == "script" and stopping.wanted:
+                raise Stopped
+            error = str(outcome["error"])
+        elif job.kind != "script":
+            error = self._results.accept(job, self._paths)
         self._settle(job, outcome, error)
         return f"{job.id}: {error}" if error else ""
 
@@ -195,7 +197,7 @@ class _Attempt:
         self._task.settled.append(job.id)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Progress of the running job, now and then in a file."""
+        """Write the progress of the running job to a file, at most every PROGRESS_SECONDS."""
         if time.monotonic() - self._told >= PROGRESS_SECONDS:
             self._told = time.monotonic()
             path = progress_file(self._paths, self._task.run, self._task.label, self._task.index)
@@ -208,11 +210,12 @@ class _Attempt:
                 write_file(path, json.dumps(progress).encode(), durable=False)
 
     def check_cancelled(self, job: str) -> None:
-        """Slurm's signals say that."""
+        """Nothing: cancelled tasks get a signal."""
 
-    # -- the end is near
+    # -- ending early
 
     def _on_notice(self, number: int, frame: FrameType | None) -> None:
+        """The time limit or a preemption is near."""
         self._noticed = stopping.wanted = True
         signal.setitimer(signal.ITIMER_REAL, PATIENCE * self._task.notice_seconds)
 
@@ -220,15 +223,26 @@ class _Attempt:
         self._requeue()
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
-        """Cancelled, or requeued by Slurm itself: a checkpoint is worth while, requeueing would
-        undo a scancel.
-        """
+        """Cancelled, preempted, or requeued by Slurm: save a checkpoint."""
         stopping.wanted = True
 
     def _leave(self) -> NoReturn:
-        if self._noticed:
+        if self._noticed or self._preempted():
             self._requeue()
         sys.exit(128 + signal.SIGTERM)
+
+    def _preempted(self) -> bool:
+        """Whether Slurm takes the node away but leaves the task a grace time. A task that ends in
+        that time would count as failed, so it requeues itself.
+
+        A cancelled or requeued task is not running any more when it gets the signal.
+        """
+        task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        try:
+            return ask("squeue", "--noheader", "--format=%T", f"--jobs={task}").strip() == "RUNNING"
+        except ProjectError:
+            time.sleep(FOREVER)  # Slurm kills it, and requeues it where it was preempted
+            return False
 
     def _requeue(self) -> NoReturn:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -18,18 +18,16 @@ from hypothesis import strategies as st
 from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.journal import last_failures, past_events
 from common.cluster.request import Request
-from common.cluster.slurm.arrays import (
-    Base,
-    Record,
-    check_submitit,
-    flags,
-    hand_over,
-    lay_out,
-    parameters,
-    ranges,
-)
-from common.cluster.slurm.queue import Seen, SlurmError, ask, final_states, plain
+from common.cluster.slurm.arrays import BaseTask, lay_out, ranges
+from common.cluster.slurm.queue import QueuedTask, SlurmError, ask, error_text, final_states
 from common.cluster.slurm.start import _dependency
+from common.cluster.slurm.submission import (
+    SubmissionRecord,
+    check_submitit,
+    parameters,
+    rename_pickles,
+    sbatch_flags,
+)
 from common.cluster.slurm.task import STALLS, Task, _Attempt
 from common.cluster.work import Work
 from common.errors import InputError, TrainingError
@@ -75,15 +73,15 @@ def test_fine_tunes_lie_at_the_index_of_the_training_that_publishes_their_base()
 
 
 def test_fine_tunes_of_a_base_that_slurm_has_already_follow_it_at_its_index() -> None:
-    (array,) = lay_out(work([], [finetune("1", "a")]), {"a": Base("base0", 7, "123")}, 1001, 12)
-    assert array.after == Base("base0", 0, "123")
+    (array,) = lay_out(work([], [finetune("1", "a")]), {"a": BaseTask("base0", 7, "123")}, 1001, 12)
+    assert array.after == BaseTask("base0", 0, "123")
     assert list(array.tasks) == [7]
 
 
 def test_two_literal_phases_hold_back_what_needs_no_base_too(tmp_path: Path) -> None:
     arrays = lay_out(
         work(["a"], [finetune("1", "a"), finetune("2", "b"), finetune("3", None)]),
-        {"b": Base("base0", 0, "7")},
+        {"b": BaseTask("base0", 0, "7")},
         1001,
         12,
     )
@@ -194,7 +192,7 @@ def test_sbatch_is_told_sizes_throttle_dependency_and_to_requeue(
     assert (
         "kill-on-invalid-dep" not in parameters(settings, "name", [0], "")["additional_parameters"]
     )
-    assert {"--exclusive", "--qos=low", "--time=240"} <= set(flags(settings))
+    assert {"--exclusive", "--qos=low", "--time=240"} <= set(sbatch_flags(settings))
 
 
 @pytest.mark.parametrize(
@@ -260,22 +258,22 @@ def test_flags_that_this_project_decides_are_refused(name: str) -> None:
         Slurm(sbatch={name: "x"})
 
 
-def test_slurms_words_are_one_line_without_the_programs_name() -> None:
+def test_slurms_message_is_one_line_without_the_programs_name() -> None:
     said = (
         "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed:"
         " Invalid partition name specified\n"
     )
     assert (
-        plain(said)
+        error_text(said)
         == "invalid partition specified: x; Batch job submission failed: Invalid partition name"
         " specified"
     )
-    assert plain("") == "no reason given"
+    assert error_text("") == "no reason given"
 
 
 def test_a_task_that_can_never_start_does_not_count_as_waiting() -> None:
-    assert Seen("r", "tune0c0", 1, "7", "PENDING", "DependencyNeverSatisfied").ended
-    assert not Seen("r", "tune0c0", 1, "7", "PENDING", "Dependency").ended
+    assert QueuedTask("r", "tune0c0", 1, "7", "PENDING", "DependencyNeverSatisfied").ended
+    assert not QueuedTask("r", "tune0c0", 1, "7", "PENDING", "Dependency").ended
 
 
 def test_without_submitit_the_way_to_install_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,9 +295,12 @@ def test_what_squeue_has_forgotten_sacct_knows(
     _command(
         tmp_path,
         "sacct",
-        "printf '7_0|COMPLETED\\n7_1|CANCELLED by 0\\n7_[2-5]|PENDING\\n8|FAILED\\n'",
+        "printf '7_0|COMPLETED\\n7_1|CANCELLED by 0\\n7_[2-3,9%%64]|CANCELLED\\n8|FAILED\\n'",
     )
-    assert final_states(["7", "8"]) == {("7", 0): "COMPLETED", ("7", 1): "CANCELLED"}
+    assert final_states(["7", "8"]) == {
+        ("7", 0): "COMPLETED",
+        **{("7", index): "CANCELLED" for index in (1, 2, 3, 9)},
+    }
     assert final_states([]) == {}
     _command(
         tmp_path, "sacct", "echo 'sacct: error: Slurm accounting storage is disabled' >&2; exit 1"
@@ -308,12 +309,14 @@ def test_what_squeue_has_forgotten_sacct_knows(
         final_states(["7"])
 
 
-def test_what_a_killed_head_had_not_handed_over_is_handed_over_by_the_next(tmp_path: Path) -> None:
+def test_pickles_that_a_killed_command_did_not_rename_are_renamed_by_the_next(
+    tmp_path: Path,
+) -> None:
     pytest.importorskip("submitit")
     for name in ("tune0c0_0.pkl", "tune0c0_12.pkl", "tune0c1_0.pkl"):
         (tmp_path / name).write_bytes(name.encode())
-    hand_over(str(tmp_path), "tune0c0", "77")
-    hand_over(str(tmp_path), "tune0c0", "77")
+    rename_pickles(str(tmp_path), "tune0c0", "77")
+    rename_pickles(str(tmp_path), "tune0c0", "77")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         "77_0_submitted.pkl": "tune0c0_0.pkl",
         "77_12_submitted.pkl": "tune0c0_12.pkl",
@@ -325,10 +328,10 @@ def test_a_record_is_read_as_it_was_written_and_is_empty_where_there_is_none(
     tmp_path: Path,
 ) -> None:
     equal = work(["a"], [finetune("1", "c")], {"a": ["c"]})
-    record = Record(Paths(tmp_path), "run", lay_out(equal, {}, 10, 2), equal.siblings)
+    record = SubmissionRecord(Paths(tmp_path), "run", lay_out(equal, {}, 10, 2), equal.siblings)
     record.write()
     record.submitted("base0", "5")
-    again = Record.read(Paths(tmp_path), "run")
+    again = SubmissionRecord.read(Paths(tmp_path), "run")
     assert again.arrays == record.arrays
     assert again.arrays["base0"]["id"] == "5"
     assert (again.jobs("base0", 0), again.publishes("base0", 0), again.jobs("tune0c0", 0)) == (
@@ -336,7 +339,7 @@ def test_a_record_is_read_as_it_was_written_and_is_empty_where_there_is_none(
         ["a", "c"],
         ["p1/fold0_ann"],
     )
-    assert Record.read(Paths(tmp_path), "other").jobs("base0", 0) == []
+    assert SubmissionRecord.read(Paths(tmp_path), "other").jobs("base0", 0) == []
 
 
 def test_a_task_in_which_no_epoch_ends_is_requeued_twice_and_then_fails(

@@ -29,8 +29,7 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
         watch = Watch(
             paths,
             work,
-            {job.id: place for job in jobs},
-            {},
+            {place: {job.id: job.id for job in jobs}},
             home,
             journal,
             Estimates(paths, ()),
