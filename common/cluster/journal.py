@@ -1,6 +1,4 @@
-"""What a run leaves in runs/{id}/ for people and for the next run: the event log, each job's log, a
-status that any terminal can read.
-"""
+"""Files of a run in runs/{id}/: event log, logs of jobs, and the status that --status shows."""
 
 from __future__ import annotations
 
@@ -23,21 +21,19 @@ MAX_LOG = 64 << 10  # characters of a job's log
 
 
 def new_run_id() -> str:
-    """Sorts by time, within a second too: a project has one head at a time, and the latest word on
-    a job is that of the latest run.
-    """
+    """Run ids sort by time, also within a second: the latest run decides what is known of a job."""
     now = time.time()
     return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now % 1 * 0x10000):04x}"
 
 
 def events_file(part: str = "") -> str:
-    """The event log's name in a run's folder."""
+    """File name of an event log in a run's folder."""
     return f"events-{part}.jsonl" if part else "events.jsonl"
 
 
 class Journal:
-    """Event log (JSON lines), job logs and status of one run. `part`: events of their own for one
-    of several writers, which never share a file.
+    """Event log (JSON lines), job logs and status of one run. `part`: names the event log of one of
+    several writers, which never share a file.
     """
 
     def __init__(self, paths: Paths, run_id: str, part: str = "") -> None:
@@ -58,7 +54,7 @@ class Journal:
         self._events.flush()
 
     def job_log(self, job: str, text: str) -> str:
-        """Keep the end of what a job printed; returns the file's path, relative to the project
+        """Write the end of a job's output to its log. Returns the path relative to the project
         folder.
         """
         path = self.folder / "logs" / f"{_file_name(job)}.log"
@@ -67,8 +63,8 @@ class Journal:
         return str(path.relative_to(self.folder.parent.parent))
 
     def status(self, status: dict[str, Any], *, force: bool = False) -> None:
-        """Keep what --status shows, at most once a second. Adds to `status` how many seconds each
-        job has been running that this journal knows to be started.
+        """Write what --status shows, at most once a second. Adds to each running job whose start
+        is in this event log the seconds since then.
         """
         for node in status["nodes"]:
             for job in node["running"]:
@@ -81,12 +77,12 @@ class Journal:
         write_file(self.folder / "status.json", json.dumps(told).encode(), durable=False)
 
     def close(self) -> None:
-        """No more events."""
+        """Close the event log."""
         self._events.close()
 
 
 def _file_name(job: str) -> str:
-    """A name that is no other job's; a job's own where a file can have it."""
+    """A file name for a job that no other job has; its id where a file can have that name."""
     plain = re.sub(r"[^A-Za-z0-9._=-]+", "_", job)[:150]
     return (
         plain
@@ -133,19 +129,19 @@ def _runs(paths: Paths) -> list[Path]:
 
 
 def past_events(paths: Paths) -> Iterator[dict[str, Any]]:
-    """All events of all runs, oldest run first; what a killed run left half-written is skipped."""
+    """All events of all runs, the oldest run first; incomplete lines are skipped."""
     folders = {path.parent for path in paths.runs.glob("*/events*.jsonl")}
     for folder in sorted(folders):
         logs = [parse_events(path) for path in sorted(folder.glob("events*.jsonl"))]
         yield from (
             logs[0]
             if len(logs) == 1
-            else sorted((event for log in logs for event in log), key=_when)
+            else sorted((event for log in logs for event in log), key=_event_time)
         )
 
 
 def parse_events(path: Path) -> list[dict[str, Any]]:
-    """The events of one log, without what cannot be read."""
+    """The events of one log; empty where it cannot be read."""
     try:
         return events_in(path.read_bytes())
     except OSError:
@@ -153,7 +149,7 @@ def parse_events(path: Path) -> list[dict[str, Any]]:
 
 
 def events_in(lines: bytes) -> list[dict[str, Any]]:
-    """The events of some lines, without what a crash or a full disk cut short."""
+    """The events in some lines; lines that a crash or a full disk cut short are skipped."""
     events: list[dict[str, Any]] = []
     for line in lines.decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
@@ -163,7 +159,7 @@ def events_in(lines: bytes) -> list[dict[str, Any]]:
     return events
 
 
-def _when(event: dict[str, Any]) -> float:
+def _event_time(event: dict[str, Any]) -> float:
     when = event.get("time")
     return float(when) if isinstance(when, (int, float)) else 0.0
 

@@ -1,6 +1,4 @@
-"""--notify-command: the user's own command hears of a run. It runs beside the run, which does not
-wait for it before its own end.
-"""
+"""--notify-command: calls a user's own command in a background thread."""
 
 from __future__ import annotations
 
@@ -12,15 +10,15 @@ import threading
 
 from common.errors import InputError
 
-SECONDS = 60.0  # that one call may take
+CALL_SECONDS = 60.0  # time limit of one call
 
 
 class Notifier:
-    """The command with one line of text as its last argument, one call after the other. Its failure
-    is not ours.
+    """Calls the command with one line of text as its last argument, one call at a time. A call that
+    fails is ignored.
 
     Raises:
-        InputError: the command cannot be taken apart, or its program is not there.
+        InputError: the command cannot be parsed, or its program does not exist.
     """
 
     def __init__(self, command: str | None) -> None:
@@ -28,9 +26,7 @@ class Notifier:
         self._latest: threading.Thread | None = None
 
     def tell(self, text: str) -> None:
-        """Call it, in a thread: a run whose only thread waited would send no heartbeat
-        meanwhile.
-        """
+        """Call the command in a thread, so that the event loop goes on."""
         if self._argv:
             self._latest = threading.Thread(
                 target=self._call, args=(self._latest, text), name="notify", daemon=True
@@ -38,16 +34,16 @@ class Notifier:
             self._latest.start()
 
     def wait(self) -> None:
-        """Until it has heard all, if that takes no longer than the last two calls may."""
+        """Wait for the calls, for as long as the last two may take."""
         if self._latest is not None:
-            self._latest.join(2 * SECONDS)
+            self._latest.join(2 * CALL_SECONDS)
 
     def _call(self, before: threading.Thread | None, text: str) -> None:
         if before is not None:
             before.join()
         with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
             subprocess.run(
-                [*self._argv, text], stdin=subprocess.DEVNULL, timeout=SECONDS, check=False
+                [*self._argv, text], stdin=subprocess.DEVNULL, timeout=CALL_SECONDS, check=False
             )
 
 

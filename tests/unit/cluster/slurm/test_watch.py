@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal
 from common.cluster.results import Results
+from common.cluster.slurm.queue import QueuedTask
 from common.cluster.slurm.task import part
 from common.cluster.slurm.watch import Watch
 from common.cluster.work import Work
@@ -39,3 +42,37 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
         watch._read_events()
     assert watch.status(True)["phases"] == {"script": {"done": 2}}
     assert not said
+
+
+@pytest.mark.parametrize(
+    ("state", "left", "words"),
+    [
+        ("CANCELLED", ["job0"], None),
+        ("OUT_OF_MEMORY", [], "its Slurm task ended (OUT_OF_MEMORY) before it was done"),
+        ("", [], "its Slurm task ended (Slurm no longer knows how) before it was done"),
+    ],
+)
+def test_how_a_task_ended_that_squeue_has_forgotten_is_taken_from_accounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, left: list[str], words: str | None
+) -> None:
+    monkeypatch.setattr(
+        "common.cluster.slurm.watch.final_states",
+        lambda arrays: {("7", 0): state} if arrays == ["7"] and state else {},
+    )
+    monkeypatch.setattr("common.cluster.slurm.watch.queued_tasks", lambda paths: [])
+    monkeypatch.setattr("common.cluster.slurm.watch.ASK_SECONDS", 0.0)
+    paths = Paths(tmp_path)
+    with closing(Journal(paths, "run")) as journal:
+        watch = Watch(
+            paths,
+            Work((), {}, [Job("script", "job0", {})], frozenset(), {}),
+            {("run", "free0", 0): {"job0": "job0"}},
+            Results(paths, lambda data_path, name: "", {}),
+            journal,
+            Estimates(paths, ()),
+            lambda line, failed=None: None,
+            lambda status: None,
+        )
+        outcome = watch.run([QueuedTask("run", "free0", 0, "7", "RUNNING")], lambda: False)
+    assert outcome.left == left
+    assert outcome.failed == ({"job0": (words, "")} if words else {})
