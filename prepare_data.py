@@ -4,19 +4,21 @@ and dataset.json.
     python3 prepare_data.py --demo
     python3 prepare_data.py --sessions recordings --data_path data/mine --window_seconds 60
 
-Splits are decided before windows are cut, and that no sample stands in two of them is proved from
-what was written, else nothing is.
+Splits are decided before windows are cut, and that no sample is in two of them is proved from the
+samples and from what was written; otherwise nothing is kept.
 """
 
-import io
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from common.cli import Parser, run_script
 from common.data.demo import CITATION, POSITIVE, RATE_HZ, REQUIREMENT, UNITS, DemoRecordings
-from common.data.prepare import Outcome, Preparation, Source, prepare, up_to_date
+from common.data.manifest import read_manifest
+from common.data.preparation import Preparation
+from common.data.prepare import DataSet, Source, by_earlier_version, hold_data, prepare, up_to_date
 from common.data.recordings import Layout, Recordings
-from common.data.windowing import Windows
 from common.options import add_arguments
 from common.paths import SPLITS, Paths
 
@@ -29,15 +31,16 @@ DEMO = {
 }
 
 
-def encode(windows: Windows) -> memoryview:
-    """The bytes of a .pt file: (X float32 [windows, channels, samples], y int64 [windows]). Through
-    a buffer, so that equal data are equal files.
+def save(path: Path, x, y) -> None:
+    """Write a .pt file: (X float32 [windows, channels, samples], y int64 [windows]). To an open
+    file, whose name is not in the bytes: equal data are equal files.
     """
     import torch  # here, so that bad input is answered at once
 
-    buffer = io.BytesIO()
-    torch.save((torch.from_numpy(windows.x), torch.from_numpy(windows.y)), buffer)
-    return buffer.getbuffer()
+    with path.open("wb") as file:
+        torch.save((torch.from_numpy(x), torch.from_numpy(y)), file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def open_source(options: Preparation, cache: Path) -> tuple[Source, dict]:
@@ -58,6 +61,10 @@ def open_source(options: Preparation, cache: Path) -> tuple[Source, dict]:
         rate=options.sampling_rate,
         max_gap_s=options.max_gap_seconds,
         label_required="label_column" in options.model_fields_set,
+        columns=tuple(options.columns) if options.columns else None,
+        header_line=options.header_line,
+        date_format=options.date_format,
+        repair_clock=options.repair_clock,
     )
     return Recordings(Path(options.sessions), layout), {
         "kind": "sessions",
@@ -72,13 +79,14 @@ def progress(participants: list[str]):
     return tqdm(participants, desc="participants", disable=not sys.stderr.isatty())
 
 
-def show(target: str, outcome: Outcome) -> None:
+def show(target: str, made: DataSet, channels: tuple[str, ...]) -> None:
     """Windows and positives of each split, what to look out for, then the recorded time: a wrong
     unit shows there.
     """
-    for note in outcome.notes:
+    print(f"channels: {', '.join(channels)}")
+    for note in made.notes:
         print(f"note: {note}")
-    for participant, counts in outcome.counts.items():
+    for participant, counts in made.counts.items():
         print(
             f"{participant}: "
             + ", ".join(
@@ -86,17 +94,12 @@ def show(target: str, outcome: Outcome) -> None:
                 for split in SPLITS
             )
         )
-    for warning in outcome.warnings:
+    for warning in made.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    rates = dict.fromkeys(
-        f"{rate:.4g}" for rate in (min(outcome.sampled_at), max(outcome.sampled_at))
-    )
-    print(f"{outcome.recorded_s / 3600:.2f} h recorded, sampled at {' to '.join(rates)} Hz")
-    windows = sum(split.windows for counts in outcome.counts.values() for split in counts.values())
-    print(
-        f"{target}: {windows} windows of {len(outcome.counts)} participants; no sample stands in"
-        " two splits (checked)"
-    )
+    rates = dict.fromkeys(f"{rate:.4g}" for rate in (min(made.sampled_at), max(made.sampled_at)))
+    print(f"{made.recorded_s / 3600:.2f} h recorded, sampled at {' to '.join(rates)} Hz")
+    windows = sum(split.windows for counts in made.counts.values() for split in counts.values())
+    print(f"{target}: {windows} windows of {len(made.counts)} participants; {made.compared}")
 
 
 def main() -> int:
@@ -106,12 +109,23 @@ def main() -> int:
     if options.demo:
         options = options.model_copy(update=DEMO | {"data_path": options.data_path or "data/watch"})
     paths = Paths.here()
-    target = paths.data(options.data_path)
+    targets = [paths.data(folder) for folder in options.folders]
     source, origin = open_source(options, paths.root / "cache")
-    if up_to_date(options, source, target):
-        print(f"{options.data_path} is up to date")
+    current = [up_to_date(options, source, target, k) for k, target in enumerate(targets, 1)]
+    if all(current):
+        earlier = any(by_earlier_version(read_manifest(target)) for target in targets)
+        hint = " (by an earlier version, without annotations; --overwrite adds them)"
+        print(f"{', '.join(options.folders)} is up to date{hint if earlier else ''}")
         return 0
-    show(options.data_path, prepare(options, source, target, encode, origin, progress))
+    with ExitStack() as held:
+        for folder in options.folders:
+            held.enter_context(hold_data(paths, folder, force=options.force))
+        made = prepare(options, source, targets, save, origin, progress)
+    for folder, one in zip(options.folders, made, strict=True):
+        show(folder, one, source.channels or ())
+    if options.split_folds:
+        axis = ", ".join(f'"{folder}"' for folder in options.folders)
+        print(f'as one axis of a grid: "data_path": [{axis}]')
     return 0
 
 

@@ -400,8 +400,10 @@ def leftovers(folder: Path, name: str = "") -> list[Path]:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
+def lock(path: Path, *, wait: bool, owner: str, shared: bool = False) -> Iterator[None]:
     """Hold a lock that the kernel releases when the process ends: none is left to remove by hand.
+
+    Several processes may hold it `shared`, none beside one that does not.
 
     Raises:
         Conflict: another process holds it, and `wait` is off; with its `path` and `holder`.
@@ -409,7 +411,8 @@ def lock(path: Path, *, wait: bool, owner: str) -> Iterator[None]:
     make_folder(path.parent)
     with path.open("ab+", buffering=0) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = _read_owner(file)
             raise Conflict(

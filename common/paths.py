@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 
@@ -129,6 +130,10 @@ class Paths:
         folder.
         """
         return self.root / "locks" / f"{key}.lock"
+
+    def data_lock(self, data_path: str) -> Path:
+        """Held shared by runs that read a data folder, alone by what replaces it."""
+        return self.root / "locks" / f"data.{quote(data_path, safe='')}.lock"
 
     def checkpoint(self, key: str) -> Path:
         """Checkpoint of one training that was cut short."""

@@ -16,6 +16,7 @@ on with the same sets a few seconds later, not another day.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -23,13 +24,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.data.clock import Clock
 from common.data.manifest import file_sha256
-from common.data.windowing import Session, make_session
+from common.data.proof import Fingerprint, fingerprint
+from common.data.resampling import make_session
+from common.data.sessions import Session
 from common.errors import InputError, ProjectError
 
 REQUIREMENT = "seglearn==1.2.5"
@@ -96,6 +102,15 @@ def _pip_download(folder: str, kept: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class DemoReading:
+    """One recording as read, in the form of `common.data.recordings.Reading`."""
+
+    session: Session
+    fingerprint: Fingerprint
+    mended: dict[str, int] = field(default_factory=dict)
+
+
 class DemoRecordings:
     """The demo as a source of sessions, in the form of `common.data.recordings.Recordings`.
 
@@ -109,14 +124,22 @@ class DemoRecordings:
     def __init__(self, cache: Path) -> None:
         self._people = load_demo(fetch_wheel(cache))
         self.participants = list(self._people)
+        self.notes: list[str] = []
 
     def sha256(self) -> str:
         """Of the wheel."""
         return WHEEL_SHA256
 
-    def sessions(self, participant: str) -> list[Session]:
+    def sessions(self, participant: str) -> Iterator[DemoReading]:
         """One person's fourteen sessions."""
-        return self._people[participant]
+        for session in self._people[participant]:
+            values = session.values[:]
+            clock = Clock(0.0, np.arange(len(values)) / RATE_HZ)
+            name = f"{participant}/{session.name}"
+            digest = hashlib.sha256(values.tobytes()).hexdigest()
+            yield DemoReading(
+                session, fingerprint(participant, session.name, name, digest, clock, values)
+            )
 
 
 def load_demo(wheel: Path) -> dict[str, list[Session]]:

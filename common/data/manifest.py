@@ -44,6 +44,10 @@ class Manifest(BaseModel):
     split: dict[str, Any]
     source: dict[str, Any]
     participants: dict[str, dict[str, SplitCounts]]
+    clock_repairs: dict[str, dict[str, dict[str, int]]] = Field(
+        default_factory=dict,
+        description="mended stamps, rows or packets by participant, session and kind",
+    )
     files: dict[str, str] = Field(description="SHA-256 by file name")
 
 
@@ -60,7 +64,7 @@ def listed_windows(folder: Path, participant: str, split: str) -> list[tuple[str
 
 def listed_bouts(folder: Path, participant: str) -> list[tuple[str, float, float, str]] | None:
     """Session, start second, end second and split of each annotation (see
-    `windowing.annotated_bouts`), or None where the data set keeps none: made by hand, or by an
+    `bouts.annotated_bouts`), or None where the data set keeps none: made by hand, or by an
     earlier version.
     """
     try:

@@ -1,22 +1,28 @@
-"""How sessions become a data folder: the options of prepare_data.py, and the folder that appears
-whole or not at all. No torch: the caller encodes.
+"""How recordings become a data folder: read, split, cut, prove, describe. No torch: the caller
+saves tensors.
+
+One session is in memory at a time. Its samples wait in a file beside the new data set until its
+windows are cut.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from numpy.typing import NDArray
 
+from common import artifacts
+from common.data.bouts import annotated_bouts
+from common.data.clock import shown_seconds
 from common.data.manifest import (
     MANIFEST,
     Manifest,
@@ -25,140 +31,39 @@ from common.data.manifest import (
     listed_windows,
     read_manifest,
 )
-from common.data.windowing import (
-    FRACTIONS,
-    Session,
-    Windows,
-    annotated_bouts,
-    cut_windows,
-    in_order,
-    shared_sample,
-    spans,
-    split_sessions,
-)
+from common.data.overview import SessionBar, draw_overview, session_bar
+from common.data.preparation import Preparation
+from common.data.proof import SHARED_ROWS, Fingerprint, refuse_shared, shared_sample
+from common.data.sessions import Session, in_order, recorded_within
+from common.data.splits import Parts, spans, split_sessions, split_shares
+from common.data.staging import staged_folder, write_synced
+from common.data.windowing import PlacedWindows, bouts_without_window, place_windows
 from common.errors import Conflict, InputError, ProjectError
-from common.options import DataPath, Fraction, Positive, Seed
-from common.paths import SPLITS, bouts_file, split_file, windows_file
-from common.validation import first_problem
+from common.paths import SPLITS, Paths, bouts_file, split_file, windows_file
 
+WAITING = ".waiting"  # folder of samples that are not cut yet
+OVERVIEW = "overview.png"
 WINDOW_COLUMNS = ("session", "start_s")
 BOUT_COLUMNS = ("session", "start_s", "end_s", "split")
-SOURCE_AND_PLACE = {"sessions", "demo", "data_path", "overwrite"}
+MANY_POSITIVE, FEW_POSITIVE = 0.5, 0.01  # of all windows
+MAX_NAMED = 5
+# (file, X float32 [windows, channels, samples], y int64 [windows])
+Save = Callable[[Path, NDArray[np.float32], NDArray[np.int64]], None]
 
 
-class Preparation(BaseModel):
-    """The options of prepare_data.py."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    sessions: str | None = Field(
-        None,
-        description=(
-            "folder of your recordings: DIR/PARTICIPANT/SESSION.csv and, without a label column,"
-            " DIR/bouts.csv"
-        ),
-    )
-    demo: bool = Field(
-        False,
-        description=(
-            "real smartwatch data instead (10 people, 6 axes, 50 Hz; 2 s windows, 1 s stride, time"
-            " split)"
-        ),
-    )
-    data_path: DataPath | None = Field(
-        None, description="folder to make, inside data/ (with --demo: data/watch)"
-    )
-    time_column: str = Field("time", description="column of sample times")
-    time_unit: Literal["s", "ms", "us", "ns"] = Field(
-        "s", description="unit of the time column, and of start and end in bouts.csv"
-    )
-    label_column: str = Field("label", description="column of labels, 0 or 1")
-    channels: list[str] | None = Field(
-        None, description="signal columns, in order (unset: all but time and label)"
-    )
-    units: list[str] | None = Field(None, description="unit of each channel, for the record")
-    sampling_rate: Positive = Field(
-        50.0, description="Hz, of the grid that sessions are resampled to"
-    )
-    max_gap_seconds: Positive | None = Field(
-        None,
-        description=(
-            "a longer pause between samples breaks the session (unset: five median sample"
-            " intervals)"
-        ),
-    )
-    window_seconds: Positive = Field(60.0, description="length of a window")
-    stride_seconds: Positive | None = Field(
-        None, description="from the start of one window to the next (unset: half a window)"
-    )
-    min_overlap: Fraction | Literal["any"] = Field(
-        "any", description="fraction of a window that bouts must cover to label it 1, or 'any'"
-    )
-    split: Literal["session", "chronological", "time"] = Field(
-        "session", description="whole sessions, earlier and later ones, or blocks of each session"
-    )
-    split_seed: Seed = Field(0, description="seed of --split session")
-    overwrite: bool = Field(
-        False, description="replace a data folder that was made with other settings"
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Preparation:
-        if self.demo:
-            mixed = sorted(self.model_fields_set - {"demo", "data_path", "overwrite"})
-            if mixed:
-                raise ValueError(f"demo: has its own settings: leave out --{mixed[0]}")
-        elif self.sessions is None:
-            raise ValueError("sessions: give --sessions DIR, or --demo for the example data")
-        elif self.data_path is None:
-            raise ValueError("data_path: give --data_path data/NAME, the folder to make")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_samples(self) -> Preparation:
-        for name, seconds in (
-            ("window_seconds", self.window_seconds),
-            ("stride_seconds", self.stride_seconds or self.window_seconds / 2),
-        ):
-            samples = seconds * self.sampling_rate
-            if round(samples) < 1 or abs(samples - round(samples)) > 1e-6:
-                raise ValueError(
-                    f"{name}: {seconds:g} s is not a whole number of samples at"
-                    f" {self.sampling_rate:g} Hz"
-                )
-        twice = [name for name in self.channels or [] if (self.channels or []).count(name) > 1]
-        if twice:
-            raise ValueError(f"channels: {twice[0]} given twice")
-        if self.channels and self.units and len(self.channels) != len(self.units):
-            raise ValueError(f"units: {len(self.units)} for {len(self.channels)} channels")
-        return self
+class Recorded(Protocol):
+    """One recording as read: `recordings.Reading` or the demo's."""
 
     @property
-    def length(self) -> int:
-        """Samples in a window."""
-        return round(self.window_seconds * self.sampling_rate)
-
+    def session(self) -> Session: ...
     @property
-    def stride(self) -> int:
-        """Samples from one window's start to the next."""
-        return round((self.stride_seconds or self.window_seconds / 2) * self.sampling_rate)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Preparation:
-        """Validate flags.
-
-        Raises:
-            InputError: in one line, which option and what is wrong with it.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problem = first_problem(error, values, show_value=True)
-            raise InputError(f"options: {problem}") from None
+    def fingerprint(self) -> Fingerprint: ...
+    @property
+    def mended(self) -> dict[str, int]: ...
 
 
 class Source(Protocol):
-    """Where sessions come from: `sessions.Recordings` or `demo_data.DemoRecordings`."""
+    """Where sessions come from: `recordings.Recordings` or `demo.DemoRecordings`."""
 
     @property
     def participants(self) -> list[str]: ...
@@ -166,28 +71,39 @@ class Source(Protocol):
     def channels(self) -> tuple[str, ...] | None: ...
     @property
     def labels_from(self) -> str: ...
+    @property
+    def notes(self) -> list[str]: ...
     def sha256(self) -> str: ...
-    def sessions(self, participant: str) -> list[Session]: ...
+    def sessions(self, participant: str) -> Iterator[Recorded]: ...
 
 
 @dataclass
-class Outcome:
-    """What was made, and what its maker should know: `warnings` about splits, `notes` about choices
-    that the data forced.
+class DataSet:
+    """What was made in one folder, and what its maker should know.
 
     Attributes:
+        warnings: about splits and labels; `notes`: about choices that the data forced.
         recorded_s: seconds of recording, without the gaps.
         sampled_at: each session's own rate in Hz.
+        left_out: windows whose label is not known.
+        compared: what the proof looked at.
     """
 
+    folder: Path
     counts: dict[str, dict[str, SplitCounts]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recorded_s: float = 0.0
     sampled_at: list[float] = field(default_factory=list)
+    mended: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    bars: list[SessionBar] = field(default_factory=list)
+    compared: str = ""
 
 
-def up_to_date(options: Preparation, source: Source, target: Path) -> bool:
+# -- is it there already
+
+
+def up_to_date(options: Preparation, source: Source, target: Path, fold: int = 1) -> bool:
     """Whether `target` already holds exactly this data set, every byte of it. False means: make it.
 
     Raises:
@@ -206,9 +122,11 @@ def up_to_date(options: Preparation, source: Source, target: Path) -> bool:
         for name, digest in manifest.files.items()
         if not (target / name).is_file() or file_sha256(target / name) != digest
     ]
-    different = _differences(manifest.source, settings(options), source.sha256())
+    different = _differences(manifest.source, options.settings(), source.sha256())
+    if manifest.split.get("fold", 1) != fold:
+        different.append(f"fold {manifest.split.get('fold', 1)}, now {fold}")
     if not different and not damaged:
-        return True
+        return not (options.overwrite and by_earlier_version(manifest))
     if strangers:
         raise Conflict(
             f"{target}: holds {strangers[0]}, which prepare_data.py did not put there, so it is not"
@@ -226,6 +144,11 @@ def up_to_date(options: Preparation, source: Source, target: Path) -> bool:
     return False
 
 
+def by_earlier_version(manifest: Manifest) -> bool:
+    """Whether a data set has no annotations, because its maker did not keep them."""
+    return not any(bouts_file(person) in manifest.files for person in manifest.participants)
+
+
 def _manifest(target: Path) -> Manifest:
     if not target.is_dir():
         raise Conflict(f"{target}: is a file, not a folder; choose another --data_path")
@@ -241,99 +164,200 @@ def _manifest(target: Path) -> Manifest:
     return manifest
 
 
-def settings(options: Preparation) -> dict[str, Any]:
-    """What shapes a data set beside the recordings themselves, as JSON."""
-    chosen = options.model_dump(mode="json", exclude=SOURCE_AND_PLACE)
-    return chosen | {"stride_seconds": options.stride / options.sampling_rate}
-
-
 def _differences(made_from: dict[str, Any], now: dict[str, Any], sha256: str) -> list[str]:
-    before = made_from.get("settings", {})
+    """Settings that differ; one that an earlier version did not know had its default."""
+    defaults = {name: field.default for name, field in Preparation.model_fields.items()}
+    before = defaults | made_from.get("settings", {})
     names = [
-        f"{name} {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        f"{name} {before.get(name)!r}, now {now[name]!r}"
+        for name in sorted(now)
+        if before.get(name) != now[name]
     ]
     return names + (["the recordings have changed"] if made_from.get("sha256") != sha256 else [])
+
+
+@contextmanager
+def hold_data(paths: Paths, data_path: str, *, force: bool = False) -> Iterator[None]:
+    """Keep runs from starting on a data folder while it is replaced.
+
+    Raises:
+        Conflict: a run uses it, and `force` is off; with the `holder`.
+    """
+    owner = f"prepare_data.py, process {os.getpid()}"
+    with ExitStack() as stack:
+        try:
+            if paths.data_lock(data_path).exists():  # made by the first run on these data
+                held = artifacts.lock(paths.data_lock(data_path), wait=False, owner=owner)
+                stack.enter_context(held)
+        except Conflict as error:
+            if not force:
+                raise Conflict(
+                    f"{data_path}: is used by {error.holder}; wait for it to end, or replace the"
+                    " data all the same with --force (that run then cannot go on)",
+                    path=paths.data(data_path),
+                    holder=error.holder,
+                ) from None
+        yield
+
+
+# -- making it
 
 
 def prepare(
     options: Preparation,
     source: Source,
-    target: Path,
-    encode: Callable[[Windows], bytes | memoryview],
+    targets: Sequence[Path],
+    save: Save,
     origin: dict[str, Any],
     each: Callable[[list[str]], Iterable[str]] = iter,
-) -> Outcome:
-    """Make the data folder `target` from `source`; it appears whole, proved and with its
-    dataset.json, or not at all.
+) -> list[DataSet]:
+    """Make the data folders `targets` from `source`, one for each fold; each appears whole, proved
+    and with its dataset.json, or not at all.
 
     Args:
-        encode: the bytes of a .pt file.
+        save: writes a .pt file.
         origin: where the recordings come from, for dataset.json.
         each: wraps the list of participants, for a progress bar.
 
     Raises:
         InputError: recordings that cannot be used, named.
-        ProjectError: a sample would stand in two splits.
+        ProjectError: a sample would be in two splits.
     """
-    outcome = Outcome()
-    with staged_folder(target) as folder:
+    with ExitStack() as stack:
+        folders = [stack.enter_context(staged_folder(target)) for target in targets]
+        made = [DataSet(folder) for folder in folders]
+        prints: list[Fingerprint] = []
         for participant in each(source.participants):
-            _prepare_participant(options, source, participant, folder, encode, outcome)
-        prove_splits_apart(folder, outcome.counts, options)
-        write_synced(
-            folder / MANIFEST,
-            (
-                _describe(options, source, origin, outcome, folder).model_dump_json(indent=2) + "\n"
-            ).encode(),
-        )
-    return outcome
+            prints += _prepare_participant(options, source, participant, made, save)
+        copies = refuse_shared(prints)
+        for number, one in enumerate(made):
+            one.warnings = [*copies, *one.warnings, *_share_warnings(one.counts)]
+            one.notes = [*source.notes, *one.notes]
+            _prove_splits_apart(one, options, len(prints))
+            one.warnings += draw_overview(one.folder / OVERVIEW, one.bars)
+            manifest = _describe(options, source, origin, one, number)
+            text = manifest.model_dump_json(indent=2, exclude_defaults=False) + "\n"
+            write_synced(one.folder / MANIFEST, text.encode())
+    return made
 
 
 def _prepare_participant(
-    options: Preparation,
-    source: Source,
-    participant: str,
-    folder: Path,
-    encode: Callable[[Windows], bytes | memoryview],
-    outcome: Outcome,
-) -> None:
-    sessions = source.sessions(participant)
-    channels = len(source.channels or ())
-    if options.units and len(options.units) != channels:
-        raise InputError(
-            f"--units: {len(options.units)} for {channels} channels"
-            f" ({', '.join(source.channels or ())}); give one each"
-        )
-    _take_notes(options, participant, sessions, outcome)
-    outcome.recorded_s += sum(session.recorded / session.rate for session in sessions)
-    outcome.sampled_at += [session.sampled_at for session in sessions]
+    options: Preparation, source: Source, participant: str, made: Sequence[DataSet], save: Save
+) -> list[Fingerprint]:
+    """Read one person's sessions and write their files into every folder."""
+    with _waiting(made[0].folder) as waiting:
+        sessions, prints = [], []
+        mended: dict[str, dict[str, int]] = {}
+        for number, reading in enumerate(source.sessions(participant)):
+            sessions.append(_kept_in_file(reading.session, waiting / f"{number}.f32"))
+            prints.append(reading.fingerprint)
+            if reading.mended:
+                mended[reading.session.name] = reading.mended
+        channels = source.channels or ()
+        if options.units and len(options.units) != len(channels):
+            raise InputError(
+                f"--units: {len(options.units)} for {len(channels)} channels"
+                f" ({', '.join(channels)}); give one each"
+            )
+        try:
+            splits = split_sessions(sessions, options.split_rule, options.labelling)
+        except InputError as error:
+            raise InputError(f"{participant}: {error}") from None
+        for one, parts in zip(made, splits, strict=True):
+            one.recorded_s += sum(session.recorded / session.rate for session in sessions)
+            one.sampled_at += [session.sampled_at for session in sessions]
+            one.bars += [session_bar(participant, session, parts) for session in sessions]
+            if mended:
+                one.mended[participant] = mended
+            _take_notes(options, participant, sessions, one)
+            _write_participant(options, participant, sessions, parts, one, save, len(channels))
+    return prints
+
+
+@contextmanager
+def _waiting(folder: Path) -> Iterator[Path]:
+    """A folder for samples, removed with them."""
+    waiting = folder / WAITING
+    waiting.mkdir()
     try:
-        parts = split_sessions(
-            sessions, options.split, options.length, options.min_overlap, options.split_seed
-        )
-    except InputError as error:
-        raise InputError(f"{participant}: {error}") from None
-    write_synced(
-        folder / bouts_file(participant),
-        _csv(BOUT_COLUMNS, annotated_bouts(in_order(sessions)[0], parts)),
-    )
-    outcome.counts[participant] = {}
+        yield waiting
+    finally:
+        shutil.rmtree(waiting, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _FiledSamples:
+    """Float32 [samples, channels] in a file; a slice is read when it is asked for."""
+
+    path: Path
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: slice) -> NDArray[np.float32]:
+        begin, end, _ = where.indices(self.shape[0])
+        row = 4 * self.shape[1]
+        count = max(end - begin, 0) * self.shape[1]
+        values = np.fromfile(self.path, np.float32, count, offset=begin * row)
+        return values.reshape(-1, self.shape[1])
+
+
+def _kept_in_file(session: Session, path: Path) -> Session:
+    values = np.ascontiguousarray(session.values[:], np.float32)
+    values.tofile(path)
+    return replace(session, values=_FiledSamples(path, values.shape))
+
+
+def _write_participant(
+    options: Preparation,
+    participant: str,
+    sessions: Sequence[Session],
+    parts: Parts,
+    one: DataSet,
+    save: Save,
+    channels: int,
+) -> None:
+    rows = annotated_bouts(in_order(sessions)[0], parts)
+    write_synced(one.folder / bouts_file(participant), _csv(BOUT_COLUMNS, rows))
+    one.counts[participant] = {}
+    placed = []
     for split in SPLITS:
-        windows = cut_windows(
-            parts[split], options.length, options.stride, options.min_overlap, channels
-        )
-        write_synced(folder / split_file(participant, split), encode(windows))
-        write_synced(
-            folder / windows_file(participant, split),
-            _csv(WINDOW_COLUMNS, zip(windows.sessions, windows.starts_s, strict=True)),
-        )
+        windows = place_windows(parts[split], options.labelling, channels)
+        _save_windows(one.folder / split_file(participant, split), windows, save)
+        listed = zip(windows.sessions(), windows.starts_s(), strict=True)
+        write_synced(one.folder / windows_file(participant, split), _csv(WINDOW_COLUMNS, listed))
         counts = SplitCounts(windows=len(windows.y), positives=int(windows.y.sum()))
-        outcome.counts[participant][split] = counts
-        lack = _lack(counts)
-        if lack:
-            outcome.warnings.append(f"{participant} {split}: {lack}")
+        one.counts[participant][split] = counts
+        placed.append(windows)
+        if lack := _lack(counts):
+            one.warnings.append(f"{participant} {split}: {lack}")
+    if not options.demo:
+        one.warnings += _unused_bouts(options, participant, sessions, parts, placed)
+
+
+def _save_windows(path: Path, windows: PlacedWindows, save: Save) -> None:
+    """Through a file that is mapped: the kernel can take its memory back at any time."""
+    if not len(windows.y):
+        save(path, windows.x(), windows.y)
+        return
+    raw = path.with_suffix(".raw")
+    with raw.open("wb") as file:
+        for block in windows.blocks():
+            np.ascontiguousarray(block).tofile(file)
+    save(path, np.memmap(raw, np.float32, mode="r+", shape=windows.shape), windows.y)
+    raw.unlink()
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+# -- what its maker should know
 
 
 def _lack(counts: SplitCounts) -> str:
@@ -345,47 +369,124 @@ def _lack(counts: SplitCounts) -> str:
 
 
 def _take_notes(
-    options: Preparation, participant: str, sessions: list[Session], outcome: Outcome
+    options: Preparation, participant: str, sessions: Sequence[Session], one: DataSet
 ) -> None:
     if options.demo:  # what its docstring says need not be said at every run
         return
+    for session, kinds in one.mended.get(participant, {}).items():
+        counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        one.notes.append(f"{participant}: {session}: clock repaired ({counted})")
     if options.split == "chronological" and not in_order(sessions)[1]:
-        outcome.notes.append(
+        one.notes.append(
             f"{participant}: recordings overlap in time (each starts at its own zero?), so their"
             " order is that of the file names"
         )
     whole = [session.name for session in sessions if spans(session)]
-    if options.split == "time" and whole:
-        outcome.notes.append(
-            f"{participant}: {', '.join(whole)}: labelled 1 from end to end, so that the time split"
-            " cuts inside this one bout"
+    if options.split in ("time", "blocks") and whole:
+        one.notes.append(
+            f"{participant}: {', '.join(whole)}: labelled 1 from end to end, so that the"
+            f" {options.split} split cuts inside this one bout"
         )
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
+def _unused_bouts(
+    options: Preparation,
+    participant: str,
+    sessions: Sequence[Session],
+    parts: Parts,
+    placed: Sequence[PlacedWindows],
+) -> list[str]:
+    """A warning where bouts label no window, and why."""
+    length = options.labelling.length
+    unused = [
+        (session, start, end)
+        for session in sessions
+        for start, end in bouts_without_window(session, placed, length)
+    ]
+    if not unused:
+        return []
+    number = sum(len(session.annotations) for session in sessions)
+    shown = "; ".join(
+        f"{s.name} {shown_seconds(s.start_s + start / s.rate)} to"
+        f" {shown_seconds(s.start_s + end / s.rate)} s"
+        f" ({_why_unused(options, s, start, end, parts)})"
+        for s, start, end in unused[:MAX_NAMED]
+    )
+    more = f"; and {len(unused) - MAX_NAMED} more" if len(unused) > MAX_NAMED else ""
+    verb = "label" if len(unused) > 1 else "labels"
+    return [f"{participant}: {len(unused)} of {number} bouts {verb} no window: {shown}{more}"]
 
 
-def prove_splits_apart(
-    folder: Path, counts: dict[str, dict[str, SplitCounts]], options: Preparation
-) -> None:
-    """From the written lists of windows alone: no sample is in two splits.
+def _why_unused(
+    options: Preparation, session: Session, start: float, end: float, parts: Parts
+) -> str:
+    found = recorded_within(session, start, end)
+    if found is None:
+        return "nothing was recorded then"
+    inside = [
+        part
+        for own in parts.values()
+        for part in own
+        if part.session.name == session.name and part.begin < end and part.end > start
+    ]
+    if not inside:
+        return "between two splits"
+    length, needed = options.labelling.length, options.min_overlap
+    if needed != "any" and found[1] - found[0] < needed * length:
+        return f"shorter than --min_overlap {needed:g} of a window"
+    return "no whole window with a known label fits there"
+
+
+def _share_warnings(counts: dict[str, dict[str, SplitCounts]]) -> list[str]:
+    """People of whom nearly all or nearly no windows are positive, with the option to change."""
+    shares = {
+        participant: 100
+        * sum(c.positives for c in own.values())
+        / max(sum(c.windows for c in own.values()), 1)
+        for participant, own in counts.items()
+    }
+    many = [p for p, share in shares.items() if share > 100 * MANY_POSITIVE]
+    few = [p for p, share in shares.items() if 0 < share < 100 * FEW_POSITIVE]
+    return [
+        f"{_named(people)}: {word} of all windows are positive ({_span(shares, people)} %);"
+        f" {advice}"
+        for people, word, advice in (
+            (many, "more than half", "shorter --window_seconds or a --min_overlap lower that"),
+            (few, "less than 1 %", "longer --window_seconds, or --min_overlap any, raise that"),
+        )
+        if people
+    ]
+
+
+def _span(shares: dict[str, float], people: Sequence[str]) -> str:
+    low, high = (f"{end(shares[p] for p in people):.0f}" for end in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def _named(people: Sequence[str]) -> str:
+    more = f" and {len(people) - MAX_NAMED} more" if len(people) > MAX_NAMED else ""
+    return ", ".join(people[:MAX_NAMED]) + more
+
+
+# -- proof and description
+
+
+def _prove_splits_apart(one: DataSet, options: Preparation, recordings: int) -> None:
+    """From the written lists of windows: no sample is in two splits.
 
     Raises:
         ProjectError: one is, or a list and its split differ in length. The folder is then not
         published.
     """
-    for participant, splits in counts.items():
+    number = 0
+    for participant, splits in one.counts.items():
         windows: dict[str, list[tuple[str, float]]] = {}
         for split in splits:
             windows[split] = [
                 (session, float(start))
-                for session, start in listed_windows(folder, participant, split)
+                for session, start in listed_windows(one.folder, participant, split)
             ]
+            number += len(windows[split])
             if len(windows[split]) != splits[split].windows:
                 raise ProjectError(
                     f"{participant} {split}: {splits[split].windows} windows but"
@@ -397,115 +498,54 @@ def prove_splits_apart(
                 f"{participant}: two splits share a sample ({shared}); nothing was written, please"
                 " report this"
             )
+    one.compared = (
+        f"no sample is in two splits (compared: the places of {number} windows; the rows of"
+        f" {recordings} recordings with each other, for stretches of {SHARED_ROWS} rows or more, or"
+        " fewer where one recording ends and the next begins)"
+    )
 
 
 def _describe(
-    options: Preparation, source: Source, origin: dict[str, Any], outcome: Outcome, folder: Path
+    options: Preparation, source: Source, origin: dict[str, Any], one: DataSet, number: int
 ) -> Manifest:
     channels = list(source.channels or ())
-    split: dict[str, Any] = {
-        "rule": options.split,
-        "fractions": FRACTIONS,
-        "before_windowing": True,
+    labelling: dict[str, Any] = {
+        "rule": "1 where a window overlaps a bout",
+        "min_overlap": options.min_overlap,
+        "from": source.labels_from,
     }
-    split |= (
-        {"seed": options.split_seed}
-        if options.split == "session"
-        else {"gap_seconds": options.window_seconds}
-        if options.split == "time"
-        else {}
-    )
+    if options.exclude_partial:
+        labelling["exclude_partial"] = True
     return Manifest(
         sampling_rate_hz=options.sampling_rate,
         channels=channels,
         units=options.units or ["unknown"] * len(channels),
         window_seconds=options.window_seconds,
-        stride_seconds=options.stride / options.sampling_rate,
-        window_size=options.length,
-        labelling={
-            "rule": "1 where a window overlaps a bout",
-            "min_overlap": options.min_overlap,
-            "from": source.labels_from,
-        },
-        split=split,
-        source=origin | {"sha256": source.sha256(), "settings": settings(options)},
-        participants=outcome.counts,
-        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        stride_seconds=options.labelling.stride / options.sampling_rate,
+        window_size=options.labelling.length,
+        labelling=labelling,
+        split=_describe_split(options, number),
+        source=origin | {"sha256": source.sha256(), "settings": options.settings()},
+        participants=one.counts,
+        clock_repairs=one.mended,
+        files={path.name: file_sha256(path) for path in sorted(one.folder.iterdir())},
     )
 
 
-def write_synced(path: Path, content: bytes | memoryview) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, under a temporary name, that becomes `target` in one rename when
-    the block ends well and vanishes when it does not.
-
-    One left by a killed run is emptied and used again. An existing `target` is replaced, so ask
-    `up_to_date` first.
-
-    Raises:
-        Conflict: another process is making the same folder.
-    """
-    target = target.resolve()  # a link stays a link
-    made = [parent for parent in target.parents if not parent.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.mkdir(exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _hold(handle, partial, target)
-        try:
-            _empty(partial)
-            yield partial
-            os.fsync(handle)
-            _publish(partial, target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            with suppress(OSError):  # somebody else may have put something there meanwhile
-                for parent in made:
-                    parent.rmdir()
-            raise
-    finally:
-        os.close(handle)
-
-
-def _hold(handle: int, partial: Path, target: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mine = partial.exists() and os.path.samestat(os.fstat(handle), partial.stat())
-    except BlockingIOError:
-        mine = False
-    if not mine:
-        raise Conflict(
-            f"{target}: another prepare_data.py is making it; wait for that one, then run this"
-            " again"
-        )
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-
-
-def _publish(partial: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(partial, target)
-    except OSError:
-        if old.exists():
-            os.rename(old, target)
-        raise
-    parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(parent)
-    os.close(parent)
-    shutil.rmtree(old, ignore_errors=True)
+def _describe_split(options: Preparation, number: int) -> dict[str, Any]:
+    rule = options.split_rule
+    shares = split_shares(rule.folds).tolist()
+    split: dict[str, Any] = {
+        "rule": rule.name,
+        "fractions": dict(zip(SPLITS, shares, strict=True)),
+        "before_windowing": True,
+    }
+    if rule.name in ("session", "blocks"):
+        split["seed"] = rule.seed
+    if rule.name in ("time", "blocks"):
+        split["gap_seconds"] = options.window_seconds
+    if rule.name == "blocks":
+        split["block_seconds"] = rule.block / options.sampling_rate
+    if rule.folds > 1:
+        split |= {"folds": rule.folds, "fold": number + 1, "fold_of": str(options.data_path)}
+    return split

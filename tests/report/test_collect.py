@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from common.artifacts import publish_base_model
-from common.data.prepare import Preparation, prepare
+from common.data.preparation import Preparation
+from common.data.prepare import prepare
 from common.data.recordings import Layout, Recordings
 from common.errors import InputError
 from common.report.collect import collect
@@ -77,7 +78,10 @@ def prepared(made: Made, name: str, **given: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             "time,ax,label\n"
-            + "".join(f"{100 * number + i / 10},{i % 7},{int(20 <= i < 60)}\n" for i in range(200))
+            + "".join(
+                f"{100 * number + i / 10},{(i * i + number) % 31},{int(20 <= i < 60)}\n"
+                for i in range(200)
+            )
         )
     values = {
         "sessions": "rec",
@@ -91,8 +95,8 @@ def prepared(made: Made, name: str, **given: Any) -> Path:
     prepare(
         Preparation.parse(values),
         source,
-        folder,
-        lambda _: b"",
+        [folder],
+        lambda path, _x, _y: path.touch(),
         {"kind": "sessions", "folder": "rec"},
     )
     return folder

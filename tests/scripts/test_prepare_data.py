@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import sys
+import zlib
 from itertools import combinations
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import torch
 
 import prepare_data
 from common.cli import run_script
-from common.data import prepare
+from common.data import prepare, staging
 from common.data.demo import fetch_wheel
 from common.data.manifest import file_sha256, listed_bouts, read_manifest
+from common.data.preparation import Preparation
 from common.errors import InputError, ProjectError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,8 +37,8 @@ def write_session(
         "time": [
             round((zero + t) * unit) if unit > 1 else round(zero + t, 3) for t in times.tolist()
         ],
-        "ax": np.sin(times),
-        "ay": times,
+        "ax": np.random.default_rng(zlib.crc32(f"{path} {zero}".encode())).normal(size=len(times)),
+        "ay": -times,
     }
     if label:
         columns[label] = np.array([any(a <= t < b for a, b in bouts) for t in times]).astype(int)
@@ -129,9 +131,9 @@ def test_sessions_become_tuples_lists_of_windows_and_a_manifest(run, rec, projec
             assert int(y.sum()) == counts.positives > 0
             with (folder / f"{participant}_{split}_windows.csv").open(newline="") as file:
                 starts = [float(row["start_s"]) for row in csv.DictReader(file)]
-            # The second channel is the seconds since the session's start; sessions start at whole
-            # hundreds.
-            assert np.allclose(x[:, 1, 0].numpy(), np.array(starts) % 100, atol=1e-4)
+            # The second channel is minus the seconds since the session's start; sessions start at
+            # whole hundreds.
+            assert np.allclose(-x[:, 1, 0].numpy(), np.array(starts) % 100, atol=1e-4)
             inside = (np.array(starts) % 100 < 20) & (np.array(starts) % 100 + 2 > 10)
             assert y.tolist() == inside.astype(int).tolist()
     assert assert_apart(folder, 20, 10) == 2 * 5 * 39
@@ -141,7 +143,7 @@ def test_sessions_become_tuples_lists_of_windows_and_a_manifest(run, rec, projec
 def test_each_split_rule_keeps_samples_apart(call, rec, project, rule):
     code, out, _ = call(*MINE, "--split", rule)
     assert code == 0
-    assert "no sample stands in two splits (checked)" in out
+    assert "no sample is in two splits (compared: " in out
     assert assert_apart(project / "data" / "mine", 20, 10) > 0
     assert read_manifest(project / "data" / "mine").split["rule"] == rule
 
@@ -304,6 +306,8 @@ def test_a_split_with_one_class_or_no_window_is_named(call, project):
     assert err.splitlines()[1:] == [
         "warning: anna val: no windows",
         "warning: anna test: no windows",
+        "warning: anna: more than half of all windows are positive (100 %); shorter"
+        " --window_seconds or a --min_overlap lower that",
     ]
 
 
@@ -393,11 +397,11 @@ SPOILT = {
     ),
     "unsorted": (
         lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.1,1,0.3,0"),
-        "time does not increase from row 3 (100.2) to row 4 (100.1)",
+        "time is out of order in 1 row(s), first in row 4 (100.1 after 100.2); sort the rows by it",
     ),
     "time twice": (
         lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.2,1,0.3,0"),
-        "time does not increase from row 3 (100.2) to row 4 (100.2)",
+        "time is the same in rows 3 and 4 (100.2), and in 1 row(s) in all",
     ),
     "long row": (
         lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1,0.3,0,7,8"),
@@ -444,7 +448,8 @@ SPOILT = {
     "bout without end": (lambda rec: bouts(rec, "anna,s0,5,"), "end in row 1 is empty or NaN"),
     "bout on another clock": (
         lambda rec: bouts(rec, "anna,s1,5,9"),
-        "the bout from 5 to 9 s lies outside the recording (100 to 139.9 s)",
+        "bouts.csv: row 1: the bout from 5 s to 9 s lies outside the recording rec/anna/s1.csv"
+        " (100 s to 139.9 s); they would lie inside with 95 s added at least",
     ),
 }
 
@@ -566,8 +571,8 @@ def test_a_leak_between_splits_stops_the_command_and_writes_nothing(
     honest = prepare.split_sessions
 
     def leaky(*arguments):
-        parts = honest(*arguments)
-        return {**parts, "test": [*parts["test"], *parts["val"]]}
+        (parts,) = honest(*arguments)
+        return [{**parts, "test": [*parts["test"], *parts["val"]]}]
 
     monkeypatch.setattr(prepare, "split_sessions", leaky)
     before = everything(project)
@@ -580,21 +585,23 @@ def test_a_leak_between_splits_stops_the_command_and_writes_nothing(
 def test_a_full_disk_leaves_nothing_and_an_older_data_set_as_it_was(
     call, rec, project, monkeypatch
 ):
-    def full(path, content):
+    honest = prepare_data.save
+
+    def full(path, x, y):
         if path.name == "bo_test.pt":
             raise OSError(28, "No space left on device", str(path))
-        path.write_bytes(content)
+        honest(path, x, y)
 
     before = everything(project)
     with monkeypatch.context() as broken:
-        broken.setattr(prepare, "write_synced", full)
+        broken.setattr(prepare_data, "save", full)
         code, _, err = call(*MINE)
     assert code == 2
     assert "No space left on device" in err
     assert everything(project) == before
     call(*MINE)
     before = everything(project)
-    monkeypatch.setattr(prepare, "write_synced", full)
+    monkeypatch.setattr(prepare_data, "save", full)
     assert call(*MINE, "--split_seed", "3", "--overwrite")[0] == 2
     assert everything(project) == before
 
@@ -617,12 +624,13 @@ def test_what_a_killed_run_left_behind_is_used_up(call, rec, project):
             ),
             "anna_bouts.csv",
             "bo_bouts.csv",
+            "overview.png",
         ]
     )
 
 
 def test_a_second_one_at_the_same_time_is_refused(call, rec, project):
-    with prepare.staged_folder(project / "data" / "mine") as folder:
+    with staging.staged_folder(project / "data" / "mine") as folder:
         before = everything(project)
         assert "another prepare_data.py is making it" in call(*MINE)[2]
         assert everything(project) == before
@@ -645,7 +653,7 @@ def test_data_behind_a_link_stays_behind_it(call, rec, project, tmp_path):
 def test_every_flag_has_help(run):
     done = run("prepare_data.py", "--help")
     assert done.returncode == 0
-    for name, field in prepare.Preparation.model_fields.items():
+    for name, field in Preparation.model_fields.items():
         assert field.description
         assert f"--{name}" in done.stdout
 

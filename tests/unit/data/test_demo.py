@@ -23,8 +23,8 @@ from common.data.demo import (
     load_demo,
     read_object_npy,
 )
-from common.data.windowing import cut_windows, split_sessions
 from common.errors import InputError, ProjectError
+from tests.unit.data.made_sessions import cut, split
 
 CACHE = Path(__file__).resolve().parents[3] / "cache"
 
@@ -73,17 +73,17 @@ def test_ten_people_fourteen_sessions_six_axes(people):
 def test_every_split_of_everyone_has_both_classes_and_no_sample_of_another(people):
     for participant, sessions in people.items():
         held = {}
-        for split, parts in split_sessions(sessions, "time", 100, "any", 0).items():
-            windows = cut_windows(parts, 100, 50, "any", 6)
+        for name_of_split, parts in split(sessions, "time", 100).items():
+            windows = cut(parts, 100, 50, channels=6)
             assert 0 < windows.y.sum() < len(windows.y)
-            samples = [round(start * 50) for start in windows.starts_s]
-            held[split] = {
+            samples = [round(start * 50) for start in windows.starts_s()]
+            held[name_of_split] = {
                 (name, first + k)
-                for name, first in zip(windows.sessions, samples, strict=True)
+                for name, first in zip(windows.sessions(), samples, strict=True)
                 for k in range(100)
             }
             originals = {session.name: session.values for session in sessions}
-            for name, first, window in zip(windows.sessions, samples, windows.x, strict=True):
+            for name, first, window in zip(windows.sessions(), samples, windows.x(), strict=True):
                 np.testing.assert_array_equal(window, originals[name][first : first + 100].T)
         assert not any(a & b for a, b in combinations(held.values(), 2)), participant
 

@@ -1,0 +1,58 @@
+"""Timed samples onto a regular grid."""
+
+import numpy as np
+import pytest
+
+from common.data.resampling import make_session
+from tests.unit.data.made_sessions import NO_BOUTS, RATE
+
+
+def test_a_regular_recording_at_the_grid_rate_is_unchanged():
+    values = np.random.default_rng(0).normal(size=(200, 3))
+    made = make_session("s", 0.0, np.arange(200) / 50, values, NO_BOUTS, 50.0)
+    np.testing.assert_array_equal(made.values, values.astype(np.float32))
+    assert made.pieces == ((0, 200),)
+
+
+def test_uneven_times_are_put_on_the_grid_linearly():
+    times = np.arange(100) / RATE + np.random.default_rng(1).uniform(-0.04, 0.04, 100)
+    times -= times[0]
+    made = make_session(
+        "s", 0.0, times, np.stack([3 * times + 1], axis=1), NO_BOUTS, RATE, max_gap_s=1.0
+    )
+    np.testing.assert_allclose(
+        made.values[:, 0], 3 * np.arange(len(made.values)) / RATE + 1, rtol=1e-6
+    )
+
+
+def test_what_was_sampled_faster_is_low_passed_before_it_is_thinned():
+    times = np.arange(2000) / 200
+    # at 50 Hz, 47 Hz would look like 3 Hz
+    slow, fast = np.sin(2 * np.pi * 2 * times), np.sin(2 * np.pi * 47 * times)
+    kept = make_session("s", 0.0, times, slow[:, None], NO_BOUTS, 50.0).values[50:-50, 0]
+    gone = make_session("s", 0.0, times, fast[:, None], NO_BOUTS, 50.0).values[50:-50, 0]
+    np.testing.assert_allclose(kept, slow[::4][50:-50], atol=0.01)
+    assert np.abs(gone).max() < 0.01
+
+
+@pytest.mark.parametrize("times_faster", [1.1, 2, 100, 9999])
+def test_the_low_pass_keeps_slow_signals_at_any_ratio(times_faster):
+    times = np.arange(int(8 * RATE * times_faster)) / (RATE * times_faster)
+    made = make_session("s", 0.0, times, np.sin(2 * np.pi * 0.5 * times)[:, None], NO_BOUTS, RATE)
+    np.testing.assert_allclose(
+        made.values[5:-5, 0],
+        np.sin(2 * np.pi * 0.5 * np.arange(len(made.values)) / RATE)[5:-5],
+        atol=0.02,
+    )
+
+
+def test_a_pause_shorter_than_the_given_gap_is_bridged():
+    times = np.concatenate([np.arange(50), np.arange(60, 100)]) / RATE
+    assert (
+        len(make_session("s", 0.0, times, times[:, None], NO_BOUTS, RATE, max_gap_s=2.0).pieces)
+        == 1
+    )
+    assert (
+        len(make_session("s", 0.0, times, times[:, None], NO_BOUTS, RATE, max_gap_s=0.5).pieces)
+        == 2
+    )
