@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install what the tests drive for real, where that is possible; say what is left out where it is not.
 missing=""
-for pair in sshd:openssh-server tcsh:tcsh rsync:rsync ip:iproute2 slurmctld:slurm-wlm munged:munge chromium:chromium chromedriver:chromium-driver; do
+for pair in sshd:openssh-server tcsh:tcsh rsync:rsync ip:iproute2 slurmctld:slurm-wlm munged:munge slurmdbd:slurmdbd mariadbd:mariadb-server chromium:chromium chromedriver:chromium-driver; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${pair%%:*}" ] || missing="$missing ${pair##*:}"
 done
 [ -z "$missing" ] && exit 0

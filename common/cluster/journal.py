@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from common.artifacts import write_file
 from common.errors import InputError, nearest
-from common.paths import EXPERIMENTS, Paths
+from common.paths import EXPERIMENT_LOG, EXPERIMENTS, Paths
 
 STATUS_SECONDS = 1.0
 MAX_LOG = 64 << 10  # characters of a job's log
@@ -92,21 +92,20 @@ def _file_name(job: str) -> str:
 
 
 def log_of(paths: Paths, job: str) -> Path:
-    """The log of a job in the latest run that kept one.
+    """The log of a job: what it printed in the latest run in which it printed something, or the log
+    of its training.
 
     Raises:
-        InputError: no run kept a log of it; names the job most like it.
+        InputError: there is none; names the job most like it.
     """
     job = job.removeprefix(f"{EXPERIMENTS}/").rstrip("/")
-    for folder in _runs(paths):
-        path = folder / "logs" / f"{_file_name(job)}.log"
+    printed = [folder / "logs" / f"{_file_name(job)}.log" for folder in _runs(paths)]
+    for path in (*printed, paths.experiments / job / EXPERIMENT_LOG):
         if path.is_file():
             return path
     known = {str(event["job"]) for event in past_events(paths) if "job" in event}
     if job in known:
-        raise InputError(
-            f"{job}: no log of it is here: it is kept when the job ends, if it printed something"
-        )
+        raise InputError(f"{job}: has no log: it is running, or it printed nothing")
     raise InputError(
         f"{job}: no run has started such a job{nearest(job, known)}; give its id, such as"
         " PREFIX/fold0_NAME or a base model's hash"

@@ -58,6 +58,10 @@ def test_the_log_of_a_job_is_that_of_the_latest_run_that_kept_one(tmp_path: Path
                 kept = journal.job_log(job, run)
     assert log_of(paths, job) == log_of(paths, f"experiments/{job}/") == tmp_path / kept
     assert log_of(paths, job).read_text() == "2"
+    quiet = paths.experiments / "p/fold1_bob" / "train.log"
+    quiet.parent.mkdir(parents=True)
+    quiet.touch()
+    assert log_of(paths, "p/fold1_bob") == quiet
     with pytest.raises(InputError, match=r"did you mean p/fold0_ann\?"):
         log_of(paths, "p/fold0_an")
 
