@@ -24,6 +24,7 @@ from common.validation import first_problem
 
 MAX_TEXT = 2_000
 MAX_LOG = 64 << 10
+MAX_SPEED = 1e15  # bytes of windows per second
 CAUSES = (
     "error",
     "cancelled",
@@ -95,7 +96,9 @@ def message(said: object, given: Collection[str]) -> Json:
 def _hello(hello: object) -> Json:
     if not isinstance(hello, dict):
         raise ValueError("its greeting is none")
-    return {key: _text(hello[key]) for key in ("refused", "log", "host") if key in hello}
+    speed = _number(hello.get("speed"))
+    known: Json = {key: _text(hello[key]) for key in ("refused", "log", "host") if key in hello}
+    return {**known, "speed": speed} if speed is not None and 0 < speed < MAX_SPEED else known
 
 
 def _progress(said: Mapping[str, Any]) -> Json:

@@ -2,9 +2,11 @@
 speaks to it in JSON, one object a line.
 
 In:   {"job": id, "script": name, "values": {...}}   {"cancel": id}   {"beat": n}
-Out:  {"hello": {...}}   {"beat": n}   {"progress": id, ...}   {"done": id, "result": {...},
-"seconds": s, "log": tail}
+Out:  {"hello": {...}}   {"beat": n}   {"progress": id, ...}
+      {"done": id, "result": {...}, "seconds": s, "log": tail}
       {"failed": id, "cause": c, "error": one line, "seconds": s, "log": tail}
+
+With --measure the hello says how fast the slot is: "speed", bytes of windows per second.
 
 The protocol has a duplicate of standard output to itself, after a marker line; the real standard
 output and standard error point to the slot's log, so that prints do no harm. A worker that hears
@@ -376,6 +378,19 @@ def _import(path: Path) -> Any:
     return module
 
 
+def _measured(device: str) -> dict[str, float]:
+    """The speed of the slot, for the hello; empty where it cannot be measured: then a job will say
+    why nothing works here.
+    """
+    try:
+        from common.training.setup import measured_speed
+
+        return {"speed": measured_speed(device)}
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+        return {}
+
+
 def main() -> None:
     """Take the slot, point prints to its log, say hello, serve."""
     flags = argparse.ArgumentParser(description="started by the orchestrators, not by hand")
@@ -383,6 +398,7 @@ def main() -> None:
         flags.add_argument(f"--{name}", required=True)
     flags.add_argument("--beat", type=float, default=5.0)
     flags.add_argument("--silence", type=float, default=60.0)
+    flags.add_argument("--measure", action="store_true")
     args = flags.parse_args()
     code = Path(__file__).resolve().parents[3]
     head = Head(args.marker, args.beat, args.silence)
@@ -408,6 +424,7 @@ def main() -> None:
                 "log": str(log_path),
                 "slot": args.slot,
                 "lock": slot.name,
+                **(_measured(args.device) if args.measure else {}),
             }
         )
         Worker(head, code, args.device, log).serve(head.jobs)

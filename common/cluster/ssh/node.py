@@ -184,6 +184,7 @@ class NodeThreads:
             self.server.jobs_per_gpu,
             self.needs.owner,
             marker,
+            self.needs.measure,
         )
         try:
             process = connection.start(argv)

@@ -179,6 +179,7 @@ def worker_argv(
     jobs_per_gpu: int,
     owner: str,
     marker: str,
+    measure: bool,
 ) -> list[str]:
     """The command of a worker. It sees its own GPU only."""
     code = (
@@ -207,4 +208,5 @@ def worker_argv(
         "-m",
         "common.cluster.on_node.worker",
         *(f"--{name}={value}" for name, value in flags.items()),
+        *(["--measure"] if measure else []),
     ]

@@ -230,13 +230,18 @@ class Nodes:
         if was is Stage.OPEN:
             run.scheduler.close_node(now, node.name, reason)
 
-    def opened(self, now: float, node: Node) -> None:
-        """The node's first worker has said hello: start the silence timer now, not before."""
+    def opened(self, now: float, node: Node, speed: float | None) -> None:
+        """The node's first worker has said hello: start the silence timer now, not before.
+
+        speed: bytes of windows per second, as the worker measured them, or None.
+        """
         run = self._run
+        if speed is not None:
+            run.journal.event("measured", node=node.name, bytes_per_second=speed)
         holds: Iterable[str] = node.holds
         if node.shared or run.needs.trusted:
             holds = run.published_bases()
-        run.scheduler.add_node(now, node.name, run.estimates.speed(node.name), holds=holds)
+        run.scheduler.add_node(now, node.name, run.estimates.speed(node.name, speed), holds=holds)
         node.open()
         self.worked = True
         if node.draining:

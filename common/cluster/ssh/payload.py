@@ -24,6 +24,7 @@ class Needs:
     trusted: bool = False  # --skip-sync: no base model is sent before it is missed
     # SHA-256 of what the head has beside the data: dataset.json, lists of windows
     beside: dict[File, str] = field(default_factory=dict)
+    measure: bool = False  # workers measure the speed of their slot before they say hello
 
     @property
     def files(self) -> dict[File, str | None]:

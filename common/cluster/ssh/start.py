@@ -77,6 +77,7 @@ def _needs(request: Request, prepared: Prepared) -> Needs:
         owner(request.paths),
         trusted=not request.sync,
         beside=found_beside(request.paths, jobs) if any(data.values()) else {},
+        measure=len(request.config.servers) > 1 and all(job.kind != "script" for job in jobs),
     )
 
 

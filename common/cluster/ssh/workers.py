@@ -135,7 +135,7 @@ class Workers:
         worker.log, worker.state = str(hello.get("log", "")), WorkerState.READY
         self._starts.pop(worker.place, None)
         if not node.is_open:
-            self._nodes.opened(now, node)
+            self._nodes.opened(now, node, hello.get("speed"))
         self.free(now, worker)
 
     def _lose_slot(self, now: float, node: Node, worker: WorkerLink, why: str) -> None:

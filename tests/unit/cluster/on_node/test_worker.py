@@ -120,6 +120,16 @@ def worker(folder: Path) -> Iterator[Worker]:
     made.stdout.close()
 
 
+def test_a_worker_measures_the_speed_of_its_slot_where_it_is_asked_to(folder: Path) -> None:
+    for flags in ((), ("--measure",)):
+        made = Worker(folder, "me", *flags)
+        made.stdin.close()
+        made.process.wait(30)
+        made.stdout.close()
+        assert ("speed" in made.hello) == bool(flags)
+        assert made.hello.get("speed", 1) > 0
+
+
 def test_jobs_are_answered_in_one_process_and_prints_go_to_the_log(worker: Worker) -> None:
     worker.job("plain", 0)
     worker.job("memory", 1)

@@ -114,7 +114,9 @@ class Play:
             scripts,
         )
         estimates = SimpleNamespace(
-            seconds=lambda job: 10.0, work=lambda job: 1.0, speed=lambda node: 1.0
+            seconds=lambda job: 10.0,
+            work=lambda job: 1.0,
+            speed=lambda node, measured: 1.0 if measured is None else measured / 100,
         )
         self.results = SimpleNamespace(
             accept=lambda job, root: "",
@@ -158,7 +160,9 @@ class Play:
         for _ in range(3 + 2 * self.run._arrivals.pending):
             self.run._turn()
 
-    def join(self, name: str = "n", found: tuple[str, ...] = ()) -> None:
+    def join(
+        self, name: str = "n", found: tuple[str, ...] = (), speed: float | None = None
+    ) -> None:
         """The node answers and all its workers say hello."""
         node = self.node(name)
         self.tell(Listed(node, (), found), Joined(node, node.plan))
@@ -166,7 +170,8 @@ class Play:
             node.start_worker(slot)
         self.tell()
         workers = list(self.record(name).workers.values())
-        self.tell(*[Said(worker, {"hello": {"log": ""}}) for worker in workers])
+        hello = {"log": ""} if speed is None else {"log": "", "speed": speed}
+        self.tell(*[Said(worker, {"hello": hello}) for worker in workers])
 
     def say(self, message: dict[str, Any], slot: int = 0, name: str = "n") -> None:
         self.tell(Said(self.worker(slot, name), message))
@@ -251,6 +256,16 @@ def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_
     run.arrive("a")
     assert run.state("a") is state
     assert run.worker().jobs == (["a"] if state is JobState.FAILED else ["a", "a"])
+
+
+def test_the_speed_that_a_worker_measured_is_the_nodes_and_is_recorded(play: Any) -> None:
+    run = play(script("a"))
+    run.join(speed=250.0)
+    assert run.scheduler.speed("n") == 2.5
+    (log,) = run.paths.runs.glob("*/events*")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    measured = [event for event in events if event["event"] == "measured"]
+    assert [(event["node"], event["bytes_per_second"]) for event in measured] == [("n", 250.0)]
 
 
 def test_a_second_hello_frees_nothing(play: Any) -> None:

@@ -1,0 +1,20 @@
+"""Messages of workers, validated."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from common.cluster.protocol import message
+
+
+def test_a_measured_speed_is_kept() -> None:
+    assert message({"hello": {"log": "x", "speed": 2.5e7}}, []) == {
+        "hello": {"log": "x", "speed": 2.5e7}
+    }
+
+
+@pytest.mark.parametrize("speed", [0, -1.0, math.inf, math.nan, 1e300, True, "fast", None, [1]])
+def test_a_speed_that_cannot_be_one_is_left_out(speed: object) -> None:
+    assert message({"hello": {"log": "x", "speed": speed}}, []) == {"hello": {"log": "x"}}
