@@ -19,6 +19,7 @@ from common.paths import CODE_ROOT, SPLITS, split_file
 # announced, and no checkpoint of another is resumed.
 CODE_FILES = (
     "training/networks.py",
+    "training/adam.py",
     "training/backends.py",
     "training/kernel/stack.cpp",
     "training/kernel/stack.py",

@@ -8,14 +8,16 @@ the network.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.training.adam import Adam
 from common.training.kernel.build import kernel
-from common.training.kernel.stack import Stack
+from common.training.kernel.stack import AdamState, Given, Stack
 from common.training.networks import Network
 
 EVALUATED_BYTES = 8 << 20  # windows that the kernel evaluates in one call
@@ -36,6 +38,12 @@ class Backend(Protocol):
         """
         ...
 
+    def train(self, x: Tensor, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
+        """`gradient` and an update for one batch after the other, of the given sizes; x and y hold
+        them all. Returns the sum of the unweighted losses.
+        """
+        ...
+
     def logits(self, x: Tensor) -> Tensor:
         """[batch], without dropout and without gradients."""
         ...
@@ -51,8 +59,8 @@ def backend_for(
     """The backend for `model` on its device: the kernel for the built-in networks on a CPU, where a
     compiler is; else PyTorch.
 
-    Call it when the parameters and their gradients are where they stay. compiled_batch: batches of
-    this size go through torch.compile, where the kernel does not run.
+    Call it when parameters, gradients and normalisation are where and what they stay.
+    compiled_batch: batches of this size go through torch.compile, where the kernel does not run.
     """
     if isinstance(model, Network) and next(model.parameters()).device.type == "cpu":
         found = kernel()
@@ -101,6 +109,14 @@ class AutogradBackend:
             total += unweighted.detach()
         return total
 
+    def train(self, x: Tensor, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
+        """As in Backend."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for xb, yb in zip(torch.split(x, list(sizes)), torch.split(y, list(sizes)), strict=True):
+            total += self.gradient(xb, yb)
+            adam.step()
+        return total
+
     def logits(self, x: Tensor) -> Tensor:
         """As in Backend."""
         self.model.eval()
@@ -146,48 +162,46 @@ class KernelBackend:
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """As in Backend."""
-        x, y, mask, model = x.float(), y.contiguous(), None, self.model
-        if model.dropout.p > 0:
-            ones = torch.ones(len(x), model.blocks[-1].channels)
-            mask = F.dropout(ones, model.dropout.p)
-        loss = self._stack(x.shape[2]).gradient(
-            x.data_ptr(),
-            x.stride(),
-            y.data_ptr(),
-            len(x),
-            scaling=self._scaled(),
-            dropout=None if mask is None else mask.data_ptr(),
-            pos_weight=self._pos_weight,
-            threads=torch.get_num_threads(),
-        )
-        return torch.tensor(loss, dtype=torch.float64)
+        given, _kept = self._training(x, y)
+        return _double(self._stack(x).gradient(given))
+
+    def train(self, x: Tensor, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
+        """As in Backend."""
+        given, _kept = self._training(x, y)
+        step, mean, square = (value.data_ptr() for value in adam.state.values())
+        weights, gradient = adam.weights.data_ptr(), adam.gradient.data_ptr()
+        count, rate, decay = len(adam.weights), adam.lr, adam.weight_decay
+        state = AdamState(weights, gradient, mean, square, step, count, rate, decay)
+        return _double(self._stack(x).train(given, sizes, state))
 
     def logits(self, x: Tensor) -> Tensor:
         """As in Backend."""
         out, threads = torch.empty(len(x)), torch.get_num_threads()
-        self._stack(x.shape[2]).logits(
-            x.data_ptr(),
-            x.stride(),
-            len(x),
-            out.data_ptr(),
-            scaling=self._scaled(),
-            threads=threads,
-        )
+        given = Given(x.data_ptr(), x.stride(), len(x), threads=threads)
+        self._stack(x).logits(given, out.data_ptr())
         return out
+
+    def _training(self, x: Tensor, y: Tensor) -> tuple[Given, list[Tensor | None]]:
+        """A batch for the kernel, and the tensors that must live until its call is over."""
+        x, y, mask, dropout = x.float(), y.contiguous(), None, self.model.dropout.p
+        if dropout > 0:
+            mask = F.dropout(torch.ones(len(x), self.model.blocks[-1].channels), dropout)
+        place = None if mask is None else mask.data_ptr()
+        threads = torch.get_num_threads()
+        given = Given(
+            x.data_ptr(), x.stride(), len(x), y.data_ptr(), place, self._pos_weight, threads
+        )
+        return given, [x, y, mask]
 
     def evaluation_batch(self, samples: int) -> int:
         """Few calls, and not much memory where windows have to be gathered."""
         return max(1, EVALUATED_BYTES // (4 * samples * len(self.model.mean)))
 
-    def _scaled(self) -> tuple[int, int] | tuple[None, None]:
-        if not self.model.normalized:
-            return None, None
-        return self.model.mean.data_ptr(), self.model.sd.data_ptr()
-
-    def _stack(self, samples: int) -> Stack:
+    def _stack(self, x: Tensor) -> Stack:
+        samples, model = x.shape[2], self.model
         if samples not in self._stacks:
-            model = self.model
             parameters = model.ordered_parameters()
+            trained = [p.grad if p.requires_grad else None for p in parameters]
             self._stacks[samples] = Stack(
                 self._library,
                 len(model.mean),
@@ -195,9 +209,11 @@ class KernelBackend:
                 [(block.channels, block.dilation, block.pool) for block in model.blocks],
                 model.hidden,
                 [p.data_ptr() for p in parameters],
-                [
-                    p.grad.data_ptr() if p.requires_grad and p.grad is not None else None
-                    for p in parameters
-                ],
+                [gradient.data_ptr() if gradient is not None else None for gradient in trained],
+                (model.mean.data_ptr(), model.sd.data_ptr()) if model.normalized else None,
             )
         return self._stacks[samples]
+
+
+def _double(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)

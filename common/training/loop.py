@@ -20,11 +20,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.adam import adam
+from torch import Tensor
 
 from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
 from common.errors import CorruptArtifact, InputError, TrainingError
+from common.training.adam import Adam
 from common.training.backends import Backend, backend_for
 from common.training.metrics import confusion, macro_f1
 from common.training.networks import Model
@@ -211,8 +211,7 @@ class _Run:
         parameters = model.trained(head_only=settings.head_only, freeze=settings.freeze)
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is trained for trained in parameters))
-        self.weights = _flattened(parameters)
-        self.optimizer = _Adam(self.weights, settings.lr, settings.weight_decay)
+        self.optimizer = Adam(parameters, settings.lr, settings.weight_decay)
         self.backend = backend_for(
             model,
             pos_weight=_pos_weight(settings.pos_weight, train),
@@ -263,9 +262,7 @@ class _Run:
             for piece, (x, y) in zip(pieces, chunks, strict=True):
                 if settings.augment is not None:
                     x = settings.augment(x, augment)
-                for xb, yb in zip(torch.split(x, piece), torch.split(y, piece), strict=True):
-                    total += self.backend.gradient(xb, yb)
-                    self.optimizer.step()
+                total += self.backend.train(x, y, piece, self.optimizer)
         self.done.updates += len(batches)
         return total / len(order)
 
@@ -424,67 +421,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-class _Adam:
-    """Adam on one vector of weights, through PyTorch's function: the class torch.optim.Adam imports
-    the compiler, a second before the first step, and costs twice as much a step.
-
-    Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015; with weight decay
-    Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019.
-    """
-
-    def __init__(self, weights: nn.Parameter, lr: float, weight_decay: float = 0.0) -> None:
-        assert weights.grad is not None
-        self.weight_decay = weight_decay
-        self.weights, self.gradient, self.lr = weights.detach(), weights.grad, lr
-        self.state: State = {
-            "step": torch.zeros((), device=weights.device),
-            "exp_avg": torch.zeros_like(self.weights),
-            "exp_avg_sq": torch.zeros_like(self.weights),
-        }
-
-    def load(self, state: State) -> None:
-        """Go on from the state of an earlier one."""
-        for name, value in self.state.items():
-            value.copy_(state[name])
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One update by the gradient as it stands."""
-        step, mean, square = self.state.values()
-        adam(
-            [self.weights],
-            [self.gradient],
-            [mean],
-            [square],
-            [],
-            [step],
-            fused=True,
-            amsgrad=False,
-            lr=self.lr,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            weight_decay=self.weight_decay,
-            decoupled_weight_decay=self.weight_decay != 0,
-            maximize=False,
-        )
-
-
-def _flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """One vector of which the parameters and their gradients become views: the optimiser then
-    handles one tensor instead of eighteen.
-    """
-    flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    start = 0
-    for parameter in parameters:
-        stop = start + parameter.numel()
-        parameter.data = flat.data[start:stop].view_as(parameter)
-        parameter.grad = flat.grad[start:stop].view_as(parameter)
-        start = stop
-    return flat
 
 
 def _keep_freed_memory() -> None:

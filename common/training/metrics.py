@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn import metrics as sk
 from torch import Tensor
 
 Array = npt.NDArray[Any]
@@ -47,6 +46,8 @@ def final_scores(
     Returns (every name of SCORES -> value or None, name -> reason for each None). pr_auc is average
     precision.
     """
+    from sklearn import metrics as sk  # a second and more: only when a score is due
+
     y, p = np.asarray(y).astype(np.int64), np.asarray(p, dtype=np.float64)
     scores, undefined = threshold_scores(y, p, threshold)
     ranking: dict[str, Callable[[], Any]] = {
@@ -69,6 +70,8 @@ def threshold_scores(
     """The scores of THRESHOLDED alone, as `final_scores` gives them, in one pass of scikit-learn
     over the labels.
     """
+    from sklearn import metrics as sk
+
     y, predicted = np.asarray(y).astype(np.int64), np.asarray(p, dtype=np.float64) >= threshold
     undefined = {name: why for name, why in _undefined(y, predicted).items() if name in THRESHOLDED}
     if not len(y):

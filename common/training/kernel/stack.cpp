@@ -550,6 +550,7 @@ struct Call {  // what is asked for; gradients: null, or null for a parameter th
   const float *x, *y, *mean, *factor, *dropout;  // y: null without gradients; the others: or null
   int64_t window, channel, sample;               // strides of x
   int64_t batch;
+  int threads;
   const float* const* parameters;
   float* const* gradients;
   double pos_weight;
@@ -755,9 +756,9 @@ void pass_slots(Stack& stack, Workspace& work, const Call& call, int first, int 
   }
 }
 
-void pass_batch(Stack& stack, const Call& call, int threads) {
+void pass_batch(Stack& stack, const Call& call) {
   const long groups = (call.batch + stack.shape.group - 1) / stack.shape.group;
-  const int count = (int)std::max(1L, std::min({(long)threads, (long)SLOTS, groups}));
+  const int count = (int)std::max(1L, std::min({(long)call.threads, (long)SLOTS, groups}));
   if ((int)stack.workspaces.size() < count) stack.workspaces = std::vector<Workspace>(count);
   for (int t = 0; t < count; ++t) prepare(stack.workspaces[t], stack.shape, call.gradients);
   std::vector<std::thread> others;
@@ -823,6 +824,7 @@ int lowest_trained(const Shape& shape, float* const* gradients) {
 void set_scaling(Stack& stack, Call& call, const float* mean, const float* sd) {
   if (!mean) return;
   const int channels = stack.shape.levels[0].channels;
+  stack.scaling.need(2 * channels);
   for (int c = 0; c < channels; ++c) {
     stack.scaling.data[c] = mean[c];
     stack.scaling.data[channels + c] = 1.0f / sd[c];
@@ -834,6 +836,88 @@ void set_scaling(Stack& stack, Call& call, const float* mean, const float* sd) {
 void pack_all(Stack& stack, const Call& call) {
   for (size_t b = 0; b < stack.shape.blocks.size(); ++b)
     pack(stack.shape.blocks[b], call.parameters[b * PER_BLOCK + WEIGHT], stack.packed.data);
+}
+
+// Loss and gradients of one batch.
+double gradient(Stack& stack, Call& call) {
+  const Shape& shape = stack.shape;
+  if ((int64_t)stack.losses.size() < call.batch) stack.losses.resize(call.batch);
+  call.losses = stack.losses.data();
+  pack_all(stack, call);
+  pass_batch(stack, call);
+  add_slots(stack, call.batch);
+  for (size_t b = 0; b < shape.blocks.size(); ++b)
+    unpack_block(shape.blocks[b], stack.slots.data, call.gradients + b * PER_BLOCK);
+  unpack_head(shape, stack.slots.data, call.gradients + shape.blocks.size() * PER_BLOCK);
+  double sum = 0;
+  for (int64_t n = 0; n < call.batch; ++n) sum += call.losses[n];
+  return sum;
+}
+
+// -- Adam
+
+struct Adam {  // the trained parameters and their gradients as one vector; step: updates so far
+  float *weights, *gradient, *mean, *square, *step;
+  int64_t count;
+  double rate, decay;
+};
+
+struct Factors {
+  float size, root, shrink;
+};
+
+INLINE void update(const Factors& f, V& weights, V gradient, V& mean, V& square) {
+  mean += (gradient - mean) * 0.1f;
+  square = square * 0.999f + gradient * gradient * 0.001f;
+  weights = weights * f.shrink - mean * f.size / (root(square) / f.root + 1e-8f);
+}
+
+void update(const Adam& a) {
+  const double step = *a.step += 1;
+  const Factors factors = {(float)(a.rate / (1 - std::pow(0.9, step))),
+                           (float)std::sqrt(1 - std::pow(0.999, step)),
+                           (float)(1 - a.rate * a.decay)};
+  for (int64_t i = 0; i < a.count; i += LANES) {
+    float* const places[] = {a.weights + i, a.gradient + i, a.mean + i, a.square + i};
+    const size_t bytes = std::min<int64_t>(LANES, a.count - i) * sizeof(float);
+    V v[4] = {};
+    for (int n = 0; n < 4; ++n) std::memcpy(&v[n], places[n], bytes);
+    update(factors, v[0], v[1], v[2], v[3]);
+    for (int n = 0; n < 4; ++n) std::memcpy(places[n], &v[n], bytes);
+  }
+}
+
+// -- the interface's arguments
+
+struct Batch {  // as Batch in stack.py
+  const float* x;
+  int64_t strides[3];
+  const float* y;
+  int64_t windows;
+  const float* const* parameters;
+  float* const* gradients;
+  const float *mean, *sd, *dropout;
+  double pos_weight;
+  int64_t threads;
+};
+
+Call call_for(Stack& stack, const Batch& batch) {
+  Call call = {};
+  call.x = batch.x;
+  call.window = batch.strides[0], call.channel = batch.strides[1], call.sample = batch.strides[2];
+  call.batch = batch.windows, call.threads = (int)batch.threads;
+  call.parameters = batch.parameters;
+  set_scaling(stack, call, batch.mean, batch.sd);
+  return call;
+}
+
+Call training_call(Stack& stack, const Batch& batch) {
+  Call call = call_for(stack, batch);
+  call.y = batch.y, call.dropout = batch.dropout;
+  call.gradients = batch.gradients, call.pos_weight = batch.pos_weight;
+  call.lowest = lowest_trained(stack.shape, batch.gradients);
+  stack.slots.need(SLOTS * stack.shape.slot);
+  return call;
 }
 
 }  // namespace
@@ -854,7 +938,6 @@ void* stack_open(int64_t channels, int64_t samples, const int64_t* blocks, int64
     stack->shape.features = stack->shape.levels.back().channels;
     set_sizes(stack->shape);
     stack->packed.need(stack->shape.packed);
-    stack->scaling.need(2 * channels);
     return stack;
   } catch (...) {
     return nullptr;
@@ -863,50 +946,46 @@ void* stack_open(int64_t channels, int64_t samples, const int64_t* blocks, int64
 
 void stack_close(void* stack) { delete (Stack*)stack; }
 
-// x: [batch][channels][samples] at the given strides (in floats). parameters: weight, bias, gain and
-// shift of each block, then weight and bias of the head's layers. mean, sd: by channel, or null.
-int stack_logits(void* handle, const float* x, const int64_t* strides, int64_t batch,
-                 const float* const* parameters, const float* mean, const float* sd, float* logits,
-                 int64_t threads) {
+int stack_logits(void* handle, const Batch* batch, float* logits) {
   try {
     Stack& stack = *(Stack*)handle;
-    Call call = {};
-    call.x = x, call.window = strides[0], call.channel = strides[1], call.sample = strides[2];
-    call.batch = batch, call.parameters = parameters, call.logits = logits;
-    set_scaling(stack, call, mean, sd);
+    Call call = call_for(stack, *batch);
+    call.logits = logits;
     pack_all(stack, call);
-    pass_batch(stack, call, (int)threads);
+    pass_batch(stack, call);
     return 1;
   } catch (...) {
     return 0;
   }
 }
 
-// gradients: of the mean weighted loss, as parameters, null where a parameter is not trained.
-// dropout: factors of the features, [batch][features], or null. loss: sum of the unweighted losses.
-int stack_gradient(void* handle, const float* x, const int64_t* strides, const float* y,
-                   int64_t batch, const float* const* parameters, float* const* gradients,
-                   const float* mean, const float* sd, const float* dropout, double pos_weight,
-                   double* loss, int64_t threads) {
+// loss: the sum of the unweighted losses.
+int stack_gradient(void* handle, const Batch* batch, double* loss) {
   try {
     Stack& stack = *(Stack*)handle;
-    Call call = {};
-    call.x = x, call.window = strides[0], call.channel = strides[1], call.sample = strides[2];
-    call.y = y, call.batch = batch, call.parameters = parameters, call.gradients = gradients;
-    call.dropout = dropout, call.pos_weight = pos_weight;
-    call.lowest = lowest_trained(stack.shape, gradients);
-    stack.losses.resize(batch);
-    call.losses = stack.losses.data();
-    stack.slots.need(SLOTS * stack.shape.slot);
-    set_scaling(stack, call, mean, sd);
-    pack_all(stack, call);
-    pass_batch(stack, call, (int)threads);
-    add_slots(stack, batch);
-    for (size_t b = 0; b < stack.shape.blocks.size(); ++b)
-      unpack_block(stack.shape.blocks[b], stack.slots.data, gradients + b * PER_BLOCK);
-    unpack_head(stack.shape, stack.slots.data, gradients + stack.shape.blocks.size() * PER_BLOCK);
+    Call call = training_call(stack, *batch);
+    *loss = gradient(stack, call);
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}
+
+// An update by Adam after each of `count` batches of the given sizes; `batch` holds them all.
+int stack_train(void* handle, const Batch* batch, const int64_t* sizes, int64_t count,
+                const Adam* adam, double* loss) {
+  try {
+    Stack& stack = *(Stack*)handle;
+    Call call = training_call(stack, *batch);
     *loss = 0;
-    for (double each : stack.losses) *loss += each;
+    for (int64_t n = 0; n < count; ++n) {
+      call.batch = sizes[n];
+      *loss += gradient(stack, call);
+      update(*adam);
+      call.x += sizes[n] * call.window;
+      call.y += sizes[n];
+      if (call.dropout) call.dropout += sizes[n] * stack.shape.features;
+    }
     return 1;
   } catch (...) {
     return 0;

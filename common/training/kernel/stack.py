@@ -6,31 +6,78 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
-_INT, _ADDRESS = ctypes.c_int64, ctypes.c_void_p
+_INT, _ADDRESS, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 
 
-def _addresses(values: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
-    return (_ADDRESS * len(values))(*values)
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        ("x", _ADDRESS),
+        ("strides", _INT * 3),
+        ("y", _ADDRESS),
+        ("windows", _INT),
+        ("parameters", _ADDRESS),
+        ("gradients", _ADDRESS),
+        ("mean", _ADDRESS),
+        ("sd", _ADDRESS),
+        ("dropout", _ADDRESS),
+        ("pos_weight", _DOUBLE),
+        ("threads", _INT),
+    ]
+
+
+class _Adam(ctypes.Structure):
+    _fields_ = [
+        *((name, _ADDRESS) for name in ("weights", "gradient", "mean", "square", "step")),
+        ("count", _INT),
+        ("rate", _DOUBLE),
+        ("decay", _DOUBLE),
+    ]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A batch. x: [windows, channels, samples] at `strides` (in floats), y: [windows], dropout:
+    factors of the features before the head, [windows, features], or None: all float32, by address.
+    """
+
+    x: int
+    strides: Sequence[int]
+    windows: int
+    y: int | None = None
+    dropout: int | None = None
+    pos_weight: float = 1.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """The trained parameters and their gradients as one vector each of `count`, the two moments,
+    and the number of updates so far, all float32, by address; learning rate, decoupled decay.
+    """
+
+    weights: int
+    gradient: int
+    mean: int
+    square: int
+    step: int
+    count: int
+    rate: float
+    decay: float
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library that `build.library` built. Raises OSError."""
+    """The library that `build.built` made. Raises OSError."""
     library = ctypes.CDLL(str(path.resolve()))
     library.stack_open.restype = _ADDRESS
     library.stack_open.argtypes = [_INT, _INT, _ADDRESS, _INT, _INT]
     library.stack_close.argtypes = [_ADDRESS]
     library.stack_close.restype = None
-    library.stack_logits.argtypes = [*[_ADDRESS] * 3, _INT, *[_ADDRESS] * 4, _INT]
-    library.stack_gradient.argtypes = [
-        *[_ADDRESS] * 4,
-        _INT,
-        *[_ADDRESS] * 5,
-        ctypes.c_double,
-        _ADDRESS,
-        _INT,
-    ]
+    library.stack_logits.argtypes = [_ADDRESS] * 3
+    library.stack_gradient.argtypes = [_ADDRESS] * 3
+    library.stack_train.argtypes = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS]
     return library
 
 
@@ -40,8 +87,7 @@ class Stack:
     blocks: channels, dilation, pool of each. hidden: width of the head's hidden layer, or 0.
     parameters, gradients: addresses of float32 arrays: weight [outputs, inputs, 3], bias, gain and
     shift of each block, weight and bias of the head's layers; a gradient is None where it is not
-    wanted. scaling: addresses of mean and SD by channel, subtracted and divided by, or None. They
-    are kept: whoever made them keeps them alive.
+    wanted. scaling: addresses of mean and SD by channel, or None. The caller keeps the arrays.
 
     Raises MemoryError, here and in the calls.
     """
@@ -55,16 +101,16 @@ class Stack:
         hidden: int,
         parameters: Sequence[int],
         gradients: Sequence[int | None],
+        scaling: tuple[int, int] | None = None,
     ) -> None:
-        shape = [int(value) for block in blocks for value in block]
-        self._library = library
-        self._parameters = _addresses(parameters)
-        self._gradients = (_ADDRESS * len(gradients))(*gradients)
+        self._library, shape = library, [int(value) for block in blocks for value in block]
+        self._arrays = [(_ADDRESS * len(a))(*a) for a in (parameters, gradients)]
+        self._batch, self._loss = _Batch(), _DOUBLE()
+        self._batch.parameters, self._batch.gradients = map(ctypes.addressof, self._arrays)
+        self._batch.mean, self._batch.sd = scaling or (None, None)
         self._handle = library.stack_open(
             channels, samples, (_INT * len(shape))(*shape), len(blocks), hidden
         )
-        self._loss, self._strides = ctypes.c_double(), (_INT * 3)()
-        self._loss_address = ctypes.byref(self._loss)
         if not self._handle:
             raise MemoryError("no memory for the network's activations")
 
@@ -72,55 +118,41 @@ class Stack:
         if getattr(self, "_handle", None):
             self._library.stack_close(self._handle)
 
-    def gradient(
-        self,
-        x: int,
-        strides: Sequence[int],
-        y: int,
-        batch: int,
-        *,
-        scaling: tuple[int, int] | tuple[None, None] = (None, None),
-        dropout: int | None = None,
-        pos_weight: float = 1.0,
-        threads: int = 1,
-    ) -> float:
+    def logits(self, given: Given, out: int) -> None:
+        """Write logits [windows] to the address `out`, without dropout."""
+        self._check(self._library.stack_logits(self._handle, self._take(given), out))
+
+    def gradient(self, given: Given) -> float:
         """Overwrite the gradients with those of the mean weighted loss; the sum of the unweighted
         losses.
-
-        x: [batch, channels, samples] at `strides` (in floats). y: [batch]. dropout: factors of the
-        features before the head, [batch, features].
         """
-        self._strides[:] = list(strides)
-        if not self._library.stack_gradient(
-            self._handle,
-            x,
-            self._strides,
-            y,
-            batch,
-            self._parameters,
-            self._gradients,
-            *scaling,
-            dropout,
-            pos_weight,
-            self._loss_address,
-            threads,
-        ):
-            raise MemoryError("no memory or no threads for a training step")
+        batch, loss = self._take(given), ctypes.byref(self._loss)
+        self._check(self._library.stack_gradient(self._handle, batch, loss))
         return self._loss.value
 
-    def logits(
-        self,
-        x: int,
-        strides: Sequence[int],
-        batch: int,
-        out: int,
-        *,
-        scaling: tuple[int, int] | tuple[None, None] = (None, None),
-        threads: int = 1,
-    ) -> None:
-        """Write logits [batch] to `out`, without dropout."""
-        self._strides[:] = list(strides)
-        if not self._library.stack_logits(
-            self._handle, x, self._strides, batch, self._parameters, *scaling, out, threads
-        ):
-            raise MemoryError("no memory or no threads for an evaluation")
+    def train(self, given: Given, sizes: Sequence[int], adam: AdamState) -> float:
+        """`gradient` and an update for one batch after the other, of the given sizes."""
+        values = astuple(adam)  # in the order of _Adam
+        self._check(
+            self._library.stack_train(
+                self._handle,
+                self._take(given),
+                (_INT * len(sizes))(*sizes),
+                len(sizes),
+                ctypes.byref(_Adam(*values)),
+                ctypes.byref(self._loss),
+            )
+        )
+        return self._loss.value
+
+    def _take(self, given: Given) -> ctypes._Pointer[_Batch] | object:
+        batch = self._batch
+        batch.x, batch.strides = given.x, (_INT * 3)(*given.strides)
+        batch.y, batch.dropout, batch.windows = given.y, given.dropout, given.windows
+        batch.pos_weight, batch.threads = given.pos_weight, given.threads
+        return ctypes.byref(batch)
+
+    @staticmethod
+    def _check(done: int) -> None:
+        if not done:
+            raise MemoryError("no memory or no threads for a training step")

@@ -254,19 +254,23 @@ for number in range(120):
     sizes += [hidden * before, hidden, hidden, 1] if hidden else [before, 1]
     parameters = [floats(size) for size in sizes]
     found = [floats(size) if rng.random() < .8 else None for size in sizes]
-    bound = stack.Stack(library, channels, samples, blocks, hidden,
-        [address(p) for p in parameters], [address(g) if g else None for g in found])
     x, y = floats(batch * channels * samples, number % 3 == 0), floats(batch)
     mean, sd = floats(channels), array("f", [2.0] * channels)
-    scaling = (address(mean), address(sd)) if rng.random() < .5 else (None, None)
     dropout, out = floats(batch * before), floats(batch)
     strides = (channels * samples, samples, 1)
     if rng.random() < .3:
         strides = (channels * samples, 1, channels)
+    bound = stack.Stack(library, channels, samples, blocks, hidden,
+        [address(p) for p in parameters], [address(g) if g else None for g in found],
+        (address(mean), address(sd)) if rng.random() < .5 else None)
+    vectors = [floats(rng.randint(1, 99))] * 4
+    adam = stack.AdamState(*map(address, vectors), address(floats(1)), len(vectors[0]), .1, .1)
     for threads in (1, 3):
-        bound.logits(address(x), strides, batch, address(out), scaling=scaling, threads=threads)
-        bound.gradient(address(x), strides, address(y), batch, scaling=scaling,
-            dropout=address(dropout), pos_weight=2.0, threads=threads)
+        bound.logits(stack.Given(address(x), strides, batch, threads=threads), address(out))
+        given = stack.Given(
+            address(x), strides, batch, address(y), address(dropout), 2.0, threads)
+        bound.gradient(given)
+        bound.train(given, [batch - batch // 2, batch // 2][: 1 + (batch > 1)], adam)
 print("clean")
 """
 

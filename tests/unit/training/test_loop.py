@@ -283,17 +283,3 @@ print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modu
             check=True,
         )
     assert done.stdout == "[]\n"
-
-
-def test_adam_is_that_of_pytorch():
-    weights = torch.nn.Parameter(torch.linspace(-1, 1, 50))
-    weights.grad = torch.zeros(50)
-    other = torch.nn.Parameter(weights.detach().clone())
-    ours, theirs = loop._Adam(weights, 0.01), torch.optim.Adam([other], lr=0.01, fused=True)
-    for number in range(5):
-        gradient = torch.sin(torch.arange(50.0) + number)
-        ours.gradient.copy_(gradient)
-        other.grad = gradient
-        ours.step()
-        theirs.step()
-    assert torch.equal(weights, other)
