@@ -20,7 +20,15 @@ sys.path.insert(0, str(HERE))
 
 from rows import Row  # noqa: E402
 
-BENCHMARKS = ("training", "dispatch", "scheduling", "distribution", "memory", "end_to_end")
+BENCHMARKS = (
+    "training",
+    "dispatch",
+    "scheduling",
+    "distribution",
+    "memory",
+    "preparation",
+    "end_to_end",
+)
 HEAD = "| benchmark | ratio (median) | spread | wanted |\n|---|---|---|---|\n"
 
 

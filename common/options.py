@@ -432,8 +432,11 @@ class FinetuneOptions(Options):
         "the target's selection windows: all, the same fraction, or none (exactly max_epochs)",
         "never",
     )
-    target_order: Literal["random", "time"] = option(
-        "random", "'time': the earliest windows, as real enrolment does", "never"
+    target_order: Literal["random", "time", "block"] = option(
+        "random",
+        "'time': the earliest windows; 'block': one stretch of windows at a random place, as real"
+        " enrolment gives",
+        "never",
     )
     seed_finetune: Seed | None = option(
         None, "seed of subset, order and initialisation of a fine-tune (unset: seed)", "never"

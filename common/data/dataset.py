@@ -228,7 +228,8 @@ def select_subset(y: Tensor | Rows, fraction: float, *, order: str, seed: int) -
     Depends on the labels and the seed only, so that all modes see the same windows. Nested: what 1
     % holds, 5 % holds too. `random`: stratified, at least one window of each class where there is
     one. `time`: the earliest windows (rows are in time order), and still one window of each
-    class: the earliest of it.
+    class: the earliest of it. `block`: one stretch of consecutive windows at a random place, and
+    still one window of each class: the one nearest to that place.
     """
     labels = np.asarray(y).astype(np.int64)
     if not 0 < fraction <= 1:
@@ -239,13 +240,26 @@ def select_subset(y: Tensor | Rows, fraction: float, *, order: str, seed: int) -
     classes = [np.flatnonzero(labels == value) for value in (0, 1)]
     if order == "time":
         chosen = [np.arange(share(len(labels), fraction)), *(members[:1] for members in classes)]
+    elif order == "block":
+        chosen = _block(classes, len(labels), fraction, seed)
     elif order == "random":
         rng = np.random.Generator(np.random.PCG64(seed))
         chosen = [rng.permutation(members)[: share(len(members), fraction)] for members in classes]
     else:
-        raise InputError(f"target_order is {order!r}: random or time")
+        raise InputError(f"target_order is {order!r}: random, time or block")
     rows: Rows = np.unique(np.concatenate(chosen)).astype(np.int64)
     return rows
+
+
+def _block(classes: list[Rows], count: int, fraction: float, seed: int) -> list[Rows]:
+    """Consecutive rows around a place that the seed chooses, and the row of each class that is
+    nearest to the place: none of this depends on the fraction but the length, so that blocks nest.
+    """
+    place = np.random.Generator(np.random.PCG64(seed)).random()
+    length = share(count, fraction)
+    begin = int(place * (count - length + 1))
+    nearest = [rows[[np.abs(rows - int(place * count)).argmin()]] for rows in classes if len(rows)]
+    return [np.arange(begin, begin + length), *nearest]
 
 
 @dataclass(frozen=True)

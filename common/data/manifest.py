@@ -62,6 +62,22 @@ def listed_windows(folder: Path, participant: str, split: str) -> list[tuple[str
         return []
 
 
+def require_one_clock(folder: Path, participant: str, split: str) -> None:
+    """Raise InputError where the clocks of a split's sessions do not say which windows are the
+    earliest. Nothing is said of a data set without lists of windows.
+    """
+    latest, before = float("-inf"), ""
+    for session, start_s in listed_windows(folder, participant, split):
+        if float(start_s) < latest and session != before:
+            raise InputError(
+                f"target_order time: session {session} of {participant} does not come after"
+                f" {before} by its clock (each starts at its own zero?), so that nobody can tell"
+                " which windows are the earliest; take target_order block or random, or record"
+                " sessions on one clock"
+            )
+        latest, before = max(latest, float(start_s)), session
+
+
 def listed_bouts(folder: Path, participant: str) -> list[tuple[str, float, float, str]] | None:
     """Session, start second, end second and split of each annotation (see
     `bouts.annotated_bouts`), or None where the data set keeps none: made by hand, or by an

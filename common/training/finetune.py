@@ -21,7 +21,12 @@ import torch
 from common import artifacts
 from common.data.data_sets import Data
 from common.data.dataset import Rows, Split, Windows, select_subset
-from common.data.manifest import Manifest, listed_windows, read_manifest
+from common.data.manifest import (
+    Manifest,
+    listed_windows,
+    read_manifest,
+    require_one_clock,
+)
 from common.data.windowing import covered_hours
 from common.errors import CorruptArtifact, InputError
 from common.jobs import identity
@@ -277,6 +282,8 @@ def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
     options, target = task.options, identity.target(task.options)
     seed = identity.effective_seed(options)
     train, val, test = open_splits(paths, options, [target], ("train", "val", "test"), channels)
+    if options.target_order == "time":
+        require_one_clock(paths.data(options.data_path), target, "train")
     chosen = select_subset(train.y, options.target_data_pct, order=options.target_order, seed=seed)
     parts: list[Split | tuple[Split, Rows | None]] = [(train, chosen)]
     if options.mode == "full_fine_tuning":

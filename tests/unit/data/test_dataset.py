@@ -6,13 +6,17 @@ import os
 import pickle
 import threading
 import zipfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.data import dataset
 from common.data.dataset import Windows, open_split, select_subset
+from common.data.manifest import require_one_clock
 from common.errors import InputError
 from tests.unit.training.plain import write_split
 
@@ -285,3 +289,32 @@ def test_participants_of_different_shapes_are_refused(tmp_path):
 def test_chunk_size_depends_on_shape_and_batch_alone():
     assert dataset.chunk_batches(6 * 3000 * 4, 64) == 1
     assert dataset.chunk_batches(6 * 100 * 4, 32) > 10
+
+
+@given(st.integers(2, 300), st.floats(0, 1), st.integers(0, 50), st.integers(1, 40))
+def test_a_block_is_one_stretch_at_a_random_place_and_blocks_nest(count, rate, seed, smaller):
+    labels = (np.random.default_rng(seed).random(count) < rate).astype(int)
+    fractions = sorted([smaller / 100, 0.5, 1.0])
+    chosen = [select_subset(labels, f, order="block", seed=seed).tolist() for f in fractions]
+    for small, large in pairwise(chosen):
+        assert set(small) <= set(large)
+    for rows, fraction in zip(chosen, fractions, strict=True):
+        assert {*labels[rows]} == {*labels}
+        # All but one window of each class are one stretch.
+        jumps = sum(b - a > 1 for a, b in pairwise(rows))
+        assert jumps <= 2
+        assert (
+            max(1, int(count * fraction + 0.5)) <= len(rows) <= int(count * fraction + 0.5) + 2 + 1
+        )
+    starts = {select_subset(LABELS, 0.1, order="block", seed=s)[0] for s in range(20)}
+    assert len(starts) > 5
+
+
+def test_time_order_needs_sessions_on_one_clock(tmp_path):
+    path = tmp_path / "ann_train_windows.csv"
+    path.write_text("session,start_s\na,0.0\na,1.0\nb,5.0\n")
+    require_one_clock(tmp_path, "ann", "train")
+    path.write_text("session,start_s\na,0.0\na,1.0\nb,0.5\n")
+    with pytest.raises(InputError, match="session b of ann does not come after a by its clock"):
+        require_one_clock(tmp_path, "ann", "train")
+    require_one_clock(tmp_path, "bob", "train")  # made by hand: no list
