@@ -138,13 +138,15 @@ class Placement:
             barred |= record.avoid
         return barred
 
-    def time_left(self, now: float, todo: dict[str, float]) -> float | None:
+    def time_left(self, now: float, todo: dict[str, float], *, stopping: bool) -> float | None:
         """Expected seconds until all is done: the work over the slots' speed, or the longest chain
-        if that is longer; None while no slot can work.
+        if that is longer; None while no slot can work. stopping: until what runs now is done.
         """
         running = list(self._slots.running(now))
         learning = self._learning.including((record, so_far) for record, _, so_far in running)
         ready = self._slots.expected_free(now, learning.factor)
+        if stopping:
+            return max((float(ready[row]) - now for _, row, _ in running), default=0.0)
         horizon = self._horizon(now, ready, todo, learning)
         if horizon == math.inf:
             return None

@@ -348,7 +348,9 @@ class Scheduler:
         return self._stopping and not any(host.copies for host in self._nodes.all())
 
     def time_left(self, now: float) -> float | None:
-        """Expected seconds until all is done; None while no slot can work."""
+        """Expected seconds until all is done, after `stop_starting` until what runs is done; None
+        while no slot can work.
+        """
         if not self._jobs.left:
             return 0.0
-        return self._placement.time_left(now, self._jobs.todo)
+        return self._placement.time_left(now, self._jobs.todo, stopping=self._stopping)

@@ -5,6 +5,7 @@ decides. One thread, one queue of events; the nodes' threads do what blocks.
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import shutil
 import threading
@@ -38,6 +39,8 @@ from common.jobs.job_files import Job
 END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 AT_ONCE = 1_000  # events that are handled before everything else is looked at again
 
+SHOW_SECONDS = 0.25  # between two looks at all nodes, for the bar and --status
+
 
 class Runner:
     """One run. `interrupts` is raised by the signal handlers of the script."""
@@ -53,6 +56,7 @@ class Runner:
         self._sending = Sending(context, self.nodes, self._workers)
         self._stopping = False
         self._began = self._beat_at = time.monotonic()
+        self._status_at = -math.inf
         self._handlers: dict[type, Callable[[float, Any], None]] = {
             Listed: self.nodes.on_listed,
             Joined: self.nodes.on_joined,
@@ -233,6 +237,10 @@ class Runner:
             run.say(f"{change.name}: {change.state}" + (f": {cause}" if cause else ""))
 
     def _publish_status(self, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._status_at < SHOW_SECONDS:
+            return
+        self._status_at = now
         status = self.status()
         self.context.journal.status(status, force=force)
         self._show(status)

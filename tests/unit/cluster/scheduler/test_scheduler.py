@@ -618,6 +618,23 @@ def test_time_left_is_unknown_while_no_slot_can_work_and_zero_at_the_end() -> No
     assert world.scheduler.time_left(0) == 0
 
 
+def test_after_stop_starting_the_time_left_is_that_of_the_running_jobs() -> None:
+    world = cluster("n", jobs=[PlannedJob("a", 20), *(PlannedJob(f"b{i}", 10) for i in range(9))])
+    world.step()
+    assert world.scheduler.time_left(0) == pytest.approx(110)
+    world.scheduler.stop_starting()
+    assert world.scheduler.time_left(0) == pytest.approx(20)
+    world.end("a")
+    assert world.scheduler.time_left(0) == 0
+
+
+def test_failed_and_blocked_jobs_need_no_time() -> None:
+    world = cluster("n", jobs=[*grid(1, 5), PlannedJob("other", 10)], slots=2)
+    world.step()
+    world.scheduler.job_error(0, "b0", "n", "ValueError")
+    assert world.scheduler.time_left(0) == pytest.approx(10)
+
+
 def test_counts_are_kept_for_each_kind() -> None:
     world = cluster("n", jobs=grid(2, 3))
     world.step()
