@@ -110,7 +110,7 @@ def _replace(path: Path, content: bytes, durable: bool) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and what is missing above it, and make that last."""
+    """Create `folder` and its missing parents, durably."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -118,20 +118,18 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last. Raises OSError, naming it."""
+    """Make renames in `folder` durable. Raises OSError, naming it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # a call on a descriptor knows no name
+    except OSError as error:  # the error of a descriptor has no name
         raise OSError(error.errno, error.strerror, str(folder)) from None
     finally:
         os.close(descriptor)
 
 
 def to_json(value: Any) -> bytes:
-    """The one form in which JSON is written: equal values are equal bytes; NaN and infinity are
-    refused.
-    """
+    """Canonical JSON: equal values are equal bytes; NaN and infinity raise ValueError."""
     return (
         json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     ).encode()
@@ -166,7 +164,7 @@ def read_sealed(path: Path) -> Json:
         pass
     raise CorruptArtifact(
         f"{path}: damaged, its checksum does not match: it is not used; run the command again to"
-        " make it anew"
+        " make it again"
     )
 
 
@@ -175,7 +173,7 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        CorruptArtifact: something else than a file of reasonable size stands there.
+        CorruptArtifact: it is no regular file, or larger than `limit`.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -242,7 +240,7 @@ def open_base_model(paths: Paths, base_hash: str) -> BaseModel:
     if sha256(weights) != metadata.get("weights_sha256"):
         raise CorruptArtifact(
             f"{path}: its SHA-256 is not that of its metadata: it is not loaded; run base training"
-            " again to make it anew"
+            " again to replace it"
         )
     return BaseModel(base_hash, metadata, weights)
 
@@ -327,7 +325,7 @@ def _code_files(config: Json) -> dict[str, bytes]:
 
 
 def _config(path: Path, content: bytes) -> Json:
-    """Its checksum is right, but a checksum can be computed for anything."""
+    """A right checksum does not make it a JSON object."""
     try:
         config = json.loads(content)
     except (ValueError, RecursionError):
@@ -343,8 +341,8 @@ def _config(path: Path, content: bytes) -> Json:
 def supersede(paths: Paths, things: list[Path]) -> None:
     """Move what is no longer current to superseded/, under a name of its own.
 
-    The file that makes it published leaves first, and has left for good before the next one does: a
-    crash never brings it back without the others.
+    The file that makes it published is moved first, durably, so that a crash cannot leave it
+    without the others.
     """
     for thing in sorted(things, key=lambda path: not path.name.endswith(".json")):
         place = paths.superseded / thing.relative_to(paths.root)
@@ -386,8 +384,8 @@ def adopt_experiment(paths: Paths, experiment: Experiment) -> None:
 
 
 def remove_temporaries(folder: Path, name: str = "") -> None:
-    """Delete what killed writers left of files whose name begins with `name`. Only for the holder
-    of the lock under which they are written.
+    """Delete the temporary files of killed writers, for names that begin with `name`. Only for the
+    holder of the lock under which they are written.
     """
     for path in leftovers(folder, name):
         with contextlib.suppress(OSError):
@@ -395,7 +393,7 @@ def remove_temporaries(folder: Path, name: str = "") -> None:
 
 
 def leftovers(folder: Path, name: str = "") -> list[Path]:
-    """What is being written in `folder`, or was by a writer that was killed."""
+    """Temporary files in `folder`, of running or killed writers."""
     return list(folder.glob(f"{_TEMPORARY}{name}*"))
 
 

@@ -1,5 +1,5 @@
-"""The edge between a script and its caller: one line for an error, the right exit code, never a
-traceback.
+"""What all scripts share: the argument parser, and the conversion of an exception into one line on
+standard error and an exit code.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def visible(text: str) -> str:
-    """`text` with control characters made visible: no name, and no node, can fake a second line or
-    steer the terminal.
+    """`text` with control characters escaped, so that a name cannot add a line or control the
+    terminal.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def one_line(text: object) -> str:
-    """`text` in one line, with nothing in it but what can be seen."""
+    """`text` in one line, control characters escaped."""
     return visible(str(text).strip().replace("\n", "; "))
 
 
@@ -81,15 +81,13 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         code = error.exit_code
         sys.stderr.write(f"error: {one_line(error)}\n")
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output left (`| head`)
+        if isinstance(error, BrokenPipeError):  # standard output was closed (`| head`)
             sys.stdout = None
             sys.exit(128 + signal.SIGPIPE)
         code = 2
         where = f"{error.filename}: " if error.filename else ""
         what = one_line(f"{where}{error.strerror or error}")
-        sys.stderr.write(
-            f"error: {what}; nothing half-written counts as done: mend this and run it again\n"
-        )
+        sys.stderr.write(f"error: {what}; partial results are ignored; fix this and run again\n")
     except KeyboardInterrupt:
         code = 130
         sys.stderr.write("interrupted\n")
@@ -97,7 +95,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
 
 
 class Spinner:
-    """The bar of one training: epoch, losses. Plain silence when nobody watches a terminal."""
+    """Progress bar of one training: epoch and losses. Shown on a terminal only."""
 
     def __init__(self, title: str) -> None:
         self._bar = tqdm(desc=title, unit=" epochs", disable=not sys.stderr.isatty(), leave=False)
@@ -109,7 +107,7 @@ class Spinner:
         self._bar.close()
 
     def __call__(self, state: Mapping[str, Any]) -> None:
-        """Progress as the loop tells it."""
+        """Show the progress that the training loop reports."""
         self._bar.total = state["of"]
         self._bar.n = state["epoch"]
         shown = {

@@ -345,7 +345,7 @@ class Options(BaseModel):
         number: one configuration has one form.
 
         Raises:
-            InputError: nobody says who the participants are, or an option does not fit them.
+            InputError: the participants are not known, or an option does not fit them.
         """
         participants = self.participants or (list(known) if known else None)
         if participants is None:
@@ -387,7 +387,7 @@ class BaseOptions(Options):
     """Options of train_base.py."""
 
     prefix: SafeName | None = option(
-        None, "a name for the log; enters nothing", "never", shapes=False
+        None, "a name for the log; has no other effect", "never", shapes=False
     )
 
     @model_validator(mode="after")
@@ -564,7 +564,7 @@ def from_flags(namespace: argparse.Namespace, model: type[O]) -> O:
 
 
 def to_flags(values: Mapping[str, Any]) -> list[str]:
-    """The flags that stand for `values`; None is said by leaving the flag out."""
+    """The flags that express `values`; None is expressed by leaving the flag out."""
     argv: list[str] = []
     for name, value in values.items():
         if value is None or value == [] or name.startswith("_"):

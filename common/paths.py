@@ -90,7 +90,7 @@ class Paths:
 
     @property
     def superseded(self) -> Path:
-        """What was published once and is no longer current."""
+        """Results that were published and are no longer current."""
         return self.root / SUPERSEDED
 
     @property
@@ -118,7 +118,7 @@ class Paths:
         return self.base_models / f"{base_hash}.pt"
 
     def base_metadata(self, base_hash: str) -> Path:
-        """What a base model is; its presence makes the model published."""
+        """Metadata of a base model; the file makes the model published."""
         return self.base_models / f"{base_hash}_metadata.json"
 
     def experiment(self, prefix: str, name: str) -> Path:

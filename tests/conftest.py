@@ -12,12 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from common.data.demo import DownloadError, fetch_wheel
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Whoever starts the tests in the background (nohup, `&`) ignores these, and every script under test
 # would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def demo_wheel() -> Path:
+    """The demo's wheel; skips the test where it cannot be downloaded, and only there."""
+    try:
+        return fetch_wheel(ROOT / "cache")
+    except DownloadError as error:
+        pytest.skip(str(error))
 
 
 def wait_until(true: Callable[[], object], seconds: float = 60, what: str = "the event") -> None:

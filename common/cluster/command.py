@@ -14,12 +14,13 @@ from common.cluster.engine import Engine, load_engine
 from common.cluster.journal import latest_status, log_of
 from common.cluster.notify import Notifier
 from common.cluster.request import (
-    Prepared,
+    AskNodes,
     Request,
     conclude,
     describe,
     only_orchestrator,
     plan_request,
+    without_their_base,
 )
 from common.data.data_sets import Data
 from common.errors import InputError
@@ -147,13 +148,18 @@ def execute(
             display.say(line)
         return 0
     with only_orchestrator(paths):
-        prepared = plan_request(request, data, fingerprints)
-        return _run(engine, request, prepared, display, notifier)
+        return _run(engine, request, data, fingerprints, display, notifier)
 
 
 def _run(
-    engine: Engine, request: Request, prepared: Prepared, display: Display, notifier: Notifier
+    engine: Engine,
+    request: Request,
+    data: Data,
+    fingerprints: AskNodes,
+    display: Display,
+    notifier: Notifier,
 ) -> int:
+    prepared = plan_request(request, data, fingerprints)
     for line in describe(prepared):
         display.say(line)
     failures: list[str] = []
@@ -166,6 +172,13 @@ def _run(
 
     try:
         outcome = engine.run(request, prepared, say, display.show)
+        if again := without_their_base(request, outcome):
+            display.say(
+                f"{len(again.bases):,} base models were deleted during the run: they are trained"
+                f" again, and {len(again.others):,} fine-tunes that need them run again"
+            )
+            replanned = plan_request(again, data, fingerprints)
+            outcome.add(engine.run(again, replanned, say, display.show), again.others)
     finally:
         display.close()
     lines = [

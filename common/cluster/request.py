@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -86,18 +86,38 @@ def _chosen(request: Request) -> tuple[list[Job], list[Job]]:
     bases, others = list(request.bases) if request.train_bases else [], list(request.others)
     if request.only is None:
         return bases, others
+    wanted = set(last_failures(request.paths)) if request.only == "failed" else set[str]()
     if request.only == "failed":
-        failed = last_failures(request.paths)
-        return [job for job in bases if job.id in failed], [
-            job for job in others if job.id in failed
-        ]
-    chosen = [job for job in others if job.id.startswith(request.only)]
-    if not chosen:
-        raise InputError(
-            f"--only {request.only}: no job has that prefix, and 'failed' is the other choice"
-        )
-    needed = {job.needs for job in chosen}
-    return [job for job in bases if job.id in needed], chosen
+        chosen = [job for job in others if job.id in wanted]
+    else:
+        chosen = [job for job in others if job.id.startswith(request.only)]
+        if not chosen:
+            raise InputError(
+                f"--only {request.only}: no job has that prefix, and 'failed' is the other choice"
+            )
+    # a base model that was deleted meanwhile is trained again; one that is there costs nothing
+    wanted.update(job.needs for job in chosen if job.needs)
+    return [job for job in bases if job.id in wanted], chosen
+
+
+def without_their_base(request: Request, outcome: Outcome) -> Request | None:
+    """A request for the fine-tunes that failed in a run because their published base model was
+    deleted meanwhile, with the training of that base; None where there are none.
+    """
+    if not request.train_bases or outcome.interrupted:
+        return None
+    lost = outcome.failed.keys() | set(outcome.blocked)
+    others = [
+        job
+        for job in request.others
+        if job.id in lost
+        and job.needs
+        and job.needs not in lost
+        and not request.paths.base_metadata(job.needs).exists()
+    ]
+    needed = {job.needs for job in others}
+    bases = [job for job in request.bases if job.id in needed]
+    return replace(request, bases=bases, others=others, only=None) if bases else None
 
 
 def _data_sha256(

@@ -41,6 +41,17 @@ class Outcome:
     interrupted: bool = False
     why: str = ""
 
+    def add(self, later: Outcome, repeated: Sequence[Job]) -> None:
+        """Add how a later run ended, which repeated jobs that failed or were blocked here."""
+        for job in repeated:
+            self.failed.pop(job.id, None)
+        again = {job.id for job in repeated}
+        self.blocked = [job for job in self.blocked if job not in again] + later.blocked
+        self.done += later.done
+        self.failed.update(later.failed)
+        self.left += later.left
+        self.interrupted, self.why = later.interrupted, later.why or self.why
+
     @property
     def exit_code(self) -> int:
         """0 all done, 1 some failed, 130 interrupted."""

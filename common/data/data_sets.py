@@ -18,7 +18,7 @@ DataSha256 = Callable[[str, str], str]
 
 
 class Data:
-    """The head's (or a node's) own data: who is in a data set, and SHA-256 of its files."""
+    """The data sets of one project folder, on the head or on a node."""
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
@@ -41,8 +41,8 @@ class Data:
         return found
 
     def leakage_remark(self, data_path: str) -> str | None:
-        """What to tell of a data set that nobody can vouch for; None where dataset.json does, or
-        the data are not here.
+        """A warning for a data set without dataset.json, whose splits may share samples; None where
+        there is one, or the data are not here.
         """
         if not self._paths.data(data_path).is_dir() or self._manifest(data_path):
             return None
@@ -100,7 +100,7 @@ class Data:
 
 
 def _check_described(options: Options, folder: Path, manifest: Manifest) -> None:
-    """Now, and not in each job, a window's length or a name that is not of this data set."""
+    """Raises InputError where dataset.json contradicts the window size or the participants."""
     if options.window_size != manifest.window_size:
         raise InputError(
             f"window_size is {options.window_size}, but the windows of {options.data_path} have"

@@ -49,12 +49,17 @@ CHANNELS = ("ax", "ay", "az", "wx", "wy", "wz")
 UNITS = ("g", "g", "g", "rad/s", "rad/s", "rad/s")
 
 
+class DownloadError(ProjectError):
+    """The package index gave nothing: no network, or it has no such file."""
+
+
 def fetch_wheel(cache: Path) -> Path:
     """The wheel, from the cache or else by pip from the configured index. Only the pinned bytes are
     ever kept.
 
     Raises:
-        ProjectError: it cannot be downloaded, or is another file than the pinned one.
+        DownloadError: it cannot be downloaded.
+        ProjectError: it is another file than the pinned one.
     """
     kept = cache / WHEEL
     if kept.is_file() and file_sha256(kept) == WHEEL_SHA256:
@@ -90,13 +95,13 @@ def _pip_download(folder: str, kept: Path) -> None:
             argv, capture_output=True, text=True, timeout=600, check=False, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        raise ProjectError(
+        raise DownloadError(
             f"{REQUIREMENT}: no answer from the package index in 600 s; try again, or put {WHEEL}"
             f" at {kept}"
         ) from None
     if result.returncode != 0:
         said = (result.stderr.strip() or "pip said nothing").splitlines()[-1]
-        raise ProjectError(
+        raise DownloadError(
             f"{REQUIREMENT} could not be downloaded ({said}); try again with a network, or put"
             f" {WHEEL} at {kept}"
         )

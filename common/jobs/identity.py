@@ -1,5 +1,5 @@
-"""What names a base model, a distinct training and an experiment, and the fingerprints of data and
-code. The only place that hashes options.
+"""Names and keys: the hash of a base model, the key of a distinct training, the prefix and key of
+an experiment, the fingerprints of data and code. The only place that hashes options.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ CODE_FILES = (
     "training/setup.py",
     "training/base.py",
     "training/finetune.py",
-    "jobs/identity.py",  # seeds, who is base and in which order
-    "options.py",  # a default that changes is in no hash
+    "jobs/identity.py",  # seeds; the base participants and their order
+    "options.py",  # a changed default is in no hash
     "data/windowing.py",  # hours
 )
-# What only the base model depends on: without meaning where there is none.
+# Options that only a base model depends on: they have no effect where there is none.
 BASE_ONLY = frozenset(
     {
         "n_base_participants",
@@ -86,7 +86,7 @@ def target(options: Options) -> str:
 
 
 def base_participants(options: Options) -> list[str]:
-    """Those that the base model learns from, in order. `options` are resolved."""
+    """The participants that the base model learns from, in order. `options` are resolved."""
     assert options.participants is not None
     assert options.n_base_participants != "all"
     others = [name for name in options.participants if name != target(options)]
@@ -96,7 +96,7 @@ def base_participants(options: Options) -> list[str]:
 
 
 def training_fields(options: Options, data: Fingerprints | None) -> dict[str, Any]:
-    """What base training really depends on. `data` is None where the data were not looked at."""
+    """What base training really depends on. `data` is None where the data were not read."""
     left_out = {"fold", "participants", "n_base_participants", "data_path", "base_order_seed"}
     fields = {name: value for name, value in hash_fields(options).items() if name not in left_out}
     return fields | {

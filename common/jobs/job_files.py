@@ -19,7 +19,7 @@ from common.validation import kind_of, read_json
 
 Kind = Literal["base", "finetune", "script"]
 KINDS: dict[str, Kind] = {"train_base.py": "base", "train_finetune.py": "finetune"}
-# What generate_jobs.py adds to a base job for its reader. Checked where present, never believed.
+# What generate_jobs.py adds to a base job for people who read it.
 BOOKKEEPING = ("base_model_hash", "training_key", "num_dependent_jobs")
 
 
@@ -119,7 +119,7 @@ def finetune_job(entry: dict[str, Any], where: str, data: Data, number: int = 0)
 
 
 def script_job(entry: dict[str, Any], where: str, data: Data, number: int) -> Job:
-    """A job of somebody else's script: its options are passed on as they are."""
+    """A job of a user's own script: its options are passed on as they are."""
     values = {key: value for key, value in entry.items() if not key.startswith("_")}
     for name, value in values.items():
         parts = value if isinstance(value, list) else [value]

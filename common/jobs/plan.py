@@ -1,5 +1,5 @@
-"""What of a list of jobs is already there, what is stale and what has to run: decided in one place,
-before anything starts. No torch.
+"""Which of a list of jobs are done, which are stale and which have to run, decided before anything
+starts. No torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from common.paths import Paths
 
 @dataclass
 class Plan:
-    """Verdicts by job id; `keys` are the training keys of base jobs (None: the data were not looked
-    at).
+    """Verdicts by job id; `keys` are the training keys of base jobs (None: the data were not
+    read).
     """
 
     keys: dict[str, str | None] = field(default_factory=dict)
@@ -38,11 +38,11 @@ class Plan:
     finetunes: dict[str, Verdict] = field(default_factory=dict)
     # base hash -> published hash with the same training key
     copies: dict[str, str] = field(default_factory=dict)
-    # fine-tunes whose verdict is only known when their base is there
+    # fine-tunes whose verdict is known only once their base model is published
     waiting: set[str] = field(default_factory=set)
-    # fine-tune -> base hash that is not there, or stale, and that nobody trains
+    # fine-tune -> hash of its base model, which is missing or stale and not among the base jobs
     missing_base: dict[str, str] = field(default_factory=dict)
-    unseen: str | None = None  # why the data could not be looked at
+    unseen: str | None = None  # why the data could not be read
 
     def trainings(self) -> int:
         """Distinct trainings among the base jobs."""
@@ -136,7 +136,7 @@ def _judge_finetune_job(
 
 
 def counted(verdicts: dict[str, Verdict]) -> str:
-    """'3 done, 1 stale, 80 new' for a person."""
+    """'3 done, 1 stale, 80 new'."""
     counts = Counter(verdict.state.value for verdict in verdicts.values())
     return (
         ", ".join(
@@ -158,5 +158,5 @@ def code_notice(made: Plan) -> str | None:
     files = sorted({name for verdict in verdicts for name in verdict.other_code})
     return (
         f"{len(verdicts):,} results made by other versions of {', '.join(files)} are reused;"
-        " --retrain makes them anew"
+        " --retrain makes them again"
     )

@@ -1,5 +1,5 @@
-"""What is already there: whether a base model or an experiment is current, stale, damaged, another
-configuration's, or not there. No torch.
+"""Verdicts: whether a published base model or experiment is current, stale, damaged, of another
+configuration, or missing. No torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from common.paths import Paths, split_file
 
 
 class State(Enum):
-    """How a result stands, in the order in which people are told."""
+    """The state of a published result, in the order in which states are reported."""
 
     DONE = "done"
     STALE = "stale"
@@ -38,8 +38,8 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A state and why; `sha256` of the weights and `other_code` where something current is
-    there.
+    """A state and its reason; for a current result also the SHA-256 of its weights, and the code
+    files that differed when it was made.
     """
 
     state: State
@@ -68,20 +68,20 @@ def finetune_fingerprints(
 
 def check_unchanged(
     paths: Paths,
-    who: str,
+    name: str,
     before: dict[str, str],
     fingerprints: Callable[[DataSha256], dict[str, str]],
 ) -> None:
-    """Raises TrainingError when the data, looked at afresh (dataset.json as well), are no longer
-    those of `before`.
+    """Raises TrainingError when the data, fingerprinted again, differ from `before`. `name` is what
+    was trained.
     """
     try:
         now = fingerprints(Data(paths).sha256)
-    except InputError:  # gone, or half replaced
+    except InputError:  # deleted, or being replaced
         now = {}
     if now != before:
         raise TrainingError(
-            f"{who}: the data changed while it was trained: nothing is published, run it again"
+            f"{name}: the data changed while it was trained: nothing is published, run it again"
         )
 
 
@@ -96,7 +96,7 @@ def _other_code(recorded: object) -> tuple[str, ...]:
 
 
 def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> Verdict:
-    """How the base model published under `base_hash` stands to the training `key` of today's
+    """Judge the base model published under `base_hash` against the training `key` of today's
     data.
     """
     try:
@@ -131,8 +131,8 @@ def _stale(base_hash: object, files: list[str]) -> str:
 def stale_base(
     paths: Paths, metadata: dict[str, Any], data_path: str, sha256: DataSha256
 ) -> str | None:
-    """Why nothing may start from a published base model, by today's data; None where it is current,
-    or its data are not here to tell.
+    """Why a published base model may not be used: its data changed. None where it is current, or
+    its data are not here.
     """
     recorded, now = metadata["data_fingerprints"], dict[str, str]()
     for name in recorded:
@@ -149,7 +149,7 @@ def stale_base(
 
 
 def published_trainings(paths: Paths) -> dict[str, str]:
-    """Training key -> the first hash that is published with it, whole."""
+    """By training key, the first hash under which an undamaged base model is published."""
     found: dict[str, str] = {}
     for base_hash in artifacts.published_base_hashes(paths):
         try:
@@ -163,7 +163,7 @@ def published_trainings(paths: Paths) -> dict[str, str]:
 def judge_experiment(
     folder: Path, options: FinetuneOptions, base_weights_sha256: str | None, data: dict[str, str]
 ) -> Verdict:
-    """How the experiment published in `folder` stands to these options, base weights and data."""
+    """Judge the experiment published in `folder` against these options, base weights and data."""
     try:
         experiment = artifacts.open_experiment(folder)
     except FileNotFoundError:
@@ -198,8 +198,8 @@ def judge_opened(
 
 
 def judge_waiting(folder: Path, options: FinetuneOptions, base: Verdict) -> Verdict:
-    """How the experiment in `folder` stands to these options while their base model, of which
-    `base` is the verdict, is still to be trained.
+    """Judge the experiment in `folder` while its base model, whose verdict is `base`, is still to
+    be trained.
     """
     try:
         conflict = _conflict(folder, artifacts.open_experiment(folder).config, options)
@@ -225,7 +225,7 @@ def _conflict(folder: Path, config: dict[str, Any], options: FinetuneOptions) ->
 
 
 def refuse_conflict(verdict: Verdict, *, overwrite: bool) -> None:
-    """Raises Conflict when the place holds another configuration's results, and `overwrite` is
+    """Raises Conflict when the folder holds results of another configuration, and `overwrite` is
     off.
     """
     if verdict.state is State.CONFLICT and not overwrite:
@@ -233,10 +233,10 @@ def refuse_conflict(verdict: Verdict, *, overwrite: bool) -> None:
 
 
 def make_way(paths: Paths, folder: Path, verdict: Verdict, *, overwrite: bool) -> None:
-    """Move what stands in the way of a new experiment to superseded/.
+    """Move the experiment that a new one replaces to superseded/.
 
     Raises:
-        Conflict: it is another configuration's, and `overwrite` is off.
+        Conflict: it is of another configuration, and `overwrite` is off.
     """
     refuse_conflict(verdict, overwrite=overwrite)
     if verdict.state is not State.NEW and folder.exists():

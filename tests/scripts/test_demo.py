@@ -12,9 +12,7 @@ from statistics import fmean
 
 import pytest
 
-from common.data.demo import fetch_wheel
-from common.errors import InputError, ProjectError
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, demo_wheel, wait_until
 from tests.scripts.projects import Project
 
 # Set-up runs the whole demo within its first test.
@@ -28,12 +26,7 @@ def with_data(parent: Path) -> Project:
     """A project as `make demo` finds it, with the recordings that were fetched before where there
     are any.
     """
-    try:
-        wheel = fetch_wheel(ROOT / "cache")
-    except InputError:
-        raise
-    except ProjectError as error:
-        pytest.skip(f"no network: {error}")
+    wheel = demo_wheel()
     project = Project.create(parent)
     (project.folder / "cache").mkdir()
     shutil.copy(wheel, project.folder / "cache" / wheel.name)

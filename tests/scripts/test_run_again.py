@@ -14,7 +14,7 @@ import torch
 from common import artifacts
 from common.paths import Paths
 from tests.scripts.made import PEOPLE, write_person
-from tests.scripts.projects import QUICK, Project, made
+from tests.scripts.projects import QUICK, Project, made, wait_until
 
 AXES = {"mode": ["target_only_fine_tuning"], "target_data_pct": [0.5], "n_base_participants": [1]}
 FIXED = QUICK | {"max_epochs": 2}
@@ -223,7 +223,7 @@ def test_results_of_other_code_are_reused_with_a_word_and_made_anew_with_retrain
     assert not ran
     assert (
         "3 results made by other versions of training/loop.py, training/networks.py are reused;"
-        " --retrain makes them anew" in said
+        " --retrain makes them again" in said
     )
     dry = project.run("run_two_phase_distributed.py", "--retrain", "--dry-run").stdout
     assert f"would train {base_hash}" in dry
@@ -272,3 +272,45 @@ def test_what_changes_while_it_is_trained_is_not_published(
         name for name in after if after[name] != before.get(name) and not name.startswith("data/")
     ] == []
     assert json.dumps(sorted(after)) == json.dumps(sorted(before))
+
+
+def test_a_base_model_that_is_deleted_during_a_run_is_trained_again_in_it(tmp_path: Path) -> None:
+    project = made(tmp_path)
+    project.generate(AXES, FIXED)
+    project.run("run_two_phase_distributed.py")
+    base = project.jobs("base_training_jobs.json")[0]["base_model_hash"]
+    before = project.ran()
+    # long enough that ann's fine-tune is still running when its base model is deleted
+    long = {"grid": AXES, "fixed": FIXED, "finetune": {"max_epochs": 300}}
+    project.write("grid.json", long)
+    said = project.run("generate_jobs.py").stdout
+    assert "base models: 4 done" in said
+    assert "fine-tunes:  4 new" in said
+    with project.started("run_two_phase_distributed.py") as run:
+        wait_until(
+            lambda: any("_ann" in job for job in project.ran() - before), what="ann's fine-tune"
+        )
+        for path in (project.folder / "base_models").glob(f"{base}*"):
+            path.unlink()
+        assert run.wait(120) == 0, project.output
+    assert "1 base models were deleted during the run" in project.output
+    ran = project.ran() - before
+    assert [job for job in ran if "/" not in job] == [base]
+    assert project.run("run_two_phase_distributed.py").stdout.endswith("8 results are there\n")
+
+
+def test_only_failed_trains_a_base_model_that_was_deleted_meanwhile(tmp_path: Path) -> None:
+    project = made(tmp_path)
+    project.generate(AXES, FIXED)
+    project.run("run_two_phase_distributed.py")
+    job = project.jobs("finetune_jobs.json")[0]
+    base, folder = job["base_model_hash"], f"experiments/{job['prefix']}/fold0_ann"
+    artifacts.supersede_experiment(Paths(project.folder), project.folder / folder)
+    artifacts.supersede_base_model(Paths(project.folder), base)
+    failed = {"event": "failed", "job": folder.removeprefix("experiments/"), "error": "x"}
+    (events,) = project.folder.glob("runs/*/events.jsonl")
+    with events.open("a") as file:
+        file.write(json.dumps({"time": 0, **failed}) + "\n")
+    before = project.ran()
+    project.run("run_two_phase_distributed.py", "--only", "failed")
+    assert project.ran() - before == {base: 1, failed["job"]: 1}

