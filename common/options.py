@@ -220,15 +220,24 @@ class Options(BaseModel):
     num_blocks: Annotated[int, Field(ge=1, le=32)] | None = option(
         None, "number of blocks (unset: the network's own)", "unless_default"
     )
-    data_path: DataPath = option("data/001_60s_window", "folder of the prepared data set", "always")
+    data_path: DataPath = option(
+        "data/001_60s_window",
+        "folder of the prepared data set: any folder, relative to the project folder or absolute",
+        "always",
+    )
     window_size: Annotated[int, Field(ge=1, le=10_000_000)] = option(
-        3000, "samples in a window", "always"
+        3000,
+        "samples in a window (unset: that of dataset.json; without one the default)",
+        "always",
     )
     participants: Participants | None = option(
         None, "everyone, in order (unset: those of dataset.json)", "always", shapes=False
     )
     n_base_participants: Count | Literal["all"] = option(
-        "all", "how many people the base model learns from, or 'all'", "always"
+        "all",
+        "how many participants the base model learns from, or 'all' (then another participant"
+        " changes every base model)",
+        "always",
     )
     base_order_seed: Seed | None = option(
         None,

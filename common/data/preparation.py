@@ -55,7 +55,11 @@ class Preparation(BaseModel):
         ),
     )
     data_path: DataPath | None = Field(
-        None, description="folder to make, inside data/ (with --demo: data/watch)"
+        None,
+        description=(
+            "folder to make, relative to the project folder, such as data/mine, or absolute (with"
+            " --demo: data/watch)"
+        ),
     )
     time_column: str = Field("time", description="column of sample times")
     time_unit: Literal["s", "ms", "us", "ns"] = Field(
