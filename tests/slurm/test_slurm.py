@@ -22,7 +22,7 @@ from common.cluster.journal import past_events
 from common.cluster.slurm import start
 from common.cluster.slurm.queue import final_states, name_prefix
 from common.paths import Paths
-from tests.conftest import failed_in_one_line, wait_until
+from tests.conftest import ROOT, failed_in_one_line, wait_until
 from tests.scripts.made import DOCUMENTED_PEOPLE, write_data
 from tests.scripts.projects import ENDLESS, QUICK, Project, made
 from tests.slurm.cluster import SlurmCluster
@@ -463,3 +463,22 @@ def test_a_machine_without_slurm_is_told_so_in_one_line(
         assert "on this machine" in failed_in_one_line(project.run(TWO_PHASES, *flags, exit_code=2))
     project.write_cluster()
     assert "slurm" in failed_in_one_line(project.run(TWO_PHASES, "--cancel", exit_code=2))
+
+
+def test_the_example_networks_give_the_bytes_of_a_local_run(
+    slurm: SlurmCluster, slurm_project: Project, tmp_path: Path
+) -> None:
+    axes = {
+        "model": [f"examples/networks.py:{name}" for name in ("ResNet", "GRU", "Transformer")],
+        "mode": ["target_only_fine_tuning", "head_only_fine_tuning"],
+        "n_base_participants": [1],
+        "fold": [0, 1],
+    }
+    fixed = QUICK | {"use_augmentation": True, "augmentation": "examples/augmentation.py:rotate"}
+    local = made(tmp_path, "local")
+    for project in (local, slurm_project):
+        shutil.copytree(ROOT / "examples", project.folder / "examples")
+        project.generate(axes, fixed)
+        project.run(TWO_PHASES, timeout=250)
+    assert slurm_project.published() == local.published()
+    assert sum(name.endswith("/model.py") for name in local.published()) == 12

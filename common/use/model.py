@@ -1,0 +1,202 @@
+"""A finished model, opened from its result folder, or from a base model's two files, alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common import artifacts
+from common.data.dataset import open_split
+from common.errors import BaseModelNotFound, CorruptArtifact, InputError
+from common.options import FinetuneOptions
+from common.paths import BASE_MODELS, EXPERIMENT_METRICS, Paths
+from common.training import loop, networks, plugins
+from common.training.backends import backend_for
+from common.training.networks import Model
+from common.training.setup import model_input
+
+HASH = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """A published result, ready to use.
+
+    Attributes:
+        name: for legends: the experiment's folder, or the base model's hash.
+        network: with its weights, on the CPU.
+        input: what a recording must be (see `setup.model_input`); None where nobody knows.
+        threshold_tuned: the threshold that maximised macro F1 on its own validation windows.
+        scores: of the test windows that it was scored on, by name.
+    """
+
+    name: str
+    network: Model
+    options: FinetuneOptions
+    input: Mapping[str, Any] | None
+    weights_sha256: str
+    base_model_hash: str | None
+    threshold_tuned: float | None
+    scores: Mapping[str, float | None]
+    people: tuple[str, ...]  # whose test windows it was scored on
+    fingerprints: Mapping[str, str]
+
+    @property
+    def channels(self) -> int:
+        """Channels of a window."""
+        return len(self.network.mean)
+
+    def probabilities(self, blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Probability of class 1 of every window of `blocks`, each [some, channels, samples]."""
+        backend = backend_for(self.network)
+        size = backend.evaluation_batch(self.options.window_size)
+        found = [np.zeros(0, np.float32)]
+        with torch.inference_mode():
+            for x in _batches(blocks, size):
+                found.append(torch.sigmoid(backend.logits(x)).numpy())
+        return np.concatenate(found)
+
+    def windows(self, root: Path, split: str) -> tuple[Tensor, Tensor] | None:
+        """X and y of the windows of `split` that the model was scored on; None where the data
+        folder is not below `root`, or no longer that of the model.
+        """
+        x, y = list[Tensor](), list[Tensor]()
+        for person in self.people:
+            file = f"{person}_{split}.pt"
+            path = root / self.options.data_path / file
+            try:
+                same = artifacts.sha256(path.read_bytes()) == self.fingerprints.get(file)
+            except OSError:
+                return None
+            if not same:
+                return None
+            opened = open_split(path.parent, person, split)
+            x.append(opened.x)
+            y.append(opened.y)
+        return torch.cat(x), torch.cat(y)
+
+
+def _batches(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterable[Tensor]:
+    """Windows `size` at a time, whatever the blocks' sizes."""
+    rest: list[Tensor] = []
+    waiting = 0
+    for block in blocks:
+        rest.append(torch.from_numpy(np.ascontiguousarray(block)))
+        waiting += len(block)
+        while waiting >= size:
+            x = torch.cat(rest)
+            yield x[:size]
+            rest, waiting = [x[size:]], waiting - size
+    if waiting:
+        yield torch.cat(rest)
+
+
+def open_model(text: str, paths: Paths) -> FinishedModel:
+    """The model that `text` names: an experiment's folder, a base model's hash or its .pt file.
+
+    Raises:
+        InputError: nothing is published there. CorruptArtifact: it is damaged.
+    """
+    path = Path(text)
+    if HASH.fullmatch(text) and not path.exists():
+        return _base(paths, text)
+    if path.suffix == ".pt" and HASH.fullmatch(path.stem):
+        return _base(Paths(path.parent.parent), path.stem, path.parent)
+    if path.is_dir():
+        try:
+            return _experiment(path)
+        except FileNotFoundError:
+            within = sorted(file.parent for file in path.glob(f"*/{EXPERIMENT_METRICS}"))
+            hint = f"; did you mean {within[0]}?" if within else ""
+            raise InputError(
+                f"{path}: no {EXPERIMENT_METRICS} in it, so it is no published experiment{hint}"
+            ) from None
+    raise InputError(
+        f"{text}: neither the folder of an experiment (experiments/PREFIX/foldN_NAME) nor the hash"
+        f" of a base model in {BASE_MODELS}/"
+    )
+
+
+def _base(paths: Paths, base_hash: str, folder: Path | None = None) -> FinishedModel:
+    if folder is not None and folder.name != BASE_MODELS:
+        raise InputError(f"{folder}: base models lie in a folder called {BASE_MODELS}")
+    try:
+        base = artifacts.open_base_model(paths, base_hash)
+    except BaseModelNotFound as error:
+        raise InputError(str(error)) from None
+    record = base.metadata
+    options = _options(record["config"])
+    return FinishedModel(
+        base_hash,
+        _network(options, record, base.weights, paths.base_models),
+        options,
+        record.get("input") or model_input(paths, options),
+        str(record["weights_sha256"]),
+        base_hash,
+        None,
+        {f"test_{name}": value for name, value in record["metrics"].items()},
+        tuple(record["base_participants"]),
+        record["data_fingerprints"],
+    )
+
+
+def _experiment(folder: Path) -> FinishedModel:
+    found = artifacts.open_experiment(folder)
+    config, metrics = found.config, found.metrics
+    options = _options(config["options"])
+    root = folder.resolve().parent.parent.parent  # of the project, unless the folder was copied
+    return FinishedModel(
+        folder.resolve().name,
+        _network(options, config, found.contents["best_model.pt"], folder),
+        options,
+        config.get("input") or model_input(Paths(root), options),
+        str(metrics["files"]["best_model.pt"]),
+        config.get("base_model_hash"),
+        metrics.get("threshold_tuned"),
+        {name: value for name, value in metrics.items() if name.startswith("test_")},
+        (str(config["target_participant"]),),
+        config["data_fingerprints"],
+    )
+
+
+def _options(values: Mapping[str, Any]) -> FinetuneOptions:
+    """As far as today's options know them: what shapes the network and its windows."""
+    known = {key: value for key, value in values.items() if key in FinetuneOptions.model_fields}
+    return FinetuneOptions.model_construct(**FinetuneOptions().model_dump() | known)
+
+
+def _network(
+    options: FinetuneOptions, record: Mapping[str, Any], weights: bytes, folder: Path
+) -> Model:
+    state = loop.deserialize(weights)
+    try:
+        channels = len(state["mean"])
+        source = plugins.kept(record.get("own_code") or {}, folder, "model")
+        if source is not None:
+            keywords = options.model_options
+            samples = options.window_size
+            network: Model = plugins.build(
+                source, channels=channels, samples=samples, keywords=keywords, seed=0
+            )
+        else:
+            network = networks.build(
+                options.model,
+                channels=channels,
+                base_channels=options.base_channels,
+                num_blocks=options.num_blocks,
+                dropout=options.dropout,
+            )
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise CorruptArtifact(
+            f"{folder}: its weights are not those of the network that it names: it is not used"
+        ) from error
+    return network.eval()
