@@ -1,0 +1,142 @@
+"""New recordings, read as prepare_data.py reads them, for a model that says what they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.bouts import (
+    POSITIVE,
+    UNKNOWN,
+    BoutTable,
+    bouts_inside,
+    composed,
+    label_runs,
+    read_bouts,
+)
+from common.data.clock import read_clock
+from common.data.columns import RawRecording, read_columns
+from common.data.recordings import Layout, list_recordings
+from common.data.resampling import make_session
+from common.data.sessions import NO_RANGES, Session, natural
+from common.data.tables import is_table, open_table, table_stem
+from common.errors import InputError
+
+SLOWEST = 0.5  # of the model's rate: a slower recording lacks most of what the model looks at
+SLOW = 0.95
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file to predict. `person` is empty where the folder names nobody."""
+
+    path: Path
+    person: str
+    bouts: BoutTable | None
+
+    @property
+    def name(self) -> str:
+        """Of its session."""
+        return composed(table_stem(self.path))
+
+    @property
+    def place(self) -> Path:
+        """Where its predictions go, below the output folder."""
+        return Path(self.person) / self.name
+
+
+@dataclass(frozen=True)
+class ReadSession:
+    """A recording on the model's grid. `labelled`: somebody said where it is positive."""
+
+    session: Session
+    labelled: bool
+    notes: tuple[str, ...]
+
+
+def find(sessions: Path, time_unit: str, date_format: str | None) -> list[Recording]:
+    """The recordings of a file, of a folder of files, or of a folder of participants.
+
+    Raises:
+        InputError: there are none.
+    """
+    if sessions.is_file():
+        return [Recording(sessions, "", None)]
+    if sessions.is_dir():
+        inside = [path for path in sessions.iterdir() if not path.name.startswith(".")]
+        files = [path for path in inside if path.is_file() and is_table(path)]
+        if not any(path.is_dir() for path in inside) and files:
+            ordered = sorted(files, key=lambda path: natural(composed(table_stem(path))))
+            return [Recording(path, "", None) for path in ordered]
+    people = list_recordings(sessions)
+    names = {person: [table_stem(path) for path in paths] for person, paths in people.items()}
+    bouts = read_bouts(sessions, names, time_unit, date_format)
+    return [Recording(path, person, bouts) for person, paths in people.items() for path in paths]
+
+
+def read(recording: Recording, layout: Layout, model_input: Mapping[str, Any]) -> ReadSession:
+    """One recording on the grid of `model_input`; `layout` takes channels and rate from there.
+
+    Raises:
+        InputError: it is not what the layout says, or not what the model needs.
+    """
+    path = recording.path
+    known = (layout.time_column, layout.label_column, *model_input["channels"])
+    table = open_table(path, known=known, header_line=layout.header_line, names=layout.columns)
+    _check_channels(path, table.columns, model_input["channels"])
+    raw = read_columns(table, layout.column_rules, layout.channels)
+    clock = read_clock(str(path), raw.stamps, layout.clock_rules, raw.doubled)
+    values = raw.values if clock.rows is None else raw.values[clock.rows]
+    bouts, unknown, labelled = _labels(recording, raw, clock)
+    session = make_session(
+        recording.name,
+        clock.start_s,
+        clock.times,
+        values,
+        bouts,
+        layout.rate,
+        layout.max_gap_s,
+        unknown_s=unknown,
+        joints=clock.joints,
+    )
+    mended = [f"{number} {kind.replace('_', ' ')} mended" for kind, number in clock.mended.items()]
+    return ReadSession(session, labelled, (*raw.notes, *mended, *_check_rate(path, session)))
+
+
+def _check_channels(path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise InputError(
+            f"{path}: the model needs the channels {', '.join(needed)}; {', '.join(missing)}"
+            f" {'is' if len(missing) == 1 else 'are'} not among its columns"
+            f" ({', '.join(name for name in columns if name)}); rename the columns"
+        )
+
+
+def _check_rate(path: Path, session: Session) -> list[str]:
+    if session.sampled_at < SLOWEST * session.rate:
+        raise InputError(
+            f"{path}: sampled at {session.sampled_at:.3g} Hz, but the model learnt from"
+            f" {session.rate:g} Hz: too slow to be understood"
+        )
+    if session.sampled_at < SLOW * session.rate:
+        return [f"sampled at {session.sampled_at:.3g} Hz, the model's rate is {session.rate:g} Hz"]
+    return []
+
+
+def _labels(recording: Recording, raw: RawRecording, clock: Any) -> tuple[Any, Any, bool]:
+    if raw.labels is not None:
+        labels = raw.labels if clock.rows is None else raw.labels[clock.rows]
+        positive, unknown = (label_runs(labels, clock.times, v) for v in (POSITIVE, UNKNOWN))
+        return positive, unknown, True
+    if recording.bouts is None:
+        return NO_RANGES, NO_RANGES, False
+    rows = recording.bouts.rows.get((recording.person, table_stem(recording.path)), [])
+    bouts, unknown = bouts_inside(
+        str(recording.path), recording.bouts, rows, clock, raw.stamps.form
+    )
+    return np.asarray(bouts), np.asarray(unknown), True

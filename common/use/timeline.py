@@ -1,0 +1,122 @@
+"""A picture of one session: probability over time, episodes, and annotations where there are
+any.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+
+from common.use.predict import Predicted, Prediction  # noqa: E402
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by the colour-blind
+ANNOTATED = "#555555"
+POINTS = 4000  # more windows than this are drawn as the highest and lowest of each stretch
+
+
+def timeline_png(title: str, predicted: Predicted) -> bytes:
+    """The picture, as PNG."""
+    session = predicted.session
+    seconds = len(session.values) / session.rate
+    unit, name = next(
+        (size, name)
+        for size, name in ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+        if seconds >= 2 * size or size == 1
+    )
+    rows = len(predicted.predictions) + predicted.labelled
+    figure, (upper, lower) = plt.subplots(
+        2,
+        1,
+        sharex=True,
+        figsize=(11, 2.6 + 0.32 * rows),
+        height_ratios=[2.2, 0.32 * rows],
+        layout="constrained",
+    )
+    try:
+        for number, one in enumerate(predicted.predictions):
+            _draw_probability(upper, predicted, one, number, unit)
+        upper.set(ylim=(-0.03, 1.03), ylabel="probability", title=title)
+        upper.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+        _draw_stretches(lower, predicted, unit)
+        lower.set_xlabel(f"{name} since the recording began ({session.start_s:.10g} s)")
+        lower.set_xlim(0, seconds / unit)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
+        return out.getvalue()
+    finally:
+        plt.close(figure)
+
+
+def _draw_probability(
+    axes: Any, predicted: Predicted, one: Prediction, number: int, unit: float
+) -> None:
+    session, colour = predicted.session, COLOURS[number % len(COLOURS)]
+    window = one.model.options.window_size / session.rate
+    middles = (one.starts_s - session.start_s + window / 2) / unit
+    first = True
+    for rows in _without_gaps(predicted, one):
+        t, p = _thinned(middles[rows], one.probabilities[rows])
+        label = one.model.name if first else None
+        marker = "." if len(t) < 60 else None
+        axes.plot(t, p, color=colour, linewidth=0.9, marker=marker, markersize=3, label=label)
+        first = False
+    if first:
+        axes.plot([], [], color=colour, label=f"{one.model.name}: no window")
+    axes.axhline(
+        one.threshold,
+        color=colour,
+        linewidth=0.8,
+        linestyle="--",
+        label=f"threshold {one.threshold:.3g}",
+    )
+
+
+def _without_gaps(predicted: Predicted, one: Prediction) -> list[NDArray[np.intp]]:
+    """Numbers of the windows of each stretch without a gap."""
+    session = predicted.session
+    if not len(one.starts_s):
+        return []
+    samples = np.rint((one.starts_s - session.start_s) * session.rate)
+    ends = np.array([end for _, end in session.pieces])
+    owner = np.searchsorted(ends, samples, side="right")
+    return np.split(np.arange(len(samples)), np.flatnonzero(np.diff(owner)) + 1)
+
+
+def _thinned(t: NDArray[Any], p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """At most about POINTS points, with every peak and every trough."""
+    if len(t) <= POINTS:
+        return t, p
+    edges = np.linspace(0, len(t), POINTS // 2 + 1).astype(int)[:-1]
+    low, high = np.minimum.reduceat(p, edges), np.maximum.reduceat(p, edges)
+    return np.repeat(t[edges], 2), np.stack([low, high], axis=1).ravel()
+
+
+def _draw_stretches(axes: Any, predicted: Predicted, unit: float) -> None:
+    """One row of bars a model, one for the annotations; gaps are grey."""
+    session, names = predicted.session, list[str]()
+    if predicted.labelled:
+        bouts = session.bouts / session.rate / unit
+        spans = [(start, end - start) for start, end in bouts.tolist()]
+        axes.broken_barh(spans, (-0.35, 0.7), color=ANNOTATED)
+        names.append("annotated")
+    for number, one in enumerate(predicted.predictions):
+        spans = [
+            ((found.start_s - session.start_s) / unit, (found.end_s - found.start_s) / unit)
+            for found in one.episodes
+        ]
+        axes.broken_barh(spans, (len(names) - 0.35, 0.7), color=COLOURS[number % len(COLOURS)])
+        names.append(f"episodes, {one.model.name}")
+    stops = [end for _, end in session.pieces[:-1]]
+    for end, (begin, _) in zip(stops, session.pieces[1:], strict=True):
+        gap = (end / session.rate / unit, begin / session.rate / unit)
+        axes.axvspan(*gap, color="#dddddd", linewidth=0)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
