@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.sessions import Part, Session
-from common.data.windowing import Labelling, PlacedWindows, label_windows, window_starts
+from common.data.windowing import Labelling, MinOverlap, PlacedWindows, label_windows, window_starts
 from common.errors import InputError
 from common.training import metrics
 from common.use.episodes import Episode, episodes, recorded
@@ -129,15 +129,13 @@ def predict(
 def _windows(needed: dict[str, Any], rules: Rules) -> Labelling:
     labelling = needed.get("labelling") or {}
     overlap = labelling.get("min_overlap", "any")
-    overlap = overlap if overlap == "any" or isinstance(overlap, (int, float)) else "any"
+    share: MinOverlap = float(overlap) if isinstance(overlap, (int, float)) else "any"
     rate = needed["sampling_rate_hz"]
     stride = rules.stride_seconds or needed["stride_seconds"]
     samples = round(stride * rate)
     if samples < 1:
         raise InputError(f"--stride_seconds: {stride:g} s is less than a sample at {rate:g} Hz")
-    return Labelling(
-        needed["window_size"], samples, overlap, bool(labelling.get("exclude_partial"))
-    )
+    return Labelling(needed["window_size"], samples, share, bool(labelling.get("exclude_partial")))
 
 
 # -- what is written

@@ -5,18 +5,21 @@ any.
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
 
-from common.use.predict import Predicted, Prediction  # noqa: E402
+from common.use.predict import Predicted, Prediction
 
+LINES = ("-", (0, (3, 1.5)), (0, (1, 1)), "-.")  # so that curves on one another are both seen
+GAP = "#dddddd"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # told apart by the colour-blind
 ANNOTATED = "#555555"
 POINTS = 4000  # more windows than this are drawn as the highest and lowest of each stretch
@@ -43,10 +46,13 @@ def timeline_png(title: str, predicted: Predicted) -> bytes:
     try:
         for number, one in enumerate(predicted.predictions):
             _draw_probability(upper, predicted, one, number, unit)
+        _draw_thresholds(upper, predicted)
+        _draw_gaps((upper, lower), predicted, unit)
         upper.set(ylim=(-0.03, 1.03), ylabel="probability", title=title)
         upper.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
         _draw_stretches(lower, predicted, unit)
-        lower.set_xlabel(f"{name} since the recording began ({session.start_s:.10g} s)")
+        began = f" (at {session.start_s:.12g} s on its clock)" if session.start_s else ""
+        lower.set_xlabel(f"{name} since the recording began{began}")
         lower.set_xlim(0, seconds / unit)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
@@ -66,17 +72,28 @@ def _draw_probability(
         t, p = _thinned(middles[rows], one.probabilities[rows])
         label = one.model.name if first else None
         marker = "." if len(t) < 60 else None
-        axes.plot(t, p, color=colour, linewidth=0.9, marker=marker, markersize=3, label=label)
+        line = LINES[number % len(LINES)]
+        axes.plot(t, p, line, color=colour, lw=1.0, marker=marker, markersize=3, label=label)
         first = False
     if first:
         axes.plot([], [], color=colour, label=f"{one.model.name}: no window")
-    axes.axhline(
-        one.threshold,
-        color=colour,
-        linewidth=0.8,
-        linestyle="--",
-        label=f"threshold {one.threshold:.3g}",
-    )
+
+
+def _draw_thresholds(axes: Any, predicted: Predicted) -> None:
+    """One line where all models have the same."""
+    thresholds = [one.threshold for one in predicted.predictions]
+    same = len(set(thresholds)) == 1
+    for number, value in enumerate(thresholds[:1] if same else thresholds):
+        colour = "black" if same else COLOURS[number % len(COLOURS)]
+        axes.axhline(value, color=colour, lw=0.7, ls=":", label=f"threshold {value:.3g}")
+
+
+def _draw_gaps(both: Any, predicted: Predicted, unit: float) -> None:
+    pieces, rate = predicted.session.pieces, predicted.session.rate
+    for number, ((_, end), (begin, _)) in enumerate(pairwise(pieces)):
+        for axes in both:
+            label = "gap" if not number and axes is both[0] else None
+            axes.axvspan(end / rate / unit, begin / rate / unit, color=GAP, lw=0, label=label)
 
 
 def _without_gaps(predicted: Predicted, one: Prediction) -> list[NDArray[np.intp]]:
@@ -100,7 +117,7 @@ def _thinned(t: NDArray[Any], p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[An
 
 
 def _draw_stretches(axes: Any, predicted: Predicted, unit: float) -> None:
-    """One row of bars a model, one for the annotations; gaps are grey."""
+    """One row of bars a model, one for the annotations."""
     session, names = predicted.session, list[str]()
     if predicted.labelled:
         bouts = session.bouts / session.rate / unit
@@ -114,9 +131,5 @@ def _draw_stretches(axes: Any, predicted: Predicted, unit: float) -> None:
         ]
         axes.broken_barh(spans, (len(names) - 0.35, 0.7), color=COLOURS[number % len(COLOURS)])
         names.append(f"episodes, {one.model.name}")
-    stops = [end for _, end in session.pieces[:-1]]
-    for end, (begin, _) in zip(stops, session.pieces[1:], strict=True):
-        gap = (end / session.rate / unit, begin / session.rate / unit)
-        axes.axvspan(*gap, color="#dddddd", linewidth=0)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)

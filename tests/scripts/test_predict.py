@@ -1,0 +1,182 @@
+"""predict.py: new recordings through finished models, read as prepare_data.py reads them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import failed_in_one_line
+from tests.scripts.projects import Project
+
+RATE, SECONDS = 20, 60
+OPTIONS = ("--window_seconds", 2, "--stride_seconds", 1, "--sampling_rate", RATE)
+
+
+def write_recording(
+    path: Path,
+    seed: int,
+    *,
+    seconds: int = SECONDS,
+    label: bool = True,
+    rate: float = RATE,
+    gap: tuple[float, float] | None = None,
+    columns: tuple[str, ...] = ("ax", "ay"),
+) -> None:
+    """A recording whose bouts, two of them, are a loud slow wave."""
+    random = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate)) / rate
+    bout = ((t > 0.2 * seconds) & (t < 0.35 * seconds)) | (
+        (t > 0.6 * seconds) & (t < 0.8 * seconds)
+    )
+    wave = np.where(bout, 3 * np.sin(6 * t), 0)
+    signals = {name: random.normal(size=len(t)) * 0.4 + wave for name in columns}
+    keep = np.ones(len(t), bool) if gap is None else (t < gap[0]) | (t > gap[1])
+    table = {"time": t, **signals, **({"label": bout.astype(int)} if label else {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(table)
+        rows.writerows(np.column_stack(list(table.values()))[keep].tolist())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """From recordings to a fine-tune, as README does it."""
+    project = Project.create(tmp_path_factory.mktemp("predict"))
+    for number, person in enumerate(("ann", "bob", "cyd")):
+        for session in range(5):
+            write_recording(
+                project.folder / f"recordings/{person}/s{session}.csv", 10 * number + session
+            )
+    project.run("prepare_data.py", "--sessions", "recordings", "--data_path", "data/mine", *OPTIONS)
+    common = ("--data_path", "data/mine", "--window_size", 40, "--lr", 0.01, "--batch_size", 16)
+    project.run("train_base.py", *common, "--normalization", "train", "--max_epochs", 6)
+    name = next(project.folder.glob("base_models/*.pt")).stem
+    project.run(
+        "train_finetune.py",
+        "--base_model_hash",
+        name,
+        "--max_epochs",
+        3,
+        "--lr",
+        0.003,
+        "--prefix",
+        "tuned",
+    )
+    (project.folder / "base.txt").write_text(name)
+    return project
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(project: Project, out: str) -> dict[str, Any]:
+    """summary.json."""
+    read: dict[str, Any] = json.loads((project.folder / out / "summary.json").read_text())
+    return read
+
+
+EXPERIMENT = "experiments/tuned/fold0_ann"
+
+
+def test_the_windows_of_a_data_set_get_the_bytes_of_predictions_csv(trained: Project) -> None:
+    trained.run("predict.py", EXPERIMENT, "--sessions", "recordings", "--out", "same")
+    compared = 0
+    for row in table(trained.folder / EXPERIMENT / "predictions.csv"):
+        found = {
+            one["start_s"]: one["probability"]
+            for one in table(trained.folder / f"same/ann/{row['session']}/windows.csv")
+        }
+        assert found[row["start_s"]] == row["p_finetuned"]
+        compared += 1
+    assert compared > 50
+    record = summary(trained, "same")
+    assert len(record["sessions"]) == 15
+    assert record["models"][0]["scores"]["event_scores_any_overlap"]["recall"] > 0.8
+    assert record["models"][0]["scores"]["window_scores"]["macro_f1"] > 0.8
+
+
+def test_a_copied_result_and_its_base_side_by_side_on_a_new_file(
+    trained: Project, tmp_path: Path
+) -> None:
+    alone = Project.create(tmp_path, "alone")
+    shutil.copytree(trained.folder / EXPERIMENT, alone.folder / "mine")
+    shutil.copytree(trained.folder / "base_models", alone.folder / "base_models")
+    write_recording(alone.folder / "new.csv", 99, label=False, gap=(10.0, 20.0))
+    name = (trained.folder / "base.txt").read_text()
+    done = alone.run(
+        "predict.py", "mine", name, "--sessions", "new.csv", "--out", "out", "--threshold", 0.6
+    )
+    assert "note: 1 gap, in which nothing is predicted" in done.stdout
+    rows = table(alone.folder / "out/new/windows.csv")
+    assert list(rows[0]) == ["start_s", "probability_1", "probability_2"]
+    starts = [float(row["start_s"]) for row in rows]
+    assert not [start for start in starts if start + 2 > 10.05 and start < 20]
+    episodes = table(alone.folder / "out/new/episodes.csv")
+    assert {row["model"] for row in episodes} == {"1", "2"}
+    assert (alone.folder / "out/new/timeline.png").read_bytes().startswith(b"\x89PNG")
+    record = summary(alone, "out")
+    assert record["models"][0]["scores"] is None
+    assert [model["threshold"] for model in record["models"]] == [0.6, 0.6]
+
+
+def test_what_cannot_be_predicted_is_said_and_never_invented(
+    trained: Project, tmp_path: Path
+) -> None:
+    def refused(name: str, *argv: object, **how: Any) -> str:
+        write_recording(tmp_path / name, 1, **how)
+        call = ("predict.py", EXPERIMENT, "--sessions", tmp_path / name, "--out", "no", *argv)
+        return failed_in_one_line(trained.run(*call, exit_code=None))
+
+    assert "ay is not among its columns (time, ax, az, label)" in refused(
+        "channels.csv", columns=("ax", "az")
+    )
+    assert "sampled at 8 Hz, but the model learnt from 20 Hz" in refused("slow.csv", rate=8)
+    (tmp_path / "empty.csv").write_text("")
+    done = trained.run(
+        "predict.py",
+        EXPERIMENT,
+        "--sessions",
+        tmp_path / "empty.csv",
+        "--out",
+        "no",
+        exit_code=None,
+    )
+    assert "empty" in failed_in_one_line(done)
+    assert "--threshold high: a number from 0 to 1" in refused("a.csv", "--threshold", "high")
+    assert "no tuned threshold" in failed_in_one_line(
+        trained.run(
+            "predict.py",
+            (trained.folder / "base.txt").read_text(),
+            "--sessions",
+            "recordings",
+            "--out",
+            "no",
+            "--threshold",
+            "tuned",
+            exit_code=None,
+        )
+    )
+    assert not (trained.folder / "no").exists()
+
+    write_recording(tmp_path / "some/short.csv", 1, seconds=1)
+    write_recording(tmp_path / "some/good.csv", 2)
+    write_recording(tmp_path / "some/wrong.csv", 3, columns=("ax",))
+    some = trained.run(
+        "predict.py", EXPERIMENT, "--sessions", tmp_path / "some", "--out", "some", exit_code=1
+    )
+    assert "note: too short: no stretch of 2 s without a gap" in some.stdout
+    assert "left out: " in some.stderr
+    assert "wrong.csv" in some.stderr
+    assert (trained.folder / "some/short/windows.csv").read_text() == "start_s,probability\n"
+    assert len(table(trained.folder / "some/good/windows.csv")) == 59
+    assert not (trained.folder / "some/wrong").exists()
