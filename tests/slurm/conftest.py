@@ -14,21 +14,14 @@ CONFIG = {"cpus": 1, "time": "30", "jobs_per_task": 12}
 
 
 @pytest.fixture(scope="module")
-def one_slurm() -> Iterator[SlurmCluster]:
-    """A running Slurm; use `slurm`, which clears it."""
+def one_slurm(request: pytest.FixtureRequest) -> Iterator[SlurmCluster]:
+    """A running Slurm; use `slurm`, which clears it. A module that sets ACCOUNTING gets one with a
+    database of ended tasks, where that is installed.
+    """
     if reason := missing_parts():
         pytest.skip(f"needs a real Slurm: {reason}")
-    with SlurmCluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def accounting(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """A Slurm of its own with a database of ended tasks."""
-    if reason := missing_parts(accounting=True):
-        pytest.skip(f"needs a real Slurm with accounting: {reason}")
-    with SlurmCluster(accounting=True) as cluster:
-        monkeypatch.setenv("SLURM_CONF", str(cluster.configuration))
+    wanted = getattr(request.module, "ACCOUNTING", False)
+    with SlurmCluster(accounting=wanted and not missing_parts(accounting=True)) as cluster:
         yield cluster
 
 
