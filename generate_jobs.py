@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.cli import Parser, run_script
 from common.data.data_sets import Data
-from common.jobs.generate import choose, generate
+from common.jobs.generate import choose_grid, generate
 from common.paths import Paths
 
 
@@ -49,7 +49,9 @@ def main() -> int:
     args = parser().parse()
     paths = Paths.here()
     data = Data(paths)
-    origin, remark = choose(args.output_dir, args.grid, args.folds, baselines=args.with_baselines)
+    origin, remark = choose_grid(
+        args.output_dir, args.grid, args.folds, baselines=args.with_baselines
+    )
     lines, warnings = generate(paths, data, origin, args.output_dir)
     sys.stdout.write("\n".join([f"grid: {origin.name}{remark}", *lines]) + "\n")
     sys.stderr.writelines(f"{warning}\n" for warning in warnings)

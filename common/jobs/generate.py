@@ -17,7 +17,7 @@ from common.data.data_sets import Data
 from common.data.subsets import subset_sizes
 from common.errors import InputError
 from common.jobs import identity
-from common.jobs.grid import DOCUMENTED_GRID, Grid, expand, read_grid
+from common.jobs.grid import DOCUMENTED_GRID, GridSpec, expand, read_grid
 from common.jobs.job_files import Job, base_entries, write_jobs
 from common.jobs.plan import Plan, code_notice, counted, plan
 from common.jobs.verdicts import State
@@ -34,7 +34,7 @@ MAX_REASONS = 10
 class Origin:
     """A grid, and how it was asked for. `file` is None for the documented grid."""
 
-    grid: Grid
+    grid: GridSpec
     file: str | None = None
     folds: list[str] | None = None
     baselines: bool = False
@@ -54,7 +54,7 @@ class Origin:
         }
 
 
-def choose(
+def choose_grid(
     folder: Path, grid: Path | None, folds: list[str] | None, *, baselines: bool
 ) -> tuple[Origin, str]:
     """The grid to expand, and a remark on where it comes from: `grid` where it is given; else that
@@ -87,9 +87,9 @@ def _recorded(path: Path) -> Origin:
     first = jobs[0] if jobs and isinstance(jobs[0], dict) else {}
     if isinstance(record := first.get(RECORD), dict):
         file, folds = record.get("file"), record.get("folds")
-        parts = {name: record.get(name, {}) for name in Grid().record()}
+        parts = {name: record.get(name, {}) for name in GridSpec().record()}
         return Origin(
-            Grid.parse(parts, f"{path}: {RECORD}"),
+            GridSpec.parse(parts, f"{path}: {RECORD}"),
             file if isinstance(file, str) else None,
             [str(fold) for fold in folds] if isinstance(folds, list) else None,
             bool(record.get("with_baselines")),
@@ -212,7 +212,9 @@ def _reasons(made: Plan) -> Iterable[str]:
         yield notice
 
 
-def _cost_of_a_new_participant(grid: Grid, finetunes: Sequence[Job], made: Plan) -> Iterable[str]:
+def _cost_of_a_new_participant(
+    grid: GridSpec, finetunes: Sequence[Job], made: Plan
+) -> Iterable[str]:
     """With n_base_participants 'all' each base model learns from everyone but its target."""
     asked = grid.axes.get("n_base_participants", [grid.fixed.get("n_base_participants", "all")])
     several = [job for job in finetunes if job.needs]

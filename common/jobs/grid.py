@@ -37,7 +37,7 @@ _RENAMED = {"early_stopping_patience": "early_stopping_patience_target"}
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridSpec:
     """The parts of a grid file."""
 
     axes: dict[str, list[Any]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Grid:
     analysis: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, grid: object, where: str) -> Grid:
+    def parse(cls, grid: object, where: str) -> GridSpec:
         """Check the form of a grid; the options themselves are checked job by job.
 
         Raises:
@@ -80,16 +80,18 @@ class Grid:
             "analysis": self.analysis,
         }
 
-    def with_baselines(self) -> Grid:
+    def with_baselines(self) -> GridSpec:
         """A copy with the modes of BASELINES."""
         fixed = dict(self.fixed)
         default = fixed.pop("mode", FinetuneOptions.model_fields["mode"].default)
         modes = self.axes.get("mode", [default])
         added = [mode for mode in BASELINES if mode not in modes]
-        return Grid({**self.axes, "mode": [*modes, *added]}, fixed, self.finetune, self.analysis)
+        return GridSpec(
+            {**self.axes, "mode": [*modes, *added]}, fixed, self.finetune, self.analysis
+        )
 
 
-DOCUMENTED_GRID = Grid(
+DOCUMENTED_GRID = GridSpec(
     axes={
         "batch_size": [32, 64],
         "n_base_participants": [1, 2, 3, 4, 5, 6],
@@ -135,17 +137,17 @@ def _analysis(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**part, **parsed.model_dump(include=set(cell))}
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path) -> GridSpec:
     """A grid file.
 
     Raises:
         InputError: it cannot be read or has another form.
     """
-    return Grid.parse(read_json(path, "a grid file"), str(path))
+    return GridSpec.parse(read_json(path, "a grid file"), str(path))
 
 
 def expand(
-    grid: Grid,
+    grid: GridSpec,
     where: str,
     data: Data,
     folds: Sequence[str] | None = None,
@@ -182,7 +184,7 @@ def _check_analysis(analysis: Mapping[str, Any], where: str, jobs: Collection[Jo
 
 
 def _entries(
-    grid: Grid, where: str, data: Data, folds: Sequence[str] | None
+    grid: GridSpec, where: str, data: Data, folds: Sequence[str] | None
 ) -> Iterator[dict[str, Any]]:
     own = {name: _values_of(name, value) for name, value in grid.finetune.items()}
     if twice := [name for name in own if name in grid.axes or name in grid.fixed]:
@@ -243,7 +245,9 @@ def _without_base(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _folds(grid: Grid, where: str, data: Data, folds: Sequence[str] | None) -> list[dict[str, int]]:
+def _folds(
+    grid: GridSpec, where: str, data: Data, folds: Sequence[str] | None
+) -> list[dict[str, int]]:
     if "fold" in grid.axes or "fold" in grid.fixed:
         if folds is not None:
             raise InputError(f"--folds: {where} names its own 'fold': leave one of the two out")
@@ -260,7 +264,7 @@ def _folds(grid: Grid, where: str, data: Data, folds: Sequence[str] | None) -> l
     return [{"fold": _fold(text, participants)} for text in dict.fromkeys(named)]
 
 
-def _participants(grid: Grid, where: str, data: Data) -> list[str]:
+def _participants(grid: GridSpec, where: str, data: Data) -> list[str]:
     """Everyone, in order; the same in all data sets of the grid."""
     if "participants" in grid.axes:
         raise InputError(

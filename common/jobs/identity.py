@@ -110,7 +110,7 @@ def training_key(options: Options, data: Fingerprints | None) -> str:
     return digest(training_fields(options, data))
 
 
-def place(data_path: str, name: str) -> tuple[str, str]:
+def file_location(data_path: str, name: str) -> tuple[str, str]:
     """(folder, file name) of a fingerprinted file: of the data set, or one of the user's own."""
     return os.path.split(os.path.normpath(name)) if "/" in name else (data_path, name)
 

@@ -16,11 +16,11 @@ def data_files(job: Job) -> list[File]:
     """The files that a job reads: its data, and the user's own code and initial weights."""
     if job.kind == "base":
         names = identity.base_data_files(job.base)
-        return [identity.place(job.base.data_path, name) for name in names]
+        return [identity.file_location(job.base.data_path, name) for name in names]
     if job.kind == "finetune":
         people = identity.base_participants(job.finetune) if job.needs else []
         return [
-            identity.place(job.finetune.data_path, name)
+            identity.file_location(job.finetune.data_path, name)
             for name in identity.finetune_data_files(job.finetune, people)
         ]
     return []
@@ -31,7 +31,7 @@ def own_files(job: Job) -> list[File]:
     if job.kind == "script":
         return []
     options = job.base if job.kind == "base" else job.finetune
-    return [identity.place("", name) for name in options.own_files()]
+    return [identity.file_location("", name) for name in options.own_files()]
 
 
 def all_data_files(jobs: Iterable[Job]) -> list[File]:

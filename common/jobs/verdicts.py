@@ -52,7 +52,7 @@ def base_fingerprints(options: Options, sha256: DataSha256) -> dict[str, str]:
     """Fingerprints of what base training reads."""
     return identity.fingerprints(
         identity.base_data_files(options),
-        lambda name: sha256(*identity.place(options.data_path, name)),
+        lambda name: sha256(*identity.file_location(options.data_path, name)),
     )
 
 
@@ -62,7 +62,7 @@ def finetune_fingerprints(
     """Fingerprints of what a fine-tune reads."""
     return identity.fingerprints(
         identity.finetune_data_files(options, base),
-        lambda name: sha256(*identity.place(options.data_path, name)),
+        lambda name: sha256(*identity.file_location(options.data_path, name)),
     )
 
 
@@ -136,7 +136,7 @@ def stale_base(
     """
     recorded, now = metadata["data_fingerprints"], dict[str, str]()
     for name in recorded:
-        folder, file = identity.place(data_path, name)
+        folder, file = identity.file_location(data_path, name)
         try:
             now[name] = sha256(folder, file)
         except InputError:

@@ -67,7 +67,8 @@ def _stale(run: Run, project: Project, sha256: Sha256) -> str | None:
         return f"its base model {run.config['base_model_hash']} was trained anew since"
     recorded = run.config.get("data_fingerprints", {})
     today = {
-        name: sha256(*identity.place(run.config["options"]["data_path"], name)) for name in recorded
+        name: sha256(*identity.file_location(run.config["options"]["data_path"], name))
+        for name in recorded
     }
     files = changed(recorded, {name: sha for name, sha in today.items() if sha is not None})
     return (

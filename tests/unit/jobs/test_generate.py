@@ -12,7 +12,7 @@ from common.artifacts import to_json
 from common.data.data_sets import Data
 from common.data.subsets import subset_sizes
 from common.errors import InputError
-from common.jobs.generate import choose, generate, read_analysis
+from common.jobs.generate import choose_grid, generate, read_analysis
 from common.jobs.grid import DOCUMENTED_GRID
 from common.jobs.job_files import read_jobs
 from common.paths import BASE_JOBS, FINETUNE_JOBS, Paths
@@ -35,7 +35,7 @@ def call(
     """As generate_jobs.py does: the grid's name and remark, and the lines."""
     paths = Paths(Path.cwd())
     data = Data(paths)
-    origin, remark = choose(HERE, Path(grid) if grid else None, folds, baselines=baselines)
+    origin, remark = choose_grid(HERE, Path(grid) if grid else None, folds, baselines=baselines)
     return origin.name + remark, generate(paths, data, origin, HERE)[0]
 
 

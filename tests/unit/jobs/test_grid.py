@@ -11,7 +11,7 @@ import pytest
 from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs import identity
-from common.jobs.grid import DOCUMENTED_GRID, Grid, expand, read_grid
+from common.jobs.grid import DOCUMENTED_GRID, GridSpec, expand, read_grid
 from common.jobs.job_files import Job, read_jobs
 from common.paths import Paths
 
@@ -24,8 +24,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
     return Data(Paths(tmp_path))
 
 
-def grid(axes: dict[str, Any], **fixed: Any) -> Grid:
-    return Grid(axes, FIXED | fixed)
+def grid(axes: dict[str, Any], **fixed: Any) -> GridSpec:
+    return GridSpec(axes, FIXED | fixed)
 
 
 def test_the_documented_grid(data: Data) -> None:
@@ -158,14 +158,14 @@ def test_a_grid_file_of_another_form_is_refused(tmp_path: Path, content: object,
 def test_options_of_a_grid_are_checked(data: Data, axes: dict[str, Any], says: str) -> None:
     fixed = {} if "participants" in axes else FIXED
     with pytest.raises(InputError, match=says):
-        expand(Grid(axes, fixed), "g.json", data)
+        expand(GridSpec(axes, fixed), "g.json", data)
 
 
 def test_a_fine_tunes_own_options_leave_the_base_models_as_they_are(data: Data) -> None:
     axes: dict[str, Any] = {"lr": [0.001, 0.0003], "target_data_pct": [0.5, 1.0]}
     plain, few = expand(grid(axes), "here", data)
     own = {"lr": [0.0003, 0.0001], "max_epochs": 20, "use_augmentation": True}
-    parts = Grid.parse({"grid": axes, "fixed": FIXED, "finetune": own}, "here")
+    parts = GridSpec.parse({"grid": axes, "fixed": FIXED, "finetune": own}, "here")
     bases, finetunes = expand(parts, "here", data)
     assert [job.id for job in bases] == [job.id for job in plain]
     assert (len(few), len(finetunes)) == (12, 24)
@@ -185,7 +185,7 @@ def read_back(jobs: list[Job], data: Data) -> list[Job]:
 
 def test_an_own_value_that_is_the_bases_is_no_other_cell(data: Data) -> None:
     _, finetunes = expand(
-        Grid.parse({"fixed": FIXED, "finetune": {"lr": [0.0003]}}, "here"), "here", data
+        GridSpec.parse({"fixed": FIXED, "finetune": {"lr": [0.0003]}}, "here"), "here", data
     )
     assert [job.id for job in finetunes] == [job.id for job in expand(grid({}), "here", data)[1]]
     same = finetunes[0].finetune.model_copy(update={"lr_finetune": 0.0003})
@@ -198,7 +198,7 @@ def test_target_only_takes_the_fine_tunes_own_options_as_its_options(data: Data)
         "fixed": FIXED,
         "finetune": {"lr": 0.0001, "early_stopping_patience": 7},
     }
-    bases, finetunes = expand(Grid.parse(parts, "here"), "here", data)
+    bases, finetunes = expand(GridSpec.parse(parts, "here"), "here", data)
     assert not bases
     assert len(finetunes) == 3
     for job in finetunes:
@@ -209,7 +209,7 @@ def test_target_only_takes_the_fine_tunes_own_options_as_its_options(data: Data)
 def test_a_part_may_not_say_what_another_one_says(data: Data) -> None:
     parts = {"grid": {"target_val": ["full"]}, "fixed": FIXED, "finetune": {"target_val": "none"}}
     with pytest.raises(InputError, match="target_val is in 'finetune' and elsewhere"):
-        expand(Grid.parse(parts, "here"), "here", data)
+        expand(GridSpec.parse(parts, "here"), "here", data)
 
 
 def test_an_analysis_names_a_cell_of_the_grid(data: Data) -> None:
@@ -217,13 +217,13 @@ def test_an_analysis_names_a_cell_of_the_grid(data: Data) -> None:
     for pct, fits in ((0.3, True), (0.5, False)):
         parts = {"grid": axes, "fixed": FIXED, "analysis": {"target_data_pct": pct}}
         if fits:
-            expand(Grid.parse(parts, "here"), "here", data)
+            expand(GridSpec.parse(parts, "here"), "here", data)
         else:
             with pytest.raises(InputError, match=r"target_data_pct is 0.5, which is not .*0\.3"):
-                expand(Grid.parse(parts, "here"), "here", data)
+                expand(GridSpec.parse(parts, "here"), "here", data)
     for wrong in ({"target_data_pct": 3}, {"mode": "x"}, {"metric": 3}):
         with pytest.raises(InputError, match=f"analysis: {next(iter(wrong))}"):
-            Grid.parse({"grid": axes, "fixed": FIXED, "analysis": wrong}, "here")
+            GridSpec.parse({"grid": axes, "fixed": FIXED, "analysis": wrong}, "here")
 
 
 def test_bases_that_stop_on_val_have_other_hashes_and_read_no_test_file(data: Data) -> None:
@@ -251,7 +251,9 @@ def test_a_name_may_hold_a_comma(data: Data) -> None:
 
 def test_data_sets_are_one_axis(data: Data) -> None:
     paths = ["data/a", "data/b", "data/c"]
-    parts = Grid({"data_path": paths, "target_data_pct": [0.5, 1.0]}, {"participants": ["x", "y"]})
+    parts = GridSpec(
+        {"data_path": paths, "target_data_pct": [0.5, 1.0]}, {"participants": ["x", "y"]}
+    )
     bases, finetunes = expand(parts, "here", data)
     assert (len(bases), len(finetunes)) == (3 * 2, 3 * 2 * 2)
     assert len({job.id for job in finetunes}) == 12

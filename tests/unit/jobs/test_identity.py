@@ -252,8 +252,8 @@ def test_the_hash_of_an_own_network_names_its_file_and_the_key_its_content() -> 
     own = base(model="./nets/../own.py:Net", init_weights="weights.pt")
     assert own.model == "own.py:Net"
     assert identity.base_data_files(own)[3:] == ["./own.py", "./weights.pt"]
-    assert identity.place("data/x", "./own.py") == ("", "own.py")
-    assert identity.place("data/x", "asfik_val.pt") == ("data/x", "asfik_val.pt")
+    assert identity.file_location("data/x", "./own.py") == ("", "own.py")
+    assert identity.file_location("data/x", "asfik_val.pt") == ("data/x", "asfik_val.pt")
     keys = {identity.training_key(own, {"./own.py": content}) for content in ("1", "2")}
     assert len(keys) == 2
     tuned = finetune(model="own.py:Net", augmentation="more.py:turn", init_weights="weights.pt")
