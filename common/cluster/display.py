@@ -45,11 +45,19 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         if age < 15
         else f"no news for {duration(age)}: {unwatched}"
     )
-    return [
-        f"run {status['run']}, process {status['pid']}: {state}",
-        *_detail_lines(status),
-        f"  time left: {duration(status['time_left'])}",
-    ]
+    head = f"run {status['run']}, process {status['pid']}: {state}"
+    if status.get("ended"):
+        return [head, *_detail_lines(_at_rest(status))]
+    return [head, *_detail_lines(status), f"  time left: {duration(status['time_left'])}"]
+
+
+def _at_rest(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The status of a run that has ended: what was running then waits for the next run."""
+    phases = {name: Counter(counts) for name, counts in status["phases"].items()}
+    for counts in phases.values():
+        counts["waiting"] += counts.pop("running", 0)
+    nodes = [{**node, "running": []} for node in status["nodes"]]
+    return {**status, "phases": phases, "nodes": nodes}
 
 
 def _detail_lines(status: Mapping[str, Any]) -> list[str]:

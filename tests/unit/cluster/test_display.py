@@ -162,8 +162,16 @@ def test_the_status_names_the_slowest_experiment_and_counts_what_failed_or_is_bl
     assert "  slowest: p/fold0_ann for 1 min 05 s on gpu1 epoch 3/9" in lines
     assert "  base: 2 done, 0 running, 1 failed, 0 blocked, 0 waiting" in lines
     assert lines[-1] == "  time left: 1 min 10 s"
-    idle = {**status, "nodes": [], "ended": True}
-    assert not any("slowest" in line for line in status_lines(idle))
+
+
+def test_the_status_of_a_run_that_has_ended_shows_nothing_running_and_no_time_left() -> None:
+    phases = {"base": {"done": 2, "running": 3, "ready": 1}}
+    status = {**STATUS, "phases": phases, "run": "r", "pid": 7, "updated": 0, "ended": True}
+    assert status_lines(status) == [
+        "run r, process 7: ended",
+        "  gpu1: open, 2 slots, 2 done, 1 failed, 1.0 MB/s; idle",
+        "  base: 2 done, 0 running, 0 failed, 0 blocked, 4 waiting",
+    ]
 
 
 def test_failed_and_blocked_jobs_are_no_progress_of_the_bar(
