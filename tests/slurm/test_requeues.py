@@ -83,7 +83,7 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_preemption_and_end
 def test_at_its_time_limit_a_task_checkpoints_and_requeues_itself_and_cancel_ends_this_project_only(
     slurm: SlurmCluster, slurm_project: Project, tmp_path: Path
 ) -> None:
-    write_config(slurm_project, time="1", notice_seconds=30)
+    write_config(slurm_project, notice_seconds=55)
     slurm_project.write(
         "base_training_jobs.json", [{**ENDLESS, "fold": 0, "n_base_participants": 1}]
     )
@@ -94,6 +94,9 @@ def test_at_its_time_limit_a_task_checkpoints_and_requeues_itself_and_cancel_end
     ).strip()
     flags = ("--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py")
     with command(slurm_project, ONE_PHASE, *flags) as process:
+        wait_until(lambda: events(slurm_project, "started"), what="the start")
+        (task,) = [task for task in slurm.waiting_or_running() if task["array"] != others]
+        slurm.do("scontrol", "update", f"JobId={task['id']}", "TimeLimit=1")
         wait_until(
             lambda: events(slurm_project, "job"),
             seconds=120,
@@ -101,7 +104,6 @@ def test_at_its_time_limit_a_task_checkpoints_and_requeues_itself_and_cancel_end
         )
         (checkpoint,) = slurm_project.folder.glob("checkpoints/*.ckpt")
         before = checkpoint.stat().st_mtime_ns
-        (task,) = [task for task in slurm.waiting_or_running() if task["array"] != others]
         # or the next notice comes while the test looks
         slurm.do("scontrol", "update", f"JobId={task['id']}", "TimeLimit=30")
         wait_until(
