@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.artifacts import read_base_metadata
-from common.cli import Parser, Spinner, run_script
+from common.cli import Parser, run_script
+from common.cluster.curves import add_flag, told
 from common.data.data_sets import Data
 from common.options import BaseOptions, add_arguments, from_flags
 from common.paths import Paths
@@ -36,15 +37,17 @@ def main() -> int:
     """What a person calls."""
     flags = Parser(__doc__ or "")
     add_arguments(flags, BaseOptions)
-    options = from_flags(flags.parse(), BaseOptions)
+    add_flag(flags)
+    args = flags.parse()
+    options = from_flags(args, BaseOptions)
 
     from common.training.setup import device_for_hand
 
     device, remarks = device_for_hand(options.device)
     for remark in remarks:
         sys.stderr.write(remark + "\n")
-    with Spinner("base model") as spinner:
-        result = run(options.model_dump(exclude_unset=True) | {"device": device}, spinner)
+    with told("base model", tensorboard=args.tensorboard) as progress:
+        result = run(options.model_dump(exclude_unset=True) | {"device": device}, progress)
     base_hash = result["base_model_hash"]
     sys.stdout.write(
         f"base_models/{base_hash}.pt"

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from common.cli import Parser, Spinner, run_script
+from common.cli import Parser, run_script
+from common.cluster.curves import add_flag, told
 from common.data.data_sets import Data
 from common.options import FinetuneOptions, add_arguments, from_flags
 from common.paths import Paths
@@ -31,16 +32,18 @@ def main() -> int:
     """What a person calls."""
     flags = Parser(__doc__ or "")
     add_arguments(flags, FinetuneOptions)
-    options = from_flags(flags.parse(), FinetuneOptions)
+    add_flag(flags)
+    args = flags.parse()
+    options = from_flags(args, FinetuneOptions)
 
     from common.training.setup import device_for_hand
 
     device, remarks = device_for_hand(options.device)
     for remark in remarks:
         sys.stderr.write(remark + "\n")
-    with Spinner("fine-tune") as spinner:
+    with told("fine-tune", tensorboard=args.tensorboard) as progress:
         result = run(
-            options.model_dump(exclude_unset=True) | {"device": device, "_by_hand": True}, spinner
+            options.model_dump(exclude_unset=True) | {"device": device, "_by_hand": True}, progress
         )
     sys.stdout.write(
         result["folder"]

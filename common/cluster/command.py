@@ -6,9 +6,11 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common.cli import Parser
 from common.cluster.config import ClusterConfig, load_config
+from common.cluster.curves import Curves, add_flag, check_package
 from common.cluster.display import Display, closing_table, status_lines
 from common.cluster.engine import Engine, load_engine
 from common.cluster.journal import latest_status, log_of
@@ -71,6 +73,7 @@ def parser(description: str) -> Parser:
         metavar="CMD",
         help="run at the end and at the first failure, with a line of text as its last argument",
     )
+    add_flag(flags)
     flags.add_argument(
         "--status",
         action="store_true",
@@ -110,6 +113,8 @@ def execute(
     if args.max_retries < 0:
         raise InputError("--max-retries: a number from 0 up is needed")
     notifier = Notifier(args.notify_command)
+    if args.tensorboard:
+        check_package()
     if args.status:
         return _status(paths, display)
     if args.log is not None:
@@ -148,7 +153,8 @@ def execute(
             display.say(line)
         return 0
     with only_orchestrator(paths):
-        return _run(engine, request, data, fingerprints, display, notifier)
+        curves = Curves(paths) if args.tensorboard else None
+        return _run(engine, request, data, fingerprints, display, notifier, curves)
 
 
 def _run(
@@ -158,8 +164,10 @@ def _run(
     fingerprints: AskNodes,
     display: Display,
     notifier: Notifier,
+    curves: Curves | None,
 ) -> int:
     prepared = plan_request(request, data, fingerprints)
+    jobs = (*prepared.work.bases, *prepared.work.others)
     for line in describe(prepared):
         display.say(line)
     failures: list[str] = []
@@ -170,17 +178,24 @@ def _run(
             failures.append(failed)
             notifier.tell(line)
 
+    def show(status: dict[str, Any]) -> None:
+        display.show(status)
+        if curves is not None:
+            curves.show(status)
+
     try:
-        outcome = engine.run(request, prepared, say, display.show)
+        outcome = engine.run(request, prepared, say, show)
         if again := without_their_base(request, outcome):
             display.say(
                 f"{len(again.bases):,} base models were deleted during the run: they are trained"
                 f" again, and {len(again.others):,} fine-tunes that need them run again"
             )
             replanned = plan_request(again, data, fingerprints)
-            outcome.add(engine.run(again, replanned, say, display.show), again.others)
+            outcome.add(engine.run(again, replanned, say, show), again.others)
     finally:
         display.close()
+        if curves is not None:
+            curves.finish(jobs)
     lines = [
         *closing_table(request.paths, request.others),
         *conclude(outcome, prepared.made, request.only),

@@ -34,6 +34,7 @@ CAUSES = (
     "gpu_gone",
     "disk",
 )
+CURVES = ("train_loss", "val_loss", "val_macro_f1")  # of the epoch that a worker tells of
 
 Text = Annotated[str, AfterValidator(lambda text: one_line(text)[:MAX_TEXT])]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -102,7 +103,8 @@ def _hello(hello: object) -> Json:
 
 
 def _progress(said: Mapping[str, Any]) -> Json:
-    return {key: said[key] if _is_count(said.get(key)) else None for key in ("epoch", "of")}
+    counts = {key: said[key] if _is_count(said.get(key)) else None for key in ("epoch", "of")}
+    return counts | {key: n for key in CURVES if (n := _number(said.get(key))) is not None}
 
 
 def _done(said: Mapping[str, Any]) -> Json:

@@ -25,6 +25,7 @@ from common.artifacts import write_file
 from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal
 from common.cluster.on_node.worker import Worker
+from common.cluster.protocol import CURVES
 from common.cluster.results import Results
 from common.cluster.slurm.queue import ask
 from common.data.data_sets import Data
@@ -205,6 +206,7 @@ class _Attempt:
                 "job": message["progress"],
                 "epoch": message.get("epoch"),
                 "of": message.get("of"),
+                **{key: message[key] for key in CURVES if key in message},
             }
             with contextlib.suppress(OSError):
                 write_file(path, json.dumps(progress).encode(), durable=False)

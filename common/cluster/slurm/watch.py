@@ -15,6 +15,7 @@ from typing import Any
 
 from common.cluster.estimates import Estimates, kind
 from common.cluster.journal import Journal, events_file, events_in
+from common.cluster.protocol import CURVES
 from common.cluster.results import Results
 from common.cluster.slurm.queue import NEVER, QueuedTask, final_states, queued_tasks
 from common.cluster.slurm.task import part, progress_file
@@ -257,6 +258,7 @@ class Watch:
         nodes = sorted({self._nodes[place] for place in running if place in self._nodes})
         return {
             "engine": "slurm",
+            "run": self._journal.run_id,
             "phases": {name: dict(counts) for name, counts in phases.items()},
             "time_left": left / len(running) if running else None,
             "elapsed": time.monotonic() - self._began,
@@ -284,4 +286,5 @@ class Watch:
             progress = json.loads(progress_file(self._paths, *place).read_bytes())
             if self._by_place[place][progress["job"]].id == job:
                 shown |= {"epoch": progress["epoch"], "of": progress["of"]}
+                shown |= {key: progress[key] for key in CURVES if key in progress}
         return shown

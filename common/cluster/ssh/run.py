@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from common.cluster.estimates import kind
+from common.cluster.protocol import CURVES
 from common.cluster.scheduler.states import Change, JobState, PlannedJob
 from common.cluster.ssh.arrivals import Arrivals
 from common.cluster.ssh.context import RunContext
@@ -40,6 +41,7 @@ END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 AT_ONCE = 1_000  # events that are handled before everything else is looked at again
 
 SHOW_SECONDS = 0.25  # between two looks at all nodes, for the bar and --status
+TOLD = ("epoch", "of", *CURVES)  # what is shown of a running job
 
 
 class Runner:
@@ -253,6 +255,7 @@ class Runner:
             for name in scheduler.kinds()
         }
         return {
+            "run": self.context.journal.run_id,
             "phases": phases,
             "time_left": scheduler.time_left(now),
             "elapsed": now - self._began,
@@ -265,7 +268,8 @@ class Runner:
         if node.is_open:
             state, jobs = run.scheduler.node_state(node.name), run.scheduler.jobs_on(node.name)
         running = [
-            {"job": job, **{key: run.progress.get(job, {}).get(key) for key in ("epoch", "of")}}
+            {"job": job, "epoch": None, "of": None}
+            | {key: run.progress[job].get(key) for key in TOLD if job in run.progress}
             for job in jobs
         ]
         return {
