@@ -17,8 +17,8 @@ env/.runtime: requirements.txt constraints.txt
 	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
 	@touch $@
 
-env/.development: env/.runtime requirements-dev.txt requirements-slurm.txt
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -r requirements-slurm.txt -c constraints.txt
+env/.development: env/.runtime requirements-dev.txt requirements-slurm.txt requirements-export.txt requirements-tensorboard.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -r requirements-slurm.txt -r requirements-export.txt -r requirements-tensorboard.txt -c constraints.txt
 	@touch $@
 
 demo: env
