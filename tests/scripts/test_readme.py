@@ -23,6 +23,9 @@ TEXT = README + "".join((ROOT / "docs" / f"{page}.md").read_text() for page in P
 ELSEWHERE = {
     "python3 run_two_phase_distributed.py --setup-nodes",
     "python3 -m pip install -r requirements-slurm.txt",
+    # They are run in test_predict.py and test_export.py.
+    "python3 predict.py experiments/PREFIX/fold0_tonmoy --sessions new_recordings --out predicted",
+    "python3 export.py experiments/PREFIX/fold0_tonmoy --out exported",
 }
 
 
