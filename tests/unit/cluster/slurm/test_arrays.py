@@ -9,7 +9,7 @@ import os
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.journal import last_failures, past_events
+from common.cluster.on_node.worker import Worker
 from common.cluster.request import Request
 from common.cluster.slurm.arrays import BaseTask, lay_out, ranges
 from common.cluster.slurm.queue import QueuedTask, SlurmError, ask, error_text, final_states
@@ -28,12 +29,12 @@ from common.cluster.slurm.submission import (
     rename_pickles,
     sbatch_flags,
 )
-from common.cluster.slurm.task import STALLS, Task, _Attempt
+from common.cluster.slurm.task import STALLS, Task, _Attempt, _device
 from common.cluster.work import Work
 from common.errors import InputError, TrainingError
 from common.jobs.job_files import Job
 from common.paths import Paths
-from common.training.stopping import stopping
+from common.training.stopping import Stopped, stopping
 
 
 def finetune(name: str, needs: str | None) -> Job:
@@ -364,3 +365,32 @@ def test_a_task_in_which_no_epoch_ends_is_requeued_twice_and_then_fails(
     assert len(requeued) == STALLS - 1
     assert [event["event"] for event in past_events(Paths(tmp_path))] == ["job", "job", "failed"]
     assert "raise time in cluster_config" in last_failures(Paths(tmp_path))["a"]["error"]
+
+
+class _EndedBySlurm:
+    """A worker whose script got Slurm's signal, as its task did."""
+
+    def outcome(self, message: dict[str, Any]) -> dict[str, Any]:
+        stopping.wanted = True
+        return {"failed": message["job"], "error": "ended by signal SIGTERM", "seconds": 1.0}
+
+
+def test_a_users_own_script_that_slurms_signal_ends_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "wanted", False)
+    job = Job("script", "job0", {})
+    task = Task(str(tmp_path), "r", "free0", 0, (job,), (), {"script": "m.py"}, False, "cpu", 90)
+    attempt, worker = _Attempt(task), cast("Worker", _EndedBySlurm())
+    log = (tmp_path / "log").open("wb")
+    with contextlib.closing(attempt._journal), log, pytest.raises(Stopped):
+        attempt._run_job(worker, log, job)
+    assert not last_failures(Paths(tmp_path))
+    assert not task.settled
+
+
+def test_a_task_that_was_given_a_gpu_unasked_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_GPUS", raising=False)
+    assert (_device("cpu"), _device("0")) == ("cpu", "0")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "3")
+    assert _device("cpu") == "0"
