@@ -263,8 +263,9 @@ for number in range(120):
     bound = stack.Stack(library, channels, samples, blocks, hidden,
         [address(p) for p in parameters], [address(g) if g else None for g in found],
         (address(mean), address(sd)) if rng.random() < .5 else None)
-    vectors = [floats(rng.randint(1, 99))] * 4
-    adam = stack.AdamState(*map(address, vectors), address(floats(1)), len(vectors[0]), .1, .1)
+    length = rng.randint(1, 99)
+    vectors = [floats(length), floats(length), floats(length), floats(length), floats(1)]
+    adam = stack.AdamState(*map(address, vectors), length, .1, .1)
     for threads in (1, 3):
         bound.logits(stack.Given(address(x), strides, batch, threads=threads), address(out))
         given = stack.Given(
