@@ -28,6 +28,7 @@ BENCHMARKS = (
     "memory",
     "preparation",
     "end_to_end",
+    "whole_grid",
 )
 HEAD = "| benchmark | ratio (median) | spread | wanted |\n|---|---|---|---|\n"
 

@@ -887,6 +887,77 @@ void update(const Adam& a) {
   }
 }
 
+// -- noise
+
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+
+template <class T>
+INLINE T mixed(T x) {  // "lowbias32" of C. Wellons' hash prospector
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  x ^= x >> 16;
+  return x;
+}
+
+INLINE V logarithm(V a) {  // of positive, normal numbers, as in Cephes
+  M exponent = ((M)a >> 23) - 127;
+  V m = (V)(((M)a & 0x7fffff) | 0x3f800000);
+  const M upper = m > 1.41421356f;
+  exponent -= upper;
+  m = choose(upper, m * 0.5f, m) - 1.0f;
+  const V e = __builtin_convertvector(exponent, V), square = m * m;
+  const float terms[] = {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                         -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+  V p = splat(7.0376836292e-2f);
+#pragma GCC unroll 8
+  for (float term : terms) p = fma(p, m, splat(term));
+  return fma(e, splat(0.693147181f), m + fma(p * m, square, square * -0.5f));
+}
+
+// Standard normal numbers from 32 random bits each: the inverse of the error function by M. Giles,
+// "Approximating the erfinv function", GPU Computing Gems 2, 2010.
+INLINE V normal(U bits) {
+  const V x = fma(__builtin_convertvector((M)(bits >> 8), V), splat(0x1p-23f), splat(0x1p-24f - 1));
+  const V w = -logarithm((1.0f - x) * (1.0f + x));
+  const float near[] = {3.43273939e-07f, -3.5233877e-06f,   -4.39150654e-06f, 0.00021858087f,
+                        -0.00125372503f, -0.00417768164f, 0.246640727f,     1.50140941f};
+  const float far[] = {0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
+                       -0.0076224613f,  0.00943887047f, 1.00167406f,     2.83297682f};
+  V p = splat(2.81022636e-08f), q = splat(-0.000200214257f);
+  const V of_near = w - 2.5f, of_far = root(w) - 3.0f;
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    p = fma(p, of_near, splat(near[i]));
+    q = fma(q, of_far, splat(far[i]));
+  }
+  return choose(w < 5.0f, p, q) * x * 1.41421356f;
+}
+
+struct Change {  // of a row: x * factor + spread * noise
+  float factor, spread;
+  uint32_t one, two;
+};
+
+INLINE V changed(const Change& c, V x, U counter) {
+  x *= c.factor;
+  return c.spread == 0 ? x : fma(normal(mixed(mixed(counter + c.one) ^ c.two)), splat(c.spread), x);
+}
+
+void augment_row(float* row, int64_t length, const Change& change) {
+  U counter;
+  for (int lane = 0; lane < LANES; ++lane) counter[lane] = lane;
+  int64_t t = 0;
+  for (; t + LANES <= length; t += LANES, counter += (uint32_t)LANES)
+    store(row + t, changed(change, load(row + t), counter));
+  if (t == length) return;
+  V x = {};
+  std::memcpy(&x, row + t, (length - t) * sizeof(float));
+  x = changed(change, x, counter);
+  std::memcpy(row + t, &x, (length - t) * sizeof(float));
+}
+
 // -- the interface's arguments
 
 struct Batch {  // as Batch in stack.py
@@ -989,6 +1060,17 @@ int stack_train(void* handle, const Batch* batch, const int64_t* sizes, int64_t 
     return 1;
   } catch (...) {
     return 0;
+  }
+}
+
+// x: [rows][length], multiplied by a factor and with white noise added, by row.
+void stack_augment(float* x, int64_t rows, int64_t length, const float* factors,
+                   const float* spreads, uint64_t seed) {
+  const uint32_t first = (uint32_t)seed, second = (uint32_t)(seed >> 32);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (factors[r] == 1 && spreads[r] == 0) continue;
+    const uint32_t one = mixed(first + (uint32_t)r), two = mixed(second ^ mixed(one + 1));
+    augment_row(x + r * length, length, {factors[r], spreads[r], one, two});
   }
 }
 }

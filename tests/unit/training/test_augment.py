@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from common.training.augment import KNOTS, Augment, warp_times
 
@@ -51,6 +53,19 @@ def test_jitter_has_the_asked_spread():
     x = some_windows()
     noise = changed(Augment(**{**NOTHING, "jitter_std": 0.25}, aug_prob=1.0), x) - x
     assert abs(float(noise.std()) - 0.25) < 0.01
+
+
+def test_jitter_is_normal_and_white():
+    x = torch.zeros(300, 3, 101)
+    noise = changed(Augment(**{**NOTHING, "jitter_std": 1.0}, aug_prob=1.0), x).double().numpy()
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 0.01
+    assert abs(stats.kurtosis(noise.ravel())) < 0.1
+    for one, other in (
+        (noise[:, :, 1:], noise[:, :, :-1]),
+        (noise[:, 1:], noise[:, :-1]),
+        (noise[1:], noise[:-1]),
+    ):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.015
 
 
 def test_magnitude_is_one_factor_a_window_within_the_range():
