@@ -59,7 +59,7 @@ def few(texts: Iterable[str], most: int = 3, separator: str = ", ") -> str:
     return separator.join(every[:most]) + more
 
 
-def duration(seconds: float | None) -> str:
+def time_span(seconds: float | None) -> str:
     """'1 h 05 min', '3 min 10 s', '12 s', or '?'."""
     if seconds is None:
         return "?"

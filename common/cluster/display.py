@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from common import artifacts
-from common.cli import duration, visible
+from common.cli import time_span, visible
 from common.errors import CorruptArtifact
 from common.jobs.choosing import CONTEXT, choose_settings, reported_base_count, setting_names
 from common.jobs.job_files import Job
@@ -43,12 +43,12 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         if status.get("ended")
         else "running"
         if age < 15
-        else f"no news for {duration(age)}: {unwatched}"
+        else f"no news for {time_span(age)}: {unwatched}"
     )
     head = f"run {status['run']}, process {status['pid']}: {state}"
     if status.get("ended"):
         return [head, *_detail_lines(_at_rest(status))]
-    return [head, *_detail_lines(status), f"  time left: {duration(status['time_left'])}"]
+    return [head, *_detail_lines(status), f"  time left: {time_span(status['time_left'])}"]
 
 
 def _at_rest(status: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _slowest(status: Mapping[str, Any]) -> str:
     if not running:
         return ""
     seconds, node, job = max(running, key=lambda entry: entry[0])
-    return f"slowest: {job['job']} for {duration(seconds)} on {node}{_epoch(job)}"
+    return f"slowest: {job['job']} for {time_span(seconds)} on {node}{_epoch(job)}"
 
 
 def _totals(status: Mapping[str, Any]) -> Counter[str]:
@@ -132,7 +132,7 @@ class Display:
                 self._show_bar(status)
         elif now - self._plain_at >= PLAIN_SECONDS:
             self._plain_at = now
-            parts = [_counts(_totals(status)), f"{duration(status['time_left'])} left"]
+            parts = [_counts(_totals(status)), f"{time_span(status['time_left'])} left"]
             self.say(", ".join([*parts, *filter(None, [_slowest(status)])]))
 
     def _show_bar(self, status: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ class Display:
         self._bar.n = totals["done"]
         unfinished = [f"{totals[name]:,} {name}" for name in STATES[1:] if totals[name]]
         self._bar.set_postfix_str(
-            ", ".join([*unfinished, f"{duration(status['time_left'])} left"]), refresh=False
+            ", ".join([*unfinished, f"{time_span(status['time_left'])} left"]), refresh=False
         )
         self._bar.refresh()
         while len(self._rows) < len(lines):
