@@ -25,8 +25,8 @@ def arguments(argv: list[str] | None = None) -> tuple[Parser, list[str]]:
     parser.add_argument("--out", default="report", help="folder to write to (default: report)")
     parser.add_argument(
         "--metric",
-        default="macro_f1",
-        help="score to report, a test_... column of summary.csv (default: macro_f1)",
+        help="score to report, a test_... column of summary.csv (default: the one that the grid's"
+        " analysis fixes, else macro_f1); any other makes an exploratory report",
     )
     parser.add_argument(
         "--compare",
@@ -47,7 +47,20 @@ def arguments(argv: list[str] | None = None) -> tuple[Parser, list[str]]:
         metavar="PREFIX/FOLD",
         help="whose own curves to draw (default: the participant with the median score)",
     )
+    _event_arguments(parser)
     return parser, argv if argv is not None else sys.argv[1:]
+
+
+def _event_arguments(parser: Parser) -> None:
+    rules = {
+        "merge_gap_seconds": (0.0, "positive windows at most this far apart are one episode"),
+        "min_episode_seconds": (0.0, "shorter episodes do not count"),
+        "event_iou": (0.5, "intersection over union that the stricter matching of events asks for"),
+    }
+    for name, (default, text) in rules.items():
+        parser.add_argument(
+            f"--{name}", type=float, default=default, help=f"{text} (default: {default:g})"
+        )
 
 
 def main() -> int:
@@ -55,16 +68,21 @@ def main() -> int:
     parser, argv = arguments()
     options = parser.parse(argv)
     # matplotlib takes a second to load, --help need not wait for it
-    from common.report.build import build
+    from common.report.build import Request, build
+    from common.report.predictions import EventRules
 
-    folders = [Path(folder) for folder in options.folders] or [Path.cwd()]
     summary = build(
-        folders,
-        Path(options.out),
-        options.metric,
-        options.compare,
-        options.filter,
-        options.experiment,
+        Request(
+            [Path(folder) for folder in options.folders] or [Path.cwd()],
+            Path(options.out),
+            options.metric,
+            options.compare,
+            options.filter,
+            options.experiment,
+            EventRules.checked(
+                options.merge_gap_seconds, options.min_episode_seconds, options.event_iou
+            ),
+        )
     )
     for line in summary.skipped[:20]:
         sys.stderr.write(f"left out: {one_line(line)}\n")

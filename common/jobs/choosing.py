@@ -17,7 +17,7 @@ from common.options import FinetuneOptions, shapes_result
 
 # Options with rows or columns of their own, those that repeat a measurement, and those that name
 # other data: settings are what else a grid varies.
-FACTORS = ("mode", "target_data_pct", "n_base_participants")
+FACTORS = ("mode", "target_data_pct", "target_val", "target_order", "n_base_participants")
 REPEATS = ("seed", "seed_finetune", "base_order_seed", "split_seed")
 CONTEXT = ("data_path", "window_size")
 ROUNDING = 10  # decimals; what is left of a float sum breaks no tie

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from common.artifacts import write_file
 from common.errors import InputError
-from common.report import page
-from common.report.analysis import (
-    BASE,
-    Comparison,
-    Grid,
-    compare,
-    filter_rows,
-    groups_to_compare,
-    split_grids,
-)
+from common.report.calibration import calibration
 from common.report.collect import Collection, collect, mark_duplicates
-from common.report.figures import draw_grid, draw_run
+from common.report.comparisons import Comparison, compare, groups_to_compare
+from common.report.conditions import BASE
+from common.report.figures import draw_grid
+from common.report.grids import Grid, chosen_metric, filter_rows, split_grids
 from common.report.missing import MISSING_COLUMNS, mark_stale, missing_cells
+from common.report.page import render
+from common.report.predictions import EventRules
+from common.report.report_files import write_figures, write_tables
+from common.report.run_figures import draw_run
+from common.report.sections import Section, section
 from common.report.wording import headline
 
 
@@ -37,60 +37,80 @@ class Summary:
     skipped: list[str]
 
 
-def build(
-    folders: list[Path],
-    out: Path,
-    metric: str,
-    comparisons: Sequence[str],
-    filters: Sequence[str],
-    experiment: str | None,
-) -> Summary:
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for. `metric` None: the one that was fixed beforehand."""
+
+    folders: list[Path]
+    out: Path
+    metric: str | None = None
+    comparisons: Sequence[str] = ()
+    filters: Sequence[str] = ()
+    experiment: str | None = None
+    rules: EventRules = field(default_factory=EventRules)
+
+
+def build(request: Request) -> Summary:
     """Read the project folders and write the report.
 
     Raises:
         InputError: no such folder, metric, option, column or experiment; nothing is written then.
     """
-    collection = collect(folders)
+    collection = collect(request.folders, request.rules)
     if len(collection.table):
         mark_stale(collection)
     missing, notes = missing_cells(collection)
-    if len(collection.table):
-        collection.table = filter_rows(collection.table, filters).copy()
-        mark_duplicates(collection.table)  # anew: the first of a pair may be filtered away
-        collection.runs = {index: collection.runs[index] for index in collection.table.index}
-    grids = split_grids(collection.table, metric) if len(collection.table) else []
-    compared = _comparisons(grids, comparisons)
-    if len({grid.rows["project"].iloc[0] for grid in grids}) > 1 and not any(
-        comparison.option == "project" for _, comparison in compared
-    ):
-        notes.append("The projects are not compared: no two of them have results on the same data.")
+    grids = _grids(collection, request)
+    compared = _comparisons(grids, request.comparisons)
+    notes += _not_compared(grids, compared)
     sections = [
-        _section(grid, number, [comparison for beside, comparison in compared if beside is grid])
+        _section(grid, number, [one for beside, one in compared if beside is grid], collection)
         for number, grid in enumerate(grids)
     ]
-    chosen = chosen_run(collection, grids, experiment)
+    chosen = chosen_run(collection, grids, request.experiment)
     run_figures = (
         draw_run(collection.runs[chosen], collection.table.loc[chosen])
         if chosen is not None
         else []
     )
-    html = page.render(sections, collection, missing, notes, run_figures)
-    page.write_figures(out, [figure for part in sections for figure in part.figures] + run_figures)
-    page.write_tables(out, sections, collection)
-    write_file(out / "summary.csv", _tidy(collection).to_csv(index=False).encode())
-    write_file(
-        out / "missing.csv",
-        pd.DataFrame(missing, columns=list(MISSING_COLUMNS)).to_csv(index=False).encode(),
-    )
-    write_file(out / "index.html", html)
-    text = headline(grids[0], sections[0].lines) if grids else "No experiment is complete yet."
+    html = render(sections, collection, missing, notes, run_figures)
+    figures = [figure for part in sections for figure in part.figures]
+    write_figures(request.out, figures + run_figures)
+    write_tables(request.out, sections, collection)
+    _write_lists(request.out, collection, missing)
+    write_file(request.out / "index.html", html)
     return Summary(
-        out / "index.html",
-        text,
+        request.out / "index.html",
+        headline(grids[0], sections[0].lines) if grids else "No experiment is complete yet.",
         len(collection.table),
         len(missing),
         [f"{skip.folder}: {skip.reason}" for skip in collection.skipped],
     )
+
+
+def _grids(collection: Collection, request: Request) -> list[Grid]:
+    if not len(collection.table):
+        return []
+    collection.table = filter_rows(collection.table, request.filters).copy()
+    mark_duplicates(collection.table)  # anew: the first of a pair may be filtered away
+    collection.runs = {index: collection.runs[index] for index in collection.table.index}
+    analyses = {project.label: project.analysis for project in collection.projects}
+    metric = chosen_metric(request.metric, list(analyses.values()))
+    return split_grids(collection.table, metric, analyses)
+
+
+def _not_compared(grids: list[Grid], compared: list[tuple[Grid, Comparison]]) -> list[str]:
+    several = len({grid.rows["project"].iloc[0] for grid in grids}) > 1
+    if not several or any(comparison.option == "project" for _, comparison in compared):
+        return []
+    return ["The projects are not compared: no two of them have results on the same data."]
+
+
+def _write_lists(out: Path, collection: Collection, missing: list[dict[str, Any]]) -> None:
+    """summary.csv and missing.csv."""
+    write_file(out / "summary.csv", _tidy(collection).to_csv(index=False).encode())
+    cells = pd.DataFrame(missing, columns=list(MISSING_COLUMNS))
+    write_file(out / "missing.csv", cells.to_csv(index=False).encode())
 
 
 def _comparisons(grids: list[Grid], asked: Sequence[str]) -> list[tuple[Grid, Comparison]]:
@@ -110,9 +130,12 @@ def _comparisons(grids: list[Grid], asked: Sequence[str]) -> list[tuple[Grid, Co
     ]
 
 
-def _section(grid: Grid, number: int, comparisons: list[Comparison]) -> page.Section:
+def _section(
+    grid: Grid, number: int, comparisons: list[Comparison], collection: Collection
+) -> Section:
     stem = "" if number == 0 else f"grid{number + 1}_"
-    return page.section(grid, comparisons, draw_grid(grid, comparisons, stem))
+    calibrated = calibration(grid, collection.runs)
+    return section(grid, comparisons, draw_grid(grid, comparisons, calibrated, stem))
 
 
 def chosen_run(collection: Collection, grids: list[Grid], experiment: str | None) -> int | None:

@@ -4,21 +4,41 @@ Works while a run is going on.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from common.artifacts import Experiment, open_experiment, published_base_hashes, read_base_metadata
-from common.data.manifest import Manifest, read_manifest
+from common.data.manifest import Manifest, listed_bouts, listed_windows, read_manifest
 from common.errors import CorruptArtifact, InputError, ProjectError
+from common.jobs.generate import read_analysis
 from common.jobs.identity import digest, effective_seed
 from common.options import FinetuneOptions
-from common.paths import EXPERIMENT_METRICS, EXPERIMENTS, Paths, experiment_name
-from common.report.bouts import Windows, bout_scores, read_windows
+from common.paths import (
+    EXPERIMENT_METRICS,
+    EXPERIMENTS,
+    FINETUNE_JOBS,
+    SPLITS,
+    Paths,
+    experiment_name,
+)
+from common.report.grids import Analysis
+from common.report.predictions import (
+    Bout,
+    EventRules,
+    Windows,
+    confusion_counts,
+    event_columns,
+    no_events,
+    read_windows,
+)
 
 Json = dict[str, Any]
 COUNTED = ("train", "selection", "test", "base_train")
@@ -42,6 +62,7 @@ class Run:
     losses: Json
     config: Json
     metrics: Json
+    project: Project
 
     @property
     def first_epoch(self) -> int:
@@ -54,6 +75,30 @@ class Run:
         """Labels, times and probabilities of a split, as they stand on disk now."""
         return read_windows((self.folder / "predictions.csv").read_text())[split]
 
+    def bouts(self, split: str) -> list[Bout] | None:
+        """Annotations of the target's split."""
+        options = self.config["options"]
+        return self.project.bouts_of(options["data_path"], self.config["target_participant"], split)
+
+    @cached_property
+    def session_starts(self) -> dict[str, float]:
+        """Start second of each session's first window, of whatever split."""
+        folder = self.project.paths.data(self.config["options"]["data_path"])
+        starts: dict[str, float] = {}
+        for split in SPLITS:
+            for session, start in listed_windows(folder, self.config["target_participant"], split):
+                with contextlib.suppress(ValueError):
+                    starts[session] = min(float(start), starts.get(session, math.inf))
+        return starts
+
+    @property
+    def window_seconds(self) -> float | None:
+        """Length of a window, where the data set says it."""
+        options = self.config["options"]
+        manifest = self.project.manifests.get(options["data_path"])
+        same = manifest is not None and manifest.window_size == options["window_size"]
+        return manifest.window_seconds if manifest and same else None
+
 
 @dataclass
 class Project:
@@ -63,6 +108,16 @@ class Project:
     label: str
     bases: dict[str, Json] = field(default_factory=dict)
     manifests: dict[str, Manifest | None] = field(default_factory=dict)
+    bouts: dict[tuple[str, str], list[Bout] | None] = field(default_factory=dict)
+    analysis: Analysis = field(default_factory=Analysis)
+
+    def bouts_of(self, data_path: str, participant: str, split: str) -> list[Bout] | None:
+        """Annotations of a participant's split; None where the data set keeps none."""
+        key = (data_path, participant)
+        if key not in self.bouts:
+            self.bouts[key] = listed_bouts(self.paths.data(data_path), participant)
+        found = self.bouts[key]
+        return None if found is None else [bout for bout in found if bout[3] == split]
 
 
 @dataclass
@@ -75,8 +130,8 @@ class Collection:
     skipped: list[Skipped]
 
 
-def collect(folders: list[Path]) -> Collection:
-    """Read `experiments/` and `base_models/` of each project folder.
+def collect(folders: list[Path], rules: EventRules | None = None) -> Collection:
+    """Read `experiments/` and `base_models/` of each project folder. `rules`: of events.
 
     Raises:
         InputError: a folder is not there, or has no experiments/.
@@ -85,11 +140,12 @@ def collect(folders: list[Path]) -> Collection:
     rows: list[Json] = []
     for project in _projects(folders):
         collection.projects.append(project)
+        project.analysis = Analysis(**read_analysis(project.paths.root / FINETUNE_JOBS))
         _read_bases(project, collection.skipped)
         for folder in _experiment_folders(project, collection.skipped):
             try:
-                run = _read_run(folder, len(rows))
-                rows.append(_row(run, project))
+                run = _read_run(folder, len(rows), project)
+                rows.append(_row(run, project, rules or EventRules()))
             except ProjectError as error:
                 collection.skipped.append(
                     Skipped(_shown(folder, project), _reason(error, folder, project))
@@ -171,7 +227,7 @@ def _reason(error: Exception, path: Path, project: Project) -> str:
     return kind + text
 
 
-def _read_run(folder: Path, number: int) -> Run:
+def _read_run(folder: Path, number: int, project: Project) -> Run:
     """An experiment, verified, that says of itself what its place says."""
     experiment: Experiment = open_experiment(folder)
     config = experiment.config
@@ -185,10 +241,10 @@ def _read_run(folder: Path, number: int) -> Run:
         isinstance(values, list) for values in losses.values()
     ):
         raise ValueError("losses.json holds no lists of losses")
-    return Run(number, folder, losses, config, experiment.metrics)
+    return Run(number, folder, losses, config, experiment.metrics, project)
 
 
-def _row(run: Run, project: Project) -> Json:
+def _row(run: Run, project: Project, rules: EventRules) -> Json:
     """One tidy row: place, options, scores, counts, times, marks."""
     config, metrics = run.config, run.metrics
     options = FinetuneOptions.parse(config["options"], "config.json")
@@ -211,8 +267,9 @@ def _row(run: Run, project: Project) -> Json:
         for key in ("base_model_hash", "base_weights_sha256", "training_key", "experiment_key")
     }
     row |= _scores(metrics) | _counts(metrics)
-    row |= _bouts(run, _manifest(project, options.data_path), options)
     manifest = _manifest(project, options.data_path)
+    from_windows, reasons = _from_windows(run, options, rules)
+    row |= from_windows
     row |= {
         "split_seed": _split_seed(manifest),
         "data_family": _data_family(manifest, options.data_path),
@@ -225,19 +282,28 @@ def _row(run: Run, project: Project) -> Json:
     base = project.bases.get(str(config.get("base_model_hash")), {})
     row["base_hit_max_epochs"] = base.get("stopped_by") == "max_epochs"
     row |= _provenance(metrics.get("provenance", {}))
-    # From scratch there is no base, so that its scores are not there says nothing about the data.
-    undefined = {
-        key: why
-        for key, why in metrics.get("undefined", {}).items()
-        if not (from_scratch and key.startswith("base_"))
-    }
-    row["undefined"] = "; ".join(f"{key}: {why}" for key, why in sorted(undefined.items()))
+    row["undefined"] = _undefined(metrics.get("undefined", {}) | reasons, from_scratch)
     return row
 
 
+def _undefined(reasons: Json, from_scratch: bool) -> str:
+    """Why scores are undefined. From scratch there is no base, so that its scores are not there
+    says nothing about the data.
+    """
+    kept = {
+        key: why for key, why in reasons.items() if not (from_scratch and key.startswith("base_"))
+    }
+    return "; ".join(f"{key}: {why}" for key, why in sorted(kept.items()))
+
+
 def _flat(options: Json) -> Json:
+    """Options as a row takes them: lists and objects as text."""
     return {
-        name: " ".join(map(str, value)) if isinstance(value, list) else value
+        name: " ".join(map(str, value))
+        if isinstance(value, list)
+        else json.dumps(value, sort_keys=True)
+        if isinstance(value, dict)
+        else value
         for name, value in options.items()
     }
 
@@ -307,33 +373,34 @@ def _data_family(manifest: Manifest | None, data_path: str) -> str:
     return digest(manifest.model_dump(exclude=apart))
 
 
-def _bouts(run: Run, manifest: Manifest | None, options: FinetuneOptions) -> Json:
-    """Per-bout scores, named as all scores are: test_bout_recall, base_test_bout_recall_tuned,
-    ...
+def _from_windows(run: Run, options: FinetuneOptions, rules: EventRules) -> tuple[Json, Json]:
+    """Confusion counts and event scores, named as all scores are (base_test_event_f1_tuned, ...),
+    and why some are undefined.
     """
-    scores: Json = {}
-    seconds = (
-        manifest.window_seconds
-        if manifest and manifest.window_size == options.window_size
-        else None
-    )
-    thresholds: dict[str, tuple[str, str, float | None]] = {
-        "": ("p_finetuned", "", 0.5),
-        "_tuned": ("p_finetuned", "", _number(run.metrics.get("threshold_tuned"))),
-        "|base": ("p_base", "base_", 0.5),
-        "_tuned|base": ("p_base", "base_", _number(run.metrics.get("base_threshold_tuned"))),
-    }
+    row: Json = {}
+    reasons: Json = {}
+    models = [
+        ("", "p_finetuned", "", 0.5),
+        ("", "p_finetuned", "_tuned", _number(run.metrics.get("threshold_tuned"))),
+        ("base_", "p_base", "", 0.5),
+        ("base_", "p_base", "_tuned", _number(run.metrics.get("base_threshold_tuned"))),
+    ]
     splits = read_windows((run.folder / "predictions.csv").read_text())
     for split, windows in splits.items():
-        found = bout_scores(
-            windows, {key: (column, cut) for key, (column, _, cut) in thresholds.items()}, seconds
-        )
-        for key, (_, side, _) in thresholds.items():
-            for name in ("bout_recall", "false_alarms_per_hour"):
-                if name + key in found:
-                    scores[f"{side}{split}_{name}{key.split('|')[0]}"] = found[name + key]
-        scores |= {f"{split}_{name}": found[name] for name in ("bouts",) if name in found}
-    return scores
+        bouts, seconds = run.bouts(split), run.window_seconds
+        lacking = no_events(windows, bouts, seconds)
+        if split == "test":
+            row |= {"no_events": lacking, "test_bouts": None if lacking else len(bouts or [])}
+        # only all selection windows are comparable with the annotations
+        scored = not lacking and (split == "test" or options.target_val == "full")
+        for side, column, tuned, cut in models:
+            counts = confusion_counts(windows["label"], windows[column], cut)
+            row |= {f"{side}{split}_{name}{tuned}": value for name, value in counts.items()}
+            if scored and bouts is not None and seconds is not None:
+                values, why = event_columns(windows, bouts, seconds, column, cut, rules)
+                row |= {f"{side}{split}_{name}{tuned}": value for name, value in values.items()}
+                reasons |= {f"{side}{split}_{name}{tuned}": text for name, text in why.items()}
+    return row, reasons
 
 
 def mark_duplicates(table: pd.DataFrame) -> None:

@@ -14,11 +14,14 @@ import pandas as pd
 from common.cli import few
 from common.data.manifest import Manifest, listed_windows
 from common.data.windowing import covered_hours
+from common.fonts import missing_signs_warning
 from common.jobs.identity import digest
-from common.report.analysis import Grid
+from common.report.analysis import draws
+from common.report.cells import from_base
 from common.report.collect import Collection, Project
 from common.report.figures import order_unset
-from common.report.wording import count, duration, metric_words
+from common.report.grids import Grid
+from common.report.wording import count, metric_words, time_text
 
 Json = dict[str, Any]
 
@@ -59,7 +62,7 @@ def _hours_row(kind: str, tally: dict[str, float]) -> Json:
     saved = max(0.0, tally["alone"] - tally["bases"])
     used = tally["finetunes"] + tally["bases"]
     texts = {"finetunes": tally["finetunes"], "bases": tally["bases"], "used": used, "saved": saved}
-    return {"kind": kind} | {key: duration(seconds / 3600) for key, seconds in texts.items()}
+    return {"kind": kind} | {key: time_text(seconds / 3600) for key, seconds in texts.items()}
 
 
 def _kind(device: object) -> str:
@@ -118,7 +121,7 @@ def _splits(folder: Path, person: str, manifest: Manifest) -> list[tuple[str, st
                 hours = covered_hours(
                     [(session, float(start)) for session, start in places], manifest.window_seconds
                 )
-        found.append((split, count(counts.windows), count(counts.positives), duration(hours)))
+        found.append((split, count(counts.windows), count(counts.positives), time_text(hours)))
     return found
 
 
@@ -228,6 +231,7 @@ def warnings(
     """What to know before citing a number, the gravest first."""
     table = collection.table
     found = [*_unproved(collection), *_mixed(table), *_set_aside(collection, missing), *notes]
+    found += _no_events(table) + _no_font(table)
     for grid in grids:
         name = f"{grid.name}: " if grid.name else ""
         found += [name + text for text in _grid_warnings(grid)]
@@ -250,6 +254,17 @@ def _unproved(collection: Collection) -> list[str]:
         if names
         else []
     )
+
+
+def _no_events(table: pd.DataFrame) -> list[str]:
+    reasons = [str(text) for text in table["no_events"].dropna().unique()]
+    return [f"No event scores for some experiments: {few(reasons, 5)}."] if reasons else []
+
+
+def _no_font(table: pd.DataFrame) -> list[str]:
+    people = [str(name) for name in table["target_participant"].unique()]
+    warning = missing_signs_warning("figures", people)
+    return [warning] if warning else []
 
 
 def _mixed(table: pd.DataFrame) -> list[str]:
@@ -320,7 +335,8 @@ def _grid_warnings(grid: Grid) -> list[str]:
         )
     found += _uneven_repeats(grid)
     found += _undefined(rows, grid.metric)
-    kept = int(((rows["best_epoch"] == 0) & (rows["mode"] != "target_only")).sum())
+    found += _one_draw(grid)
+    kept = int((from_base(rows)["best_epoch"] == 0).sum())
     if kept:
         found.append(
             f"In {kept} of {len(rows)} experiments no epoch beat the untouched base on the"
@@ -329,11 +345,22 @@ def _grid_warnings(grid: Grid) -> list[str]:
     return found
 
 
+def _one_draw(grid: Grid) -> list[str]:
+    """One draw of a fraction may decide a person's result."""
+    primary = grid.primary
+    if primary is None or primary.fraction == 1 or primary.order != "random" or draws(grid):
+        return []
+    return [
+        f"Each person's windows of “{primary.words}” are one draw: how much that draw decides"
+        " cannot be said. Give the grid several values of seed_finetune, for example [0, 1, 2]."
+    ]
+
+
 def _several_lists(rows: pd.DataFrame) -> list[str]:
     """Somebody was added, or the order changed: what was there stays, with the base participants
     that it had.
     """
-    lists = rows.loc[rows["mode"] != "target_only", "participants"].value_counts()
+    lists = from_base(rows)["participants"].value_counts()
     if len(lists) < 2:
         return []
     return [
@@ -366,10 +393,9 @@ def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:
 
 
 def _uneven_repeats(grid: Grid) -> list[str]:
-    repeats = grid.rows.groupby(
-        ["mode", "target_data_pct", "n_base_participants", "target_participant"], dropna=False
-    ).size()
-    sizes = repeats.groupby(level=[0, 1, 2], dropna=False).agg(["min", "max"])
+    keys = ["mode", "target_data_pct", "target_val", "target_order", "n_base_participants"]
+    repeats = grid.rows.groupby([*keys, "target_participant"], dropna=False).size()
+    sizes = repeats.groupby(level=keys, dropna=False).agg(["min", "max"])
     uneven = sizes[sizes["min"] < sizes["max"]]
     if not len(uneven):
         return []

@@ -6,33 +6,45 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from common.report.analysis import Condition, Grid, Line, percent
-from common.report.statistics import Paired, p_text
+from common.report.analysis import Contrast, Draws, Line, Sensitivity
+from common.report.conditions import MODES, RECALIBRATED, UNTOUCHED, Condition, percent
+from common.report.grids import Grid
+from common.report.statistics import (
+    Estimate,
+    Paired,
+    median_level,
+    p_text,
+    signed_rank_level,
+)
 from common.report.wording import (
     NOTHING,
     count,
-    duration,
     gain_text,
+    level_text,
     metric_words,
     p_sentence,
     score,
     share_text,
+    time_text,
     with_interval,
 )
 
+OVER_TUNED = "Over base, threshold tuned"
 COLUMNS = (
     "Condition",
+    "n",
     "Training windows",
     "Selection windows",
     "Median",
     "Mean",
-    "Median gain",
-    "Better",
-    "Unchanged",
+    "Gain",
+    "Better / worse / equal",
     "p",
     "p (Holm)",
+    OVER_TUNED,
     "Share of possible gain",
 )
+PRIMARY, EXPLORATORY = "primary", "exploratory"
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -52,12 +64,14 @@ _LATEX = {
     "“": "``",
     "”": "''",
 }
+FIRST_UNKNOWN = 0x180
 _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
 def latex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Text that LaTeX prints as it is; '?' for characters beyond Latin, which pdflatex lacks."""
+    known = (_LATEX.get(c, c if ord(c) < FIRST_UNKNOWN else "?") for c in text)
+    return "".join(known)
 
 
 def markdown(text: str) -> str:
@@ -66,56 +80,65 @@ def markdown(text: str) -> str:
     return escaped.replace("\n", " ")
 
 
+def columns(tuned: bool) -> tuple[str, ...]:
+    """Heads of the main table. At tuned thresholds the gain is over the tuned base already."""
+    return tuple(name for name in COLUMNS if not (tuned and name == OVER_TUNED))
+
+
 def table_cells(
-    grid: Grid,
-    lines: Sequence[Line],
-    p_holm: Mapping[Condition, float | None],
-    primary: Condition | None,
+    grid: Grid, lines: Sequence[Line], tested: Sequence[Contrast], tuned: bool
 ) -> list[list[str]]:
-    """The main table as text, a list a condition. `primary`: the condition whose test is not
-    adjusted, if it is in this table.
-    """
-    return [
-        _cells(
-            grid,
-            line,
-            "primary" if line.condition == primary else adjusted_text(p_holm.get(line.condition)),
-        )
-        for line in lines
-    ]
+    """The main table as text, a list a condition. `tested`: the contrasts of the same threshold."""
+    against_base = {
+        contrast.pair[0]: contrast
+        for contrast in tested
+        if contrast.pair and contrast.pair[1].mode == UNTOUCHED
+    }
+    rows = []
+    for line in lines:
+        words = line.condition.words
+        if tuned and line.condition.mode == UNTOUCHED:
+            words = line.condition._replace(mode=RECALIBRATED).words
+        cells = _cells(grid, line, against_base.get(line.condition))
+        by_name = dict(zip(COLUMNS, [words, *cells], strict=True))
+        rows.append([by_name[name] for name in columns(tuned)])
+    return rows
 
 
-def adjusted_text(p: float | None) -> str:
-    """A Holm-adjusted p value as papers print it; a dash where there is none."""
-    return NOTHING if p is None else p_text(p)
+def holm_text(contrast: Contrast | None) -> str:
+    """A Holm-adjusted p value as papers print it; 'primary'; a dash where there is none."""
+    if contrast is None:
+        return NOTHING
+    if contrast.primary:
+        return PRIMARY
+    return NOTHING if contrast.p_holm is None else p_text(contrast.p_holm)
 
 
-def _cells(grid: Grid, line: Line, holm: str) -> list[str]:
+def _cells(grid: Grid, line: Line, contrast: Contrast | None) -> list[str]:
     counts, gain = line.counts, line.gain
-    time = f" ({duration(counts['train_hours'])})" if "train_hours" in counts else ""
+    time = f" ({time_text(counts['train_hours'])})" if "train_hours" in counts else ""
     training = f"{count(counts['train_windows'])}{time}" if "train_windows" in counts else NOTHING
-    cells = [line.condition.words, training, count(counts.get("selection_windows"))]
+    cells = [str(line.n), training, count(counts.get("selection_windows"))]
     cells += [with_interval(line.median, grid.metric), score(line.mean, grid.metric)]
     if gain is None:
         return [*cells, *[NOTHING] * 6]
     return [
         *cells,
         gain_text(gain, grid.metric),
-        f"{gain.better} of {gain.n}",
-        str(gain.zeros),
+        f"{gain.better} / {gain.worse} / {gain.zeros}",
         gain.p_text,
-        holm,
+        holm_text(contrast),
+        NOTHING if line.over_tuned is None else gain_text(line.over_tuned, grid.metric),
         share_text(line.share),
     ]
 
 
-def latex_table(cells: Sequence[Sequence[str]], caption: str, label: str) -> str:
+def latex_table(
+    heads: Sequence[str], cells: Sequence[Sequence[str]], caption: str, label: str
+) -> str:
     """A booktabs table, referred to as `tab:label`."""
     body = "\n".join("    " + " & ".join(latex(cell) for cell in row) + r" \\" for row in cells)
-    head = " & ".join(
-        latex(column).replace("p (Holm)", "$p$ (Holm)") if column != "p" else "$p$"
-        for column in COLUMNS
-    )
+    head = " & ".join(_latex_head(name) for name in heads)
     return "\n".join(
         [
             "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}. Written by report.py.",
@@ -124,7 +147,7 @@ def latex_table(cells: Sequence[Sequence[str]], caption: str, label: str) -> str
             rf"  \caption{{{latex(caption)}}}",
             rf"  \label{{tab:{label}}}",
             r"  \resizebox{\linewidth}{!}{%",
-            rf"  \begin{{tabular}}{{l{'r' * (len(COLUMNS) - 1)}}}",
+            rf"  \begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"    \toprule",
             f"    {head} \\\\",
             r"    \midrule",
@@ -137,27 +160,61 @@ def latex_table(cells: Sequence[Sequence[str]], caption: str, label: str) -> str
     )
 
 
-def markdown_table(cells: Sequence[Sequence[str]], caption: str) -> str:
+def _latex_head(name: str) -> str:
+    """A head; long ones in two lines."""
+    name = {"p": "$p$", "p (Holm)": "$p$ (Holm)", "n": "$n$"}.get(name, latex(name))
+    first, space, rest = name.partition(" ")
+    if not space or len(name) < 12:
+        return name
+    return rf"\shortstack[r]{{{first}\\{rest}}}"
+
+
+def markdown_table(heads: Sequence[str], cells: Sequence[Sequence[str]], caption: str) -> str:
     """A table for a README or a manuscript in Markdown."""
     lines = [
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "|".join(["---"] + ["---:"] * (len(COLUMNS) - 1)) + "|",
+        "| " + " | ".join(heads) + " |",
+        "|" + "|".join(["---"] + ["---:"] * (len(heads) - 1)) + "|",
     ]
     lines += ["| " + " | ".join(markdown(cell) for cell in row) + " |" for row in cells]
     return "\n".join([*lines, "", markdown(caption), ""])
 
 
-def caption_of(grid: Grid, threshold: str) -> str:
+def caption_of(grid: Grid, lines: Sequence[Line], tuned: bool) -> str:
     """What a reader must know beside the main table."""
     name = f" ({grid.name})" if grid.name else ""
-    people = len(grid.participants)
-    of = f" of {people + len(grid.excluded)}" if grid.excluded else ""
+    at = "the threshold tuned on each model's selection windows" if tuned else "threshold 0.5"
+    numbers = sorted({line.n for line in lines})
+    levels = ", ".join(f"{level_text(median_level(n))} at n = {n}" for n in numbers if n > 5)
+    gains = sorted({line.gain.n for line in lines if line.gain})
+    tests = ", ".join(f"{level_text(signed_rank_level(n))} at n = {n}" for n in gains if n > 5)
+    base = "the own base, its threshold tuned as well" if tuned else "the own untouched base"
+    first = "Exploratory score. " if grid.exploratory else ""
     return (
-        f"Test {metric_words(grid.metric)}{name} at {threshold}: median over participants with 95 %"
-        f" bootstrap interval, n = {people}{of}."
-        " Gain: difference from the untouched base, positive is better. p: exact two-sided"
-        " Wilcoxon signed-rank; all but the primary contrast Holm-adjusted. Share: mean gain over"
-        " mean possible gain. Counts are medians over participants."
+        f"{first}Test {metric_words(grid.metric)}{name} at {at}: median over participants with"
+        f" exact order-statistic interval ({levels or 'none below 6 participants'}). Gain:"
+        f" difference from {base}, positive is better: Hodges-Lehmann estimate with the interval of"
+        f" the exact Wilcoxon test ({tests or 'none below 6 participants'}; a round bracket where"
+        " the end itself is rejected). p: exact two-sided Wilcoxon signed-rank, zeros after Pratt;"
+        f" {_adjusted_words(grid, tuned)} Share: median pairwise ratio of gain and possible gain."
+        f" Counts are medians over participants.{other_people(grid, lines)}"
+    )
+
+
+def _adjusted_words(grid: Grid, tuned: bool) -> str:
+    if tuned or grid.exploratory:
+        return "Holm-adjusted over all contrasts at this threshold."
+    return "all but the primary contrast Holm-adjusted, those over the tuned base included."
+
+
+def other_people(grid: Grid, lines: Sequence[Line]) -> str:
+    """That rows cover fewer people than others, and why."""
+    everyone = len(grid.participants)
+    fewer = [line.condition.words for line in lines if line.n < everyone]
+    if not fewer:
+        return ""
+    return (
+        f" n is smaller than {everyone} where the score is undefined (no threshold could be tuned,"
+        f" or one class only): {'; '.join(fewer)}. Such rows cover other people than the rest."
     )
 
 
@@ -168,7 +225,7 @@ def macros(
     grid: Grid,
     lines: Sequence[Line],
     tuned: Sequence[Line],
-    p_holm: Mapping[Condition, float | None],
+    tested: Sequence[Contrast],
     more: Mapping[str, str],
 ) -> dict[str, str]:
     """Macro name to its text: the headline's numbers, each line of the main table at 0.5 and tuned,
@@ -176,6 +233,7 @@ def macros(
     """
     found = {
         "Metric": metric_words(grid.metric),
+        "Status": EXPLORATORY if grid.exploratory else PRIMARY,
         "N": str(len(grid.participants)),
         "NAll": str(len(grid.participants) + len(grid.excluded)),
     }
@@ -184,17 +242,30 @@ def macros(
             found |= _line_macros(prefix + condition_letters(line.condition), grid, line)
             if line.condition == grid.primary:
                 found |= _line_macros(f"{prefix}Primary", grid, line)
-    for condition, p in p_holm.items():
-        found[f"{condition_letters(condition)}PHolm"] = adjusted_text(p)
+    for contrast in tested:
+        if contrast.pair and contrast.pair[1].mode == UNTOUCHED:
+            found[f"{condition_letters(contrast.pair[0])}PHolm"] = holm_text(contrast)
     if grid.primary:
         found["PrimaryCondition"] = grid.primary.words
         found["PrimaryFraction"] = percent(grid.primary.fraction)
     return {f"pers{name}": text for name, text in (found | dict(more)).items()}
 
 
+def more_macros(grid: Grid, drawn: Draws | None, size: Sensitivity | None) -> dict[str, str]:
+    """SDs over draws and people, and the smallest gain that would have been found."""
+    found: dict[str, str] = {}
+    if drawn:
+        found |= {"SDWithin": score(drawn.within, signed=True).removeprefix("+")}
+        found |= {"SDBetween": score(drawn.between, signed=True).removeprefix("+")}
+    if size:
+        found |= {"DetectableGain": score(size.gain, grid.metric, signed=True)}
+    return found
+
+
 def _line_macros(name: str, grid: Grid, line: Line) -> dict[str, str]:
     found = _interval_macros(name + "Median", line.median, grid.metric) | {
-        name + "Mean": score(line.mean, grid.metric)
+        name + "Mean": score(line.mean, grid.metric),
+        name + "N": str(line.n),
     }
     for key, text in (
         ("train_windows", "Windows"),
@@ -204,45 +275,52 @@ def _line_macros(name: str, grid: Grid, line: Line) -> dict[str, str]:
         if key in line.counts:
             found[name + text] = count(line.counts[key])
     if "train_hours" in line.counts:
-        found[name + "Time"] = duration(line.counts["train_hours"])
+        found[name + "Time"] = time_text(line.counts["train_hours"])
     if line.share:
         found[name + "Share"] = share_text(line.share)
+    if line.over_tuned:
+        found |= _gain_macros(name + "OverTuned", grid, line.over_tuned)
     if line.share_of_full:
         found[name + "ShareOfFull"] = share_text(line.share_of_full)
     return found | (_gain_macros(name, grid, line.gain) if line.gain else {})
 
 
 def _gain_macros(name: str, grid: Grid, gain: Paired) -> dict[str, str]:
-    found = _interval_macros(
-        name + "Gain", (gain.median, gain.low, gain.high), grid.metric, signed=True
-    )
+    found = _interval_macros(name + "Gain", gain.estimate, grid.metric, signed=True)
     found |= {
+        name + "GainText": gain_text(gain, grid.metric),
         name + "GainN": str(gain.n),
         name + "Better": str(gain.better),
         name + "Zeros": str(gain.zeros),
+        name + "Effect": score(gain.effect, signed=True),
     }
     return found | {name + "P": p_sentence(gain.p, gain.n)}
 
 
 def _interval_macros(
-    name: str, values: tuple[float, float, float], metric: str, signed: bool = False
+    name: str, estimate: Estimate, metric: str, signed: bool = False
 ) -> dict[str, str]:
-    return {
+    ends = {"": estimate.value, "Low": estimate.low, "High": estimate.high}
+    found = {
         name + end: score(value, metric, signed)
-        for end, value in zip(("", "Low", "High"), values, strict=True)
+        for end, value in ends.items()
         if math.isfinite(value)
     }
+    if math.isfinite(estimate.level):
+        found[name + "Level"] = level_text(estimate.level)
+    return found
 
 
 def condition_letters(condition: Condition) -> str:
     """'TargetOnlyFineTuningTwelvePointFive' would need an English speaker; digits are spelled one
-    by one: 'TargetOnlyFineTuningOneTwoPointFive'.
+    by one: 'TargetOnlyFineTuningOneTwoPointFive'. A budget that is not the usual one follows.
     """
-    if condition.mode == "base":
-        return "Base"
-    return "".join(part.capitalize() for part in condition.mode.split("_")) + _letters(
-        percent(condition.fraction)
+    budget = ("" if condition.val == "full" else condition.val.capitalize()) + (
+        "" if condition.order == "random" else condition.order.capitalize()
     )
+    mode = "".join(part.capitalize() for part in condition.mode.split("_"))
+    assert condition.mode in (UNTOUCHED, RECALIBRATED, *MODES)
+    return mode + (_letters(percent(condition.fraction)) if condition.fraction else "") + budget
 
 
 def _letters(text: str) -> str:

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import math
 
-from common.report.analysis import BASE, Condition, Grid, Line, percent
-from common.report.statistics import Paired, p_text
+from common.cli import duration
+from common.report.analysis import Draws, Line, Sensitivity
+from common.report.conditions import BASE, FROM_SCRATCH, MODES, Condition, percent
+from common.report.grids import DEFAULT_METRIC, PRIMARY_FRACTION, Grid
+from common.report.statistics import SMALLEST_N, Estimate, Paired, p_text
 
 METRIC_WORDS = {
     "macro_f1": "macro F1",
@@ -15,13 +18,38 @@ METRIC_WORDS = {
     "loss": "loss",
     "precision": "precision",
     "recall": "recall",
+    "specificity": "specificity",
     "balanced_accuracy": "balanced accuracy",
+    "mcc": "Matthews correlation",
     "pr_auc": "average precision",
     "roc_auc": "ROC AUC",
-    "bout_recall": "bout recall",
-    "false_alarms_per_hour": "false alarms per hour",
+    "brier": "Brier score",
+    "ece": "calibration error",
+    "event_recall": "event recall",
+    "event_precision": "event precision",
+    "event_f1": "event F1",
+    "event_recall_iou": "event recall (stricter overlap)",
+    "event_precision_iou": "event precision (stricter overlap)",
+    "event_f1_iou": "event F1 (stricter overlap)",
+    "false_episodes_per_hour": "false episodes per hour",
+    "false_episodes_per_day": "false episodes per day",
+    "false_episodes_per_hour_iou": "false episodes per hour (stricter overlap)",
+    "false_episodes_per_day_iou": "false episodes per day (stricter overlap)",
+    "false_time_share": "share of time falsely positive",
+    "fragmented_bouts": "fragmented bouts",
+    "merged_bouts": "merged bouts",
 }
-UNBOUNDED = frozenset({"loss", "false_alarms_per_hour"})
+UNBOUNDED = frozenset(
+    {
+        "loss",
+        "false_episodes_per_hour",
+        "false_episodes_per_day",
+        "false_episodes_per_hour_iou",
+        "false_episodes_per_day_iou",
+        "fragmented_bouts",
+        "merged_bouts",
+    }
+)
 NOTHING = "–"
 
 
@@ -42,32 +70,37 @@ def score(value: float | None, metric: str = "", signed: bool = False) -> str:
     return ("−" if negative else "+" if signed and float(text) != 0 else "") + text
 
 
-def with_interval(
-    values: tuple[float, float, float], metric: str = "", signed: bool = False
-) -> str:
-    """'.84 [.79, .90]'."""
-    middle, low, high = (score(value, metric, signed) for value in values)
-    return middle if NOTHING in (low, high) else f"{middle} [{low}, {high}]"
+def with_interval(estimate: Estimate, metric: str = "", signed: bool = False) -> str:
+    """'.84 [.79, .90]'; a round bracket where the end itself is rejected: '+.05 (.00, .10]'."""
+    texts = (estimate.value, estimate.low, estimate.high)
+    middle, low, high = (score(value, metric, signed) for value in texts)
+    if NOTHING in (low, high):
+        return middle
+    return f"{middle} {'(['[not estimate.low_open]}{low}, {high}{')]'[not estimate.high_open]}"
 
 
 def gain_text(gain: Paired, metric: str) -> str:
-    """Median difference with its interval; positive is better, also for a loss."""
-    return with_interval((gain.median, gain.low, gain.high), metric, signed=True)
+    """Hodges-Lehmann difference with its interval; positive is better, also for a loss."""
+    return with_interval(gain.estimate, metric, signed=True)
 
 
-def share_text(share: tuple[float, float, float] | None) -> str:
+def share_text(share: Estimate | None) -> str:
     """'51 % [40, 63]'; a loss is no share of a gain."""
-    if share is None or not math.isfinite(share[0]):
+    if share is None or not math.isfinite(share.value):
         return NOTHING
-    if share[0] < 0:
+    if share.value < 0:
         return "none (worse)"
-    low, high = share[1:]
     inside = (
-        f" [{100 * low:.0f}, {100 * high:.0f}]"
-        if math.isfinite(low) and math.isfinite(high)
+        f" [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+        if math.isfinite(share.low) and math.isfinite(share.high)
         else ""
     )
-    return f"{100 * share[0]:.0f} %{inside}".replace("-", "−")
+    return f"{100 * share.value:.0f} %{inside}".replace("-", "−")
+
+
+def level_text(level: float) -> str:
+    """'96.9 %', an interval's true level; a dash where there is none."""
+    return f"{100 * level:.1f} %" if math.isfinite(level) else NOTHING
 
 
 def count(value: float | None) -> str:
@@ -81,16 +114,11 @@ def count(value: float | None) -> str:
     )
 
 
-def duration(hours: float | None) -> str:
-    """'40 s', '1 min', '2.5 h'."""
+def time_text(hours: float | None) -> str:
+    """'40 s', '1 min 02 s', '2 h 30 min', a dash."""
     if hours is None or not math.isfinite(hours):
         return NOTHING
-    seconds = hours * 3600
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.2g} min" if seconds < 600 else f"{seconds / 60:.0f} min"
-    return f"{hours:.1f} h" if hours < 100 else f"{hours:,.0f} h"
+    return duration(round(hours * 3600))
 
 
 def p_sentence(p: float | None, n: int) -> str:
@@ -101,62 +129,92 @@ def p_sentence(p: float | None, n: int) -> str:
     return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
+# -- sentences
+
+
 def headline(grid: Grid, lines: list[Line]) -> str:
-    """The result in one sentence, with the labelled windows that it took beside it."""
-    by_condition = {line.condition: line for line in lines}
-    primary = by_condition.get(grid.primary) if grid.primary else None
-    base = by_condition.get(BASE)
-    if primary is None or base is None or primary.gain is None or not primary.gain.n:
+    """The result in one sentence: the primary contrast's own estimate with its interval, then the
+    two medians, beside the labelled windows that it took.
+    """
+    primary = primary_line(grid, lines)
+    if primary is None or primary.gain is None or not primary.gain.n:
         return "There is no participant yet with both a base score and a fine-tuned score."
     gain, words = primary.gain, metric_words(grid.metric)
-    before, after = score(base.median[0], grid.metric), score(primary.median[0], grid.metric)
-    significant = gain.p is not None and gain.p < 0.05
-    verb = ("lowers" if grid.lower else "lifts") if gain.median > 0 and significant else "takes"
-    end = "" if significant or gain.p is None else ": no reliable difference"
+    pair = grid.pair(primary.condition).dropna()
+    before, after = (score(float(pair[name].median()), grid.metric) for name in ("before", "after"))
+    verb = "changes"
+    if gain.significant and gain.estimate.value != 0:
+        verb = "improves" if gain.estimate.value > 0 else "worsens"
+    end = "" if gain.significant or gain.p is None else ": no reliable difference"
+    note = "Exploratory: " if grid.exploratory else ""
     return (
-        f"Fine-tuning on {_material(grid.primary, primary)} {verb} the median {words} from {before}"
-        f" to {after}, better for {gain.better} of {gain.n} people,"
-        f" {p_sentence(gain.p, gain.n)}{end}."
+        f"{note}{'f' if note else 'F'}ine-tuning on {_material(primary)} {verb} {words} by"
+        f" {gain_text(gain, grid.metric)} (medians {before} to {after}), better for {gain.better}"
+        f" of {gain.n} people, {p_sentence(gain.p, gain.n)}{end}."
     )
 
 
-def _material(condition: Condition | None, line: Line) -> str:
+def primary_line(grid: Grid, lines: list[Line]) -> Line | None:
+    """The line of the primary condition."""
+    return next((line for line in lines if line.condition == grid.primary), None)
+
+
+def _material(line: Line) -> str:
     windows, hours = line.counts.get("train_windows"), line.counts.get("train_hours")
-    time = f" ({duration(hours)})" if hours is not None else ""
+    time = f" ({time_text(hours)})" if hours is not None else ""
     also = (
         " together with the base participants' windows"
-        if condition and condition.mode == "full_fine_tuning"
+        if line.condition.mode == "full_fine_tuning"
         else ""
     )
     return f"a median of {count(windows)} labelled training windows{time}{also}"
 
 
 def beside_headline(grid: Grid, lines: list[Line]) -> str:
-    """What a careful reader asks next: selection windows, difference and interval, test, who."""
-    primary = next((line for line in lines if line.condition == grid.primary), None)
+    """What a careful reader asks next: selection windows, what tuning the threshold alone brings,
+    which estimate and test.
+    """
+    primary = primary_line(grid, lines)
     if primary is None or primary.gain is None or not primary.gain.n:
         return ""
     gain, counts = primary.gain, primary.counts
     selection = counts.get("selection_windows")
-    time = f" ({duration(counts['selection_hours'])})" if "selection_hours" in counts else ""
-    beside = (
+    time = f" ({time_text(counts['selection_hours'])})" if "selection_hours" in counts else ""
+    chose = (
         f"Besides, a median of {count(selection)} labelled windows{time} chose the epoch to stop"
         " at. "
         if selection
         else ""
     )
-    zeros = f", {gain.zeros} unchanged" if gain.zeros else ""
     share = (
         f", {share_text(primary.share)} of what lay between the base and a perfect score"
         if primary.share
         else ""
     )
+    zeros = f"; {gain.zeros} unchanged" if gain.zeros else ""
     return (
-        f"{beside}Median difference {gain_text(gain, grid.metric)} (95 % bootstrap interval over"
-        f" people; positive is better), n = {gain.n}{zeros}{share}. Exact two-sided Wilcoxon"
-        f" signed-rank test of {condition_words(grid.primary)} against the untouched base, at"
-        " threshold 0.5."
+        f"{chose}{_over_tuned(grid, primary)}Estimates of differences are Hodges-Lehmann's, at"
+        f" threshold 0.5, positive is better; n = {gain.n}{zeros}{share}. "
+        f"{_interval_words(gain)} of the exact two-sided Wilcoxon signed-rank test of"
+        f" {condition_words(grid.primary)} against the untouched base that it started from."
     )
+
+
+def _over_tuned(grid: Grid, line: Line) -> str:
+    if line.over_tuned is None or not line.over_tuned.n:
+        return ""
+    end = "" if line.over_tuned.significant or line.over_tuned.p is None else ", not reliable"
+    return (
+        "Over the base with nothing but its threshold tuned on those same windows the difference"
+        f" is {gain_text(line.over_tuned, grid.metric)}"
+        f" ({p_sentence(line.over_tuned.p, line.over_tuned.n)}{end}). "
+    )
+
+
+def _interval_words(gain: Paired) -> str:
+    if gain.p is None:
+        return f"With fewer than {SMALLEST_N} people there is no interval"
+    return f"The interval (exact, {level_text(gain.estimate.level)}) is that"
 
 
 def condition_words(condition: Condition | None) -> str:
@@ -189,16 +247,74 @@ def settings_words(grid: Grid) -> str:
     names = ", ".join(grid.settings)
     return (
         f"{base}For each participant and condition, {names} was chosen by the mean validation"
-        f" {metric_words(grid.metric)} over the other participants."
+        f" {metric_words(grid.metric)} over the other participants, whose base models have learnt"
+        " from this participant's training and validation windows: a choice made for a person is"
+        " not wholly independent of that person's data. Gains are over the base of the same"
+        " setting."
     )
 
 
 def fixed_words(grid: Grid) -> str:
     """What was fixed beforehand."""
+    if grid.exploratory:
+        fixed = metric_words(grid.analysis.metric or DEFAULT_METRIC)
+        return (
+            f"Exploratory: {metric_words(grid.metric)} was asked for when the report was made; the"
+            f" score fixed beforehand is {fixed}. No contrast here is primary, and all p values"
+            " are Holm-adjusted."
+        )
     if grid.primary is None:
         return "Nothing was fine-tuned from a base, so there is no primary contrast."
+    primary = f"The primary contrast, {condition_words(grid.primary)} against the untouched base"
+    if grid.analysis.fixed:
+        return (
+            f"{primary} in {metric_words(grid.metric)}, is the one that the grid's analysis names;"
+            " it was written into the job files before anything ran."
+        )
+    modes = ", ".join(mode for mode in MODES if mode not in FROM_SCRATCH)
     return (
-        f"The primary contrast, {condition_words(grid.primary)} against the untouched base, was"
-        " fixed before any result was looked at: the first mode that was run of target only, with"
-        f" base data, head only; the fraction nearest to {percent(0.1)}. --filter fixes another."
+        f"{primary} in {metric_words(DEFAULT_METRIC)}, follows a rule that looks at no result: the"
+        f" first mode that was run of {modes}; the fraction nearest to"
+        f" {percent(PRIMARY_FRACTION)}. The key analysis of a grid file fixes another before"
+        " anything runs."
     )
+
+
+def families_words(grid: Grid) -> str:
+    """Which tests are adjusted together."""
+    first = (
+        "All contrasts at threshold 0.5 are one family"
+        if grid.exploratory or grid.primary is None or BASE not in grid.conditions
+        else "The primary contrast is not adjusted. All others at threshold 0.5 are one family"
+    )
+    return (
+        f"{first}, all at tuned thresholds a second, and each comparison of an option one of its"
+        " own; within a family p values are adjusted after Holm."
+    )
+
+
+def sensitivity_words(grid: Grid, found: Sensitivity | None) -> str:
+    """What a test of this size could have found."""
+    if found is None:
+        return ""
+    return (
+        f"Sensitivity: with n = {found.n} and an SD of the gains of {score(found.sd, grid.metric)},"
+        f" a true gain of {score(found.gain, grid.metric, signed=True)} is the smallest that the"
+        " exact test would call reliable in 80 % of simulated samples (normal gains). A smaller"
+        " one may exist unseen."
+    )
+
+
+def draws_words(grid: Grid, found: Draws | None) -> str:
+    """How much the draw of the training windows decides."""
+    if found is None:
+        return ""
+    number = found.scores.notna().sum(axis="columns").max()
+    return (
+        f"{number} draws of the training windows at {condition_words(grid.primary)}: SD within a"
+        f" person {_sd(found.within)}, between people {_sd(found.between)}."
+    )
+
+
+def _sd(value: float) -> str:
+    return score(value, signed=True).removeprefix("+")

@@ -15,8 +15,20 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 
-SCORES = ("loss", "macro_f1", "f1", "precision", "recall", "balanced_accuracy", "pr_auc", "roc_auc")
-THRESHOLDED = ("macro_f1", "f1", "precision", "recall", "balanced_accuracy")
+THRESHOLDED = (
+    "macro_f1",
+    "f1",
+    "precision",
+    "recall",
+    "specificity",
+    "balanced_accuracy",
+    "mcc",
+)
+SCORES = ("loss", *THRESHOLDED, "pr_auc", "roc_auc", "brier", "ece")
+ECE_BINS = 10
+# Without a window of this class in the labels, these have no meaning.
+NEED_POSITIVES = ("macro_f1", "f1", "precision", "recall", "balanced_accuracy", "mcc", "pr_auc")
+NEED_NEGATIVES = ("macro_f1", "precision", "specificity", "balanced_accuracy", "mcc", "pr_auc")
 
 
 def confusion(logits: Tensor, y: Tensor) -> Tensor:
@@ -50,16 +62,18 @@ def final_scores(
 
     y, p = np.asarray(y).astype(np.int64), np.asarray(p, dtype=np.float64)
     scores, undefined = threshold_scores(y, p, threshold)
-    ranking: dict[str, Callable[[], Any]] = {
+    others: dict[str, Callable[[], Any]] = {
         "pr_auc": lambda: sk.average_precision_score(y, p),
         "roc_auc": lambda: sk.roc_auc_score(y, p),
+        "brier": lambda: np.mean((p - y) ** 2),
+        "ece": lambda: calibration_error(y, p),
     }
     undefined |= {
-        name: why for name, why in _undefined(y, p >= threshold).items() if name in ranking
+        name: why for name, why in _undefined(y, p >= threshold).items() if name in others
     }
     undefined |= {"loss": "not computed"} if loss is None else {}
     scores |= {"loss": loss} | {
-        name: None if name in undefined else float(compute()) for name, compute in ranking.items()
+        name: None if name in undefined else float(compute()) for name, compute in others.items()
     }
     return {name: scores[name] for name in SCORES}, undefined
 
@@ -84,11 +98,33 @@ def threshold_scores(
         "f1": f1[1],
         "precision": precision[1],
         "recall": recall[1],
+        "specificity": recall[0],
         "balanced_accuracy": recall.mean(),
+        "mcc": _matthews(y, predicted) if "mcc" not in undefined else None,
     }
     return {
         name: None if name in undefined else float(values[name]) for name in THRESHOLDED
     }, undefined
+
+
+def _matthews(y: Array, predicted: Array) -> float:
+    """Matthews correlation coefficient; both classes occur in the labels and the predictions."""
+    tp, fp = float((predicted & (y == 1)).sum()), float((predicted & (y == 0)).sum())
+    fn, tn = float(y.sum()) - tp, float((y == 0).sum()) - fp
+    return (tp * tn - fp * fn) / float(np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+
+
+def calibration_error(y: Array, p: Array, bins: int = ECE_BINS) -> float:
+    """Expected calibration error: windows in order of their probability, in bins of equally many
+    (equal mass; one more in the first bins where they do not divide), the mean over windows of
+    the distance between a bin's mean probability and its share of positives.
+
+    Source: V. A. Nguyen and B. O'Connor, "Posterior calibration and exploratory analysis for
+    natural language processing models", EMNLP 2015.
+    """
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    return float(sum(abs(p[part].sum() - y[part].sum()) for part in parts) / len(p))
 
 
 def _undefined(y: Array, predicted: Array) -> dict[str, str]:
@@ -96,15 +132,13 @@ def _undefined(y: Array, predicted: Array) -> dict[str, str]:
     if not len(y):
         return dict.fromkeys(SCORES, "no windows")
     if positives == 0:
-        return dict.fromkeys(
-            [name for name in SCORES if name != "loss"], "no positive window in the labels"
-        )
+        return dict.fromkeys((*NEED_POSITIVES, "roc_auc"), "no positive window in the labels")
     if positives == len(y):
-        return dict.fromkeys(
-            ["macro_f1", "precision", "balanced_accuracy", "pr_auc", "roc_auc"],
-            "no negative window in the labels",
-        )
-    return {} if predicted.any() else {"precision": "no window was predicted positive"}
+        return dict.fromkeys((*NEED_NEGATIVES, "roc_auc"), "no negative window in the labels")
+    if not predicted.any():
+        why = "no window was predicted positive"
+        return {"precision": why, "mcc": why}
+    return {"mcc": "every window was predicted positive"} if predicted.all() else {}
 
 
 def tuned_threshold(y: Array, p: Array) -> float | None:

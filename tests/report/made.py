@@ -18,9 +18,10 @@ import numpy as np
 
 from common.artifacts import publish_base_model, publish_experiment, sha256, to_json
 from common.data.data_sets import Data
+from common.data.manifest import Manifest
 from common.jobs import identity
 from common.jobs.job_files import base_entries, base_job, finetune_job, write_jobs
-from common.options import FinetuneOptions
+from common.options import BaseOptions, FinetuneOptions
 from common.paths import Paths, experiment_name
 
 PEOPLE = ["anna", "ben", "carla", "dora", "emil", "finn", "gita"]
@@ -31,10 +32,15 @@ METRICS = (
     "precision",
     "recall",
     "balanced_accuracy",
+    "specificity",
+    "mcc",
     "pr_auc",
     "roc_auc",
+    "brier",
+    "ece",
 )
-TUNED = ("macro_f1", "f1", "precision", "recall", "balanced_accuracy")
+LOW_IS_GOOD = ("loss", "brier", "ece")
+TUNED = ("macro_f1", "f1", "precision", "recall", "specificity", "balanced_accuracy", "mcc")
 VERSIONS = {"torch": "2.13.0", "python": "3.11"}
 
 
@@ -190,26 +196,39 @@ class Made:
             self.paths, str(options.prefix), name, files, record | dict(metrics or {}), log="made\n"
         )
 
+    def annotate(self, predictions: Mapping[str, bytes]) -> None:
+        """Write dataset.json and, of each participant, the annotations from which the labels of
+        the given predictions could come: windows of 2 s.
+        """
+        folder = self.root / self.data_path
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = Manifest(
+            sampling_rate_hz=50,
+            channels=["x"],
+            units=["g"],
+            window_seconds=2,
+            stride_seconds=1,
+            window_size=100,
+            labelling={},
+            split={},
+            source={},
+            participants={person: {} for person in self.people},
+            files={},
+        )
+        (folder / "dataset.json").write_text(manifest.model_dump_json())
+        for person, text in predictions.items():
+            lines = ["session,start_s,end_s,split"]
+            lines += [",".join(map(str, bout)) for bout in labelled_bouts(text)]
+            (folder / f"{person}_bouts.csv").write_text("\n".join(lines) + "\n")
+
     def write_jobs(self) -> None:
         """The two job files of all that was planned."""
         data = Data(self.paths)
         finetunes = [finetune_job(dict(values), "made", data) for values in self.jobs]
         needed = {job.needs: job for job in finetunes if job.needs}
-        names = set(FinetuneOptions.model_fields) - {
-            "mode",
-            "target_data_pct",
-            "base_model_hash",
-            "prefix",
-        }
-        apart = names & {
-            "early_stopping_patience_target",
-            "target_val",
-            "target_order",
-            "seed_finetune",
-            "overwrite",
-        }
+        names = set(BaseOptions.model_fields) - {"prefix"}
         bases = [
-            base_job({key: job.values[key] for key in names - apart}, "made", data)
+            base_job({key: job.values[key] for key in names}, "made", data)
             for job in needed.values()
         ]
         write_jobs(self.root / "finetune_jobs.json", [job.values for job in finetunes])
@@ -270,7 +289,11 @@ def score_fields(
     for side, value in sides.items():
         for metric in METRICS:
             fields[f"{side}_{metric}"] = (
-                None if value is None else 1 - value if metric == "loss" else value
+                None
+                if value is None
+                else 1 - value
+                if metric in ("loss", "brier", "ece")
+                else value
             )
         for metric in TUNED:
             fields[f"{side}_{metric}_tuned"] = None if value is None else min(1.0, value + 0.01)
@@ -315,3 +338,19 @@ def timed_predictions(
                 text.write(",".join(map(str, row)) + f",{fine[i]:.6f}\n")
                 number += 1
     return text.getvalue().encode()
+
+
+def labelled_bouts(predictions: bytes) -> list[tuple[str, float, float, str]]:
+    """Session, start, end and split of the runs of labelled windows of 2 s, a second apart."""
+    found: list[tuple[str, float, float, str]] = []
+    for line in predictions.decode().splitlines()[1:]:
+        split, _, session, start, label, *_ = line.split(",")
+        begin = float(start)
+        if label != "1":
+            continue
+        same = found and found[-1][:1] + found[-1][3:] == (session, split)
+        if same and found[-1][2] >= begin:
+            found[-1] = (session, found[-1][1], begin + 2, split)
+        else:
+            found.append((session, begin, begin + 2, split))
+    return found

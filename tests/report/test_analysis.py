@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from common.errors import InputError
-from common.report.analysis import (
-    BASE,
-    Condition,
-    Grid,
-    compare,
-    contrasts,
-    filter_rows,
-    groups_to_compare,
-    main_lines,
-    split_grids,
-)
+from common.report.analysis import contrasts, draws, main_lines, sensitivity
 from common.report.build import chosen_run
 from common.report.collect import Collection, collect
+from common.report.comparisons import compare, groups_to_compare
+from common.report.conditions import BASE, Condition
 from common.report.figures import heat_map
+from common.report.grids import Analysis, Grid, filter_rows, split_grids
 from common.report.methods import warnings
 from common.report.missing import mark_stale
 from common.report.wording import (
     beside_headline,
-    duration,
+    fixed_words,
     headline,
     people_words,
     score,
     settings_words,
+    time_text,
 )
 from tests.report.made import Made
 
+TUNED_BASE = Condition("base_tuned", 0.0)
 BASES = [0.80, 0.82, 0.84, 0.86, 0.88, 0.90, 0.70]
 GAINS = [0.10, 0.08, 0.06, 0.04, 0.02, -0.01, 0.20]
 TENTH, FULL = Condition("target_only_fine_tuning", 0.1), Condition("target_only_fine_tuning", 1.0)
@@ -62,26 +58,38 @@ def seven(made: Made) -> Made:
 
 def test_known_scores_give_the_known_main_table(made: Made) -> None:
     grid = grid_of(seven(made))
-    base, tenth, full = main_lines(grid)
+    base, recalibrated, tenth, full = main_lines(grid)
     assert (base.condition, tenth.condition, full.condition) == (BASE, TENTH, FULL)
-    assert base.median[0] == pytest.approx(0.84)
+    assert recalibrated.condition == TUNED_BASE
+    assert recalibrated.median.value == pytest.approx(0.85)
+    assert base.median.value == pytest.approx(0.84)
     assert base.mean == pytest.approx(sum(BASES) / 7)
-    assert tenth.median[0] == pytest.approx(0.90)
+    assert tenth.median.value == pytest.approx(0.90)
     assert tenth.gain is not None
     assert tenth.gain.median == pytest.approx(0.06)
+    assert tenth.gain.estimate.value == pytest.approx(pairwise(GAINS, [1.0] * 7))
     assert (tenth.gain.n, tenth.gain.better, tenth.gain.worse, tenth.gain.zeros) == (7, 6, 1, 0)
     assert tenth.gain.p == pytest.approx(4 / 128)
     assert tenth.counts["train_windows"] == 31
     assert tenth.counts["selection_windows"] == 40
 
 
-def test_shares_are_ratios_of_means(made: Made) -> None:
-    _, tenth, full = main_lines(grid_of(seven(made)))
+def test_shares_are_median_pairwise_ratios(made: Made) -> None:
+    *_, tenth, full = main_lines(grid_of(seven(made)))
     assert tenth.share is not None
-    assert tenth.share[0] == pytest.approx(sum(GAINS) / (7 - sum(BASES)))
+    assert tenth.share.value == pytest.approx(pairwise(GAINS, [1 - base for base in BASES]))
     assert tenth.share_of_full is not None
-    assert tenth.share_of_full[0] == pytest.approx(sum(GAINS) / (2 * sum(map(abs, GAINS))))
+    assert tenth.share_of_full.value == pytest.approx(pairwise(GAINS, [2 * abs(g) for g in GAINS]))
     assert full.share_of_full is None
+
+
+def pairwise(parts: list[float], wholes: list[float]) -> float:
+    """Median over all pairs, each with itself too, of the ratio of sums."""
+    return statistics.median(
+        (parts[i] + parts[j]) / (wholes[i] + wholes[j])
+        for i in range(len(parts))
+        for j in range(i + 1)
+    )
 
 
 def test_the_headline_says_windows_scores_people_and_p(made: Made) -> None:
@@ -89,10 +97,10 @@ def test_the_headline_says_windows_scores_people_and_p(made: Made) -> None:
     text = headline(grid, main_lines(grid))
     assert (
         text
-        == "Fine-tuning on a median of 31 labelled training windows (1 min) lifts the median macro"
-        " F1 from .84 to .90, better for 6 of 7 people, p = .031."
+        == "Fine-tuning on a median of 31 labelled training windows (1 min 02 s) improves macro F1"
+        " by +.060 [+.015, +.140] (medians .84 to .90), better for 6 of 7 people, p = .031."
     )
-    assert "a median of 40 labelled windows (1.3 min) chose the epoch" in beside_headline(
+    assert "a median of 40 labelled windows (1 min 20 s) chose the epoch" in beside_headline(
         grid, main_lines(grid)
     )
 
@@ -101,22 +109,117 @@ def test_a_difference_that_chance_explains_lifts_nothing(made: Made) -> None:
     for person, gain in zip(made.people, [0.1, -0.1, 0.05, -0.06, 0.02, -0.03, 0.01], strict=True):
         made.run(person, base=0.8, fine=0.8 + gain, target_data_pct=0.1)
     grid = grid_of(made)
-    assert "lifts" not in headline(grid, main_lines(grid))
+    assert "improves" not in headline(grid, main_lines(grid))
     assert headline(grid, main_lines(grid)).endswith("no reliable difference.")
 
 
 def test_the_primary_contrast_is_not_adjusted_and_the_others_are(made: Made) -> None:
     found = contrasts(grid_of(seven(made)))
-    assert [contrast.primary for contrast in found] == [True, False]
+    assert [contrast.primary for contrast in found] == [True, False, False, False, False]
     assert found[0].name == "fine-tuned, target only, 10 % − untouched base"
     assert found[0].p_holm is None
-    assert found[1].p_holm == found[1].result.p  # a family of one
+    assert [contrast.name for contrast in found[1:]] == [
+        "base, threshold tuned − untouched base",
+        "fine-tuned, target only, 100 % − untouched base",
+        "fine-tuned, target only, 10 % − base, threshold tuned",
+        "fine-tuned, target only, 100 % − base, threshold tuned",
+    ]
+    adjusted = [contrast.p_holm or 0 for contrast in found[1:]]
+    assert min(adjusted) == pytest.approx(4 * min(c.result.p or 1 for c in found[1:]))
+
+
+def test_an_exploratory_score_has_no_primary_contrast_and_says_so(made: Made) -> None:
+    grid = grid_of(seven(made), "f1")
+    assert not any(contrast.primary for contrast in contrasts(grid))
+    assert all(contrast.p_holm is not None for contrast in contrasts(grid))
+    assert headline(grid, main_lines(grid)).startswith("Exploratory: fine-tuning on")
+    assert "the score fixed beforehand is macro F1" in fixed_words(grid)
+
+
+def test_the_analysis_of_the_job_files_fixes_what_is_primary(made: Made) -> None:
+    table = read(seven(made).root).table
+    fixed = Analysis("f1", "target_only_fine_tuning", 1.0)
+    (grid,) = split_grids(table, "f1", {"project": fixed})
+    assert grid.primary == FULL
+    assert not grid.exploratory
+    assert "written into the job files before anything ran" in fixed_words(grid)
+    (other,) = split_grids(table, "macro_f1", {"project": fixed})
+    assert other.exploratory
+    (absent,) = split_grids(table, "f1", {"project": Analysis(target_data_pct=0.5)})
+    assert absent.primary is None
+    assert "no result" in absent.notes[0]
+
+
+def test_labelling_budgets_have_rows_of_their_own_and_choose_nothing(made: Made) -> None:
+    for person in made.people:
+        for fraction in (0.1, 1.0):
+            made.run(person, target_data_pct=fraction, fine=0.80, val=0.80)
+            made.run(person, target_data_pct=fraction, target_val="matched", fine=0.9, val=0.99)
+            made.run(person, target_data_pct=fraction, target_order="time", fine=0.7, val=0.99)
+    grid = grid_of(made)
+    assert grid.settings == []
+    assert grid.primary == TENTH
+    matched = TENTH._replace(val="matched")
+    assert grid.scores()[matched].tolist() == pytest.approx([0.9] * 7)
+    assert grid.scores()[TENTH].tolist() == pytest.approx([0.8] * 7)
+    assert grid.scores()[TENTH._replace(order="time")].tolist() == pytest.approx([0.7] * 7)
+    assert matched.words == "fine-tuned, target only, 10 %, matched selection"
+    assert grid.recalibrated(matched) == Condition("base_tuned", 0.1, "matched")
+    assert grid.recalibrated(TENTH) == TUNED_BASE
+
+
+def test_gains_are_over_the_own_base_whatever_setting_the_base_row_shows(made: Made) -> None:
+    for person in made.people:  # the base does best at 64, the fine-tune at 32
+        made.run(person, batch_size=32, val=0.9, fine=0.85, base_val=0.6, base=0.60)
+        made.run(person, batch_size=64, val=0.8, fine=0.80, base_val=0.7, base=0.75)
+    grid = grid_of(made)
+    base, _, tuned = main_lines(grid)
+    assert base.median.value == pytest.approx(0.75)
+    assert tuned.median.value == pytest.approx(0.85)
+    assert tuned.gain is not None
+    assert tuned.gain.estimate.value == pytest.approx(0.25)
+    assert "(medians .60 to .85)" in headline(grid, main_lines(grid))
+
+
+def test_the_base_with_its_threshold_tuned_is_compared_with_at_0_5(made: Made) -> None:
+    *_, tuned = main_lines(grid_of(seven(made)))
+    assert tuned.over_tuned is not None
+    wanted = [2 * abs(gain) - 0.01 for gain in GAINS]
+    assert tuned.over_tuned.estimate.value == pytest.approx(pairwise(wanted, [1.0] * 7))
+
+
+def test_draws_of_the_windows_are_told_from_differences_between_people(made: Made) -> None:
+    for place, person in enumerate(made.people):
+        for draw in (0, 1, 2):
+            fine = 0.7 + 0.02 * place + 0.01 * draw
+            made.run(person, fine=fine, target_data_pct=0.1, seed_finetune=draw)
+    collection = read(made.root)
+    (grid,) = split_grids(collection.table, "macro_f1")
+    found = draws(grid)
+    assert found is not None
+    assert found.within == pytest.approx(0.01)
+    assert found.between == pytest.approx(0.02 * statistics.stdev(range(7)))
+    assert not any("one draw" in text for text in warnings(collection, [grid], [], []))
+
+
+def test_one_draw_of_the_windows_is_warned_of(made: Made) -> None:
+    collection = read(seven(made).root)
+    (grid,) = split_grids(collection.table, "macro_f1")
+    assert draws(grid) is None
+    assert any("are one draw" in text for text in warnings(collection, [grid], [], []))
+
+
+def test_sensitivity_is_in_units_of_the_gains_seen(made: Made) -> None:
+    found = sensitivity(grid_of(seven(made)))
+    assert found is not None
+    assert found.sd == pytest.approx(statistics.stdev(GAINS))
+    assert 1.2 * found.sd < found.gain < 1.6 * found.sd
 
 
 def test_the_tuned_threshold_stands_beside_and_is_all_adjusted(made: Made) -> None:
     grid = grid_of(seven(made))
     lines = main_lines(grid, "_tuned")
-    assert lines[0].median[0] == pytest.approx(0.85)
+    assert lines[0].median.value == pytest.approx(0.85)
     assert [contrast.primary for contrast in contrasts(grid, "_tuned")] == [False, False]
 
 
@@ -126,7 +229,7 @@ def test_every_contrast_is_in_the_family(made: Made) -> None:
             made.run(person, base=base, fine=base + 0.05, target_data_pct=fraction)
             made.run(person, fine=base - 0.05, mode="target_only", target_data_pct=fraction)
     names = [contrast.name for contrast in contrasts(grid_of(made))]
-    assert len(names) == 6
+    assert len(names) == 11  # 5 over the base, 4 over the tuned base, 2 between modes
     assert "fine-tuned, target only, 100 % − from scratch, 100 %" in names
 
 
@@ -135,7 +238,7 @@ def test_seeds_are_averaged_within_a_person_and_add_no_participants(made: Made) 
         made.run(person, base=0.8, fine=0.85 + 0.01 * place, seed_finetune=0)
         made.run(person, base=0.8, fine=0.95 + 0.01 * place, seed_finetune=1)
     grid = grid_of(made)
-    line = main_lines(grid)[1]
+    line = main_lines(grid)[-1]
     assert line.gain is not None
     assert line.gain.n == 7
     assert grid.scores()[FULL].tolist() == pytest.approx(
@@ -192,12 +295,12 @@ def test_a_setting_without_validation_scores_is_not_chosen_and_keeps_no_other_fr
     for person in made.people:
         made.run(person, batch_size=32, val=0.8, fine=0.7)
         made.run(person, batch_size=64, val=0.9, fine=0.8)
-        made.run(person, batch_size=32, target_val="none", fine=0.99, metrics=NO_VAL)
+        made.run(person, batch_size=16, fine=0.99, metrics=NO_VAL)
     grid = grid_of(made)
-    assert set(grid.choices[FULL]) == {"batch_size 64, target_val full"}
+    assert set(grid.choices[FULL]) == {"batch_size 64"}
     assert grid.notes == [
-        "Not chosen, for want of validation scores: “batch_size 32, target_val none”; --filter"
-        " reports such a setting by itself."
+        "Not chosen, for want of validation scores: “batch_size 16”; --filter reports such a"
+        " setting by itself."
     ]
 
 
@@ -208,7 +311,7 @@ def test_where_no_setting_has_validation_scores_the_first_is_taken_and_nothing_i
         for batch_size in (32, 64):
             made.run(person, batch_size=batch_size, target_val="none", metrics=NO_VAL)
     grid = grid_of(made)
-    assert set(grid.choices[FULL]) == {"batch_size 32"}
+    assert set(grid.choices[FULL._replace(val="none")]) == {"batch_size 32"}
     assert "no setting has a validation score" in grid.notes[0]
     assert not any("yet" in note for note in grid.notes)
 
@@ -241,12 +344,14 @@ def test_a_filter_fixes_a_setting_instead(made: Made) -> None:
 
 def test_for_a_loss_lower_is_better(made: Made) -> None:
     grid = grid_of(seven(made), "loss")
-    tenth = main_lines(grid)[1]
+    tenth = main_lines(grid)[-2]
     assert tenth.gain is not None
     assert tenth.gain.median == pytest.approx(0.06)
     assert tenth.share is not None
-    assert tenth.share[0] == pytest.approx(sum(GAINS) / (7 - sum(BASES)))
-    assert "lowers the median loss from 0.16 to 0.10" in headline(grid, main_lines(grid))
+    assert tenth.share.value == pytest.approx(pairwise(GAINS, [1 - base for base in BASES]))
+    assert "improves loss by +0.060 [+0.015, +0.140] (medians 0.16 to 0.10)" in headline(
+        grid, main_lines(grid)
+    )
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "loss"])
@@ -518,12 +623,12 @@ def test_differences_have_a_sign_and_a_digit_more(value: float, text: str) -> No
 @pytest.mark.parametrize(
     ("hours", "text"),
     [
-        (31 * 2 / 3600, "1 min"),
+        (31 * 2 / 3600, "1 min 02 s"),
         (40 / 3600, "40 s"),
-        (2.5, "2.5 h"),
-        (0.5, "30 min"),
-        (1234.5, "1,234 h"),
+        (2.5, "2 h 30 min"),
+        (0.5, "30 min 00 s"),
+        (None, "–"),
     ],
 )
-def test_durations_are_short(hours: float, text: str) -> None:
-    assert duration(hours) == text
+def test_durations_are_those_of_a_run(hours: float | None, text: str) -> None:
+    assert time_text(hours) == text

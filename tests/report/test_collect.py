@@ -15,10 +15,10 @@ from common.data.prepare import prepare
 from common.data.recordings import Layout, Recordings
 from common.errors import InputError
 from common.report.collect import collect
-from common.report.figures import training_curves
+from common.report.experiment_table import curves
 from common.report.methods import data_sets, warnings
 from common.report.missing import mark_stale, missing_cells
-from common.report.page import curves
+from common.report.run_figures import training_curves
 from tests.report.made import Made
 
 
@@ -127,7 +127,7 @@ def test_the_time_of_a_split_counts_overlapping_windows_once(made: Made) -> None
     ((person,),) = (line["people"] for line in data_sets(collect([made.root])))
     # Sessions of 20 s, 2 s windows every second: 19 windows each, six sessions train and two test.
     assert [split[:2] + split[3:] for split in person["splits"]] == [
-        ("train", "114", "2 min"),
+        ("train", "114", "2 min 00 s"),
         ("val", "38", "–"),
         ("test", "38", "40 s"),
     ]

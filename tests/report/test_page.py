@@ -152,7 +152,7 @@ def test_every_image_is_drawn(opened: Any) -> None:
         " !i.alt).length"
     )
     assert opened.execute_script(broken) == 0
-    assert opened.execute_script("return document.images.length") == 7
+    assert opened.execute_script("return document.images.length") == 8
 
 
 def test_headings_sort_numbers_as_numbers_both_ways(opened: Any) -> None:
@@ -200,5 +200,7 @@ def test_a_row_links_to_its_curves(opened: Any) -> None:
 
 def test_the_headline_comes_first(opened: Any) -> None:
     first = opened.find_element("css selector", "p")
-    assert first.text.startswith("Fine-tuning on a median of 30 labelled training windows (1 min)")
+    assert first.text.startswith(
+        "Fine-tuning on a median of 30 labelled training windows (1 min 00 s)"
+    )
     assert first.location["y"] < 120

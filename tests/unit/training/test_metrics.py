@@ -37,23 +37,48 @@ def test_all_scores_are_given_and_right():
     assert scores["macro_f1"] == pytest.approx(sk.f1_score(Y, P >= 0.5, average="macro"))
     assert scores["pr_auc"] == pytest.approx(sk.average_precision_score(Y, P))
     assert scores["roc_auc"] == pytest.approx(sk.roc_auc_score(Y, P))
+    assert scores["mcc"] == pytest.approx(sk.matthews_corrcoef(Y, P >= 0.5))
+    assert scores["specificity"] == pytest.approx(sk.recall_score(Y, P >= 0.5, pos_label=0))
+    assert scores["brier"] == pytest.approx(sk.brier_score_loss(Y, P))
+
+
+def test_the_calibration_error_is_that_of_bins_of_equally_many_windows():
+    scores, _ = final_scores(Y, P, loss=0.25)
+    pairs = sorted(zip(P.tolist(), Y.tolist(), strict=True))
+    bins = [pairs[first : first + 30] for first in range(0, 300, 30)]
+    gaps = [abs(sum(p for p, _ in part) - sum(y for _, y in part)) / 30 for part in bins]
+    assert scores["ece"] == pytest.approx(sum(gaps) / 10)
+    assert final_scores(np.array([0, 1]), np.array([0.0, 1.0]))[0]["ece"] == 0
 
 
 def test_a_test_set_without_positives_is_undefined_not_perfect():
     scores, undefined = final_scores(np.zeros(10), np.full(10, 0.1), loss=0.1)
-    assert {name for name, value in scores.items() if value is not None} == {"loss"}
+    assert {name for name, value in scores.items() if value is not None} == {
+        "loss",
+        "specificity",
+        "brier",
+        "ece",
+    }
     assert set(undefined.values()) == {"no positive window in the labels"}
 
 
 def test_a_test_set_without_negatives_keeps_what_is_defined():
     scores, undefined = final_scores(np.ones(10), np.linspace(0, 1, 10), loss=0.1)
-    assert set(undefined) == {"macro_f1", "precision", "balanced_accuracy", "pr_auc", "roc_auc"}
+    assert set(undefined) == {
+        "macro_f1",
+        "precision",
+        "specificity",
+        "balanced_accuracy",
+        "mcc",
+        "pr_auc",
+        "roc_auc",
+    }
     assert scores["recall"] == 0.5
 
 
 def test_precision_is_undefined_when_nothing_is_predicted_positive():
     scores, undefined = final_scores(Y, np.full(300, 0.1), loss=0.1)
-    assert undefined == {"precision": "no window was predicted positive"}
+    assert undefined == dict.fromkeys(("precision", "mcc"), "no window was predicted positive")
     assert scores["recall"] == scores["f1"] == 0
 
 

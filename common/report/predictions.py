@@ -1,0 +1,173 @@
+"""What is scored from predictions.csv: confusion counts and, against the annotations that the data
+set keeps, events.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import InputError
+from common.use.episodes import episodes, recorded
+from common.use.events import EVENT_IOU, EventScores, SessionEvents, event_scores
+
+Windows = dict[str, NDArray[Any]]
+Bout = tuple[str, float, float, str]  # session, start and end second, split
+CONFUSION = ("tn", "fp", "fn", "tp")
+# Name of the score by field of EventScores; the first group also at the stricter matching.
+MATCHED = {
+    "recall": "event_recall",
+    "precision": "event_precision",
+    "f1": "event_f1",
+    "false_episodes_per_hour": "false_episodes_per_hour",
+    "false_episodes_per_day": "false_episodes_per_day",
+}
+UNMATCHED = {
+    "false_time_share": "false_time_share",
+    "fragmented_bouts": "fragmented_bouts",
+    "merged_bouts": "merged_bouts",
+}
+
+
+@dataclass(frozen=True)
+class EventRules:
+    """How windows become episodes, as in predict.py, and when an episode matches a bout."""
+
+    merge_gap_seconds: float = 0.0
+    min_episode_seconds: float = 0.0
+    iou: float = EVENT_IOU  # of the stricter matching; the other is any overlap
+
+    @classmethod
+    def checked(
+        cls, merge_gap_seconds: float, min_episode_seconds: float, iou: float
+    ) -> EventRules:
+        """Rules as a user gave them.
+
+        Raises:
+            InputError: a value out of bounds.
+        """
+        for name, value in (("merge_gap", merge_gap_seconds), ("min_episode", min_episode_seconds)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"--{name}_seconds {value:g}: seconds are needed, 0 or more")
+        if not 0 < iou <= 1:
+            raise InputError(f"--event_iou {iou:g}: a number above 0, at most 1, is needed")
+        return cls(merge_gap_seconds, min_episode_seconds, iou)
+
+
+def read_windows(text: str) -> dict[str, Windows]:
+    """predictions.csv by split: columns session (text), start_s, label, p_base, p_finetuned (NaN
+    where the file has nothing).
+
+    Raises:
+        ValueError: not such a file.
+    """
+    if not text.strip():
+        raise ValueError("predictions.csv is empty")
+    lines = (
+        [line.split(",") for line in text.splitlines()]
+        if '"' not in text
+        else list(csv.reader(text.splitlines()))
+    )
+    head, rows = lines[0], lines[1:]
+    columns = (
+        dict(zip(head, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(head, ())
+    )
+    arrays: Windows = {
+        name: np.array([cell or "nan" for cell in columns[name]], dtype=float)
+        for name in ("start_s", "label", "p_base", "p_finetuned")
+    }
+    arrays["session"] = np.array(columns["session"], dtype=str)
+    splits = np.array(columns["split"], dtype=str)
+    return {
+        split: {name: values[splits == split] for name, values in arrays.items()}
+        for split in ("val", "test")
+    }
+
+
+def confusion_counts(
+    labels: NDArray[Any], p: NDArray[Any], threshold: float | None
+) -> dict[str, float]:
+    """tn, fp, fn, tp of windows called positive from `threshold` up; nothing without one."""
+    if threshold is None or not len(p) or not np.isfinite(p).all():
+        return {}
+    cells = 2 * (labels == 1) + (p >= threshold)
+    counts = np.bincount(cells.astype(int), minlength=4)
+    return dict(zip(CONFUSION, counts.astype(float).tolist(), strict=True))
+
+
+def no_events(
+    windows: Windows, bouts: Sequence[Bout] | None, window_seconds: float | None
+) -> str | None:
+    """Why event scores cannot be given, or None."""
+    if bouts is None:
+        return "the data set keeps no annotations: prepare it with prepare_data.py"
+    if window_seconds is None:
+        return "the data set's windows are not those of the experiment"
+    starts = windows["start_s"]
+    if not len(starts) or not np.isfinite(starts).all():
+        return "the windows have no times"
+    return None
+
+
+def event_columns(
+    windows: Windows,
+    bouts: Sequence[Bout],
+    window_seconds: float,
+    column: str,
+    threshold: float | None,
+    rules: EventRules,
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Event scores of one split by name of the score, and why some are undefined. `bouts`: those of
+    this split; `column` of the probability. Nothing without a threshold or a probability.
+    """
+    if threshold is None or not np.isfinite(windows[column]).all():
+        return {}, {}
+    sessions = [
+        _session(windows, name, bouts, window_seconds, column, threshold, rules)
+        for name in sorted({*windows["session"].tolist(), *(bout[0] for bout in bouts)})
+    ]
+    loose, strict = event_scores(sessions), event_scores(sessions, rules.iou)
+    values, reasons = _named(loose, MATCHED | UNMATCHED, "")
+    more, more_reasons = _named(strict, MATCHED, "_iou")
+    return values | more, reasons | more_reasons
+
+
+def _named(
+    scores: EventScores, names: dict[str, str], suffix: str
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    values = {name + suffix: getattr(scores, field) for field, name in names.items()}
+    reasons = {
+        names[field] + suffix: why for field, why in scores.undefined.items() if field in names
+    }
+    return values, reasons
+
+
+def _session(
+    windows: Windows,
+    name: str,
+    bouts: Sequence[Bout],
+    window_seconds: float,
+    column: str,
+    threshold: float,
+    rules: EventRules,
+) -> SessionEvents:
+    mine = windows["session"] == name
+    found = episodes(
+        windows["start_s"][mine],
+        windows[column][mine],
+        window_seconds,
+        threshold,
+        rules.merge_gap_seconds,
+        rules.min_episode_seconds,
+    )
+    return SessionEvents(
+        bouts=[(start, end) for session, start, end, _ in bouts if session == name],
+        episodes=[episode.interval for episode in found],
+        recorded=recorded(windows["start_s"][mine], window_seconds),
+    )

@@ -1,0 +1,138 @@
+"""Events and confusion counts from the windows of predictions.csv, counted by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.errors import InputError
+from common.report.figures import spread
+from common.report.predictions import (
+    Bout,
+    EventRules,
+    Windows,
+    confusion_counts,
+    event_columns,
+    no_events,
+    read_windows,
+)
+from common.report.run_figures import curve, runs_of
+
+
+def windows(called: str, *, sessions: str | None = None, step: float = 1.0) -> Windows:
+    """Windows every `step` seconds; '1' is a probability of .9. Times are as of 2023, in Unix
+    seconds.
+    """
+    number = len(called)
+    return {
+        "session": np.array(list(sessions or "a" * number)),
+        "start_s": 1.7e9 + step * np.arange(number),
+        "label": np.zeros(number),
+        "p": np.array([0.9 if c == "1" else 0.1 for c in called]),
+    }
+
+
+def bout(start: float, end: float, session: str = "a") -> Bout:
+    """An annotation of the test split, in seconds from the first window."""
+    return session, 1.7e9 + start, 1.7e9 + end, "test"
+
+
+def scores(table: Windows, bouts: list[Bout], **rules: float) -> dict[str, float | None]:
+    """Event scores at .5 with windows of 1 s."""
+    return event_columns(table, bouts, 1.0, "p", 0.5, EventRules(**rules))[0]
+
+
+def test_episodes_are_matched_one_to_one_with_the_annotations() -> None:
+    found = scores(windows("0011100000011000000010"), [bout(2, 5), bout(11, 17)])
+    assert found["event_recall"] == 1
+    assert found["event_precision"] == pytest.approx(2 / 3)
+    assert found["event_f1"] == pytest.approx(4 / 5)
+    assert found["event_recall_iou"] == 0.5  # 2 s of 6 s is too little
+    assert found["false_episodes_per_hour"] == pytest.approx(1 / (22 / 3600))
+    assert found["false_episodes_per_day"] == pytest.approx(24 / (22 / 3600))
+    assert found["false_time_share"] == pytest.approx(1 / 22)
+
+
+def test_one_episode_over_all_bouts_scores_badly_and_is_named_merged() -> None:
+    found = scores(windows("1" * 30), [bout(2, 5), bout(11, 17), bout(20, 21)])
+    assert found["event_recall"] == pytest.approx(1 / 3)
+    assert (found["event_f1_iou"], found["merged_bouts"]) == (0, 3)
+    assert found["false_time_share"] == pytest.approx(20 / 30)
+
+
+def test_smoothing_is_that_of_predict_py() -> None:
+    table, bouts = windows("0111011100001000"), [bout(1, 8)]
+    assert scores(table, bouts)["fragmented_bouts"] == 1
+    smooth = scores(table, bouts, merge_gap_seconds=1, min_episode_seconds=2)
+    assert (smooth["fragmented_bouts"], smooth["event_precision"]) == (0, 1)
+
+
+def test_a_bout_of_a_session_without_windows_is_missed() -> None:
+    found = scores(windows("0110"), [bout(1, 3), bout(1, 3, "b")])
+    assert found["event_recall"] == 0.5
+
+
+def test_sessions_are_apart_even_where_their_times_are_not() -> None:
+    table = windows("1111", sessions="aabb")
+    table["start_s"][2:] = table["start_s"][:2]
+    found = scores(table, [bout(0, 2), bout(0, 2, "b")])
+    assert (found["event_f1_iou"], found["false_time_share"]) == (1, 0)
+
+
+def test_why_there_are_no_event_scores() -> None:
+    table = windows("0110")
+    assert no_events(table, [], 1.0) is None
+    assert "keeps no annotations" in str(no_events(table, None, 1.0))
+    table["start_s"][:] = np.nan
+    assert no_events(table, [], 1.0) == "the windows have no times"
+
+
+@pytest.mark.parametrize("rules", [(-1, 0, 0.5), (0, float("inf"), 0.5), (0, 0, 0), (0, 0, 1.5)])
+def test_rules_out_of_bounds_are_refused(rules: tuple[float, float, float]) -> None:
+    with pytest.raises(InputError, match="--"):
+        EventRules.checked(*rules)
+
+
+def test_confusion_counts_are_windows() -> None:
+    labels, p = np.array([0, 0, 1, 1, 1]), np.array([0.2, 0.5, 0.4, 0.6, 0.9])
+    assert confusion_counts(labels, p, 0.5) == {"tn": 1, "fp": 1, "fn": 1, "tp": 2}
+    assert confusion_counts(labels, p, None) == {}
+
+
+def test_predictions_are_read_by_split_with_and_without_quotes() -> None:
+    text = (
+        "split,index,session,start_s,label,p_base,p_finetuned\n"
+        'val,0,"a,b",1.5,1,,0.75\ntest,0,c,,0,0.25,0.5\n'
+    )
+    splits = read_windows(text)
+    assert splits["val"]["session"].tolist() == ["a,b"]
+    assert np.isnan(splits["val"]["p_base"]).all()
+    assert splits["test"]["p_finetuned"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_precision_recall_curve_is_that_of_scikit_learn(seed: int) -> None:
+    from sklearn.metrics import precision_recall_curve
+
+    random = np.random.default_rng(seed)
+    labels, p = np.append(random.integers(0, 2, size=30), [0, 1]), np.round(random.random(32), 1)
+    precision, recall = curve(labels, p)
+    theirs = precision_recall_curve(labels, p)
+    # theirs runs the other way and ends in a point (recall 0, precision 1) of its own
+    assert precision[1:] == pytest.approx(theirs[0][:-1][::-1])
+    assert recall[1:] == pytest.approx(theirs[1][:-1][::-1])
+
+
+def test_labelled_runs_end_at_gaps() -> None:
+    assert runs_of(np.array([True, True, False, True, True]), np.array([4])) == [
+        (0, 1),
+        (3, 3),
+        (4, 4),
+    ]
+
+
+def test_names_beside_a_figure_keep_apart_and_stay_inside() -> None:
+    places = spread(np.array([0.1, 0.1, 0.1, 0.9]), 0.1, 0.05, 1.0)
+    assert (np.diff(places) >= 0.1 - 1e-9).all()
+    assert places.min() >= 0.05 - 1e-9
+    assert places.max() <= 1.0
