@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from common.cli import duration
+from  import duration
 from common.report.analysis import Draws, Line, Sensitivity
 from common.report.conditions import BASE, FROM_SCRATCH, MODES, Condition, percent
 from common.report.grids import DEFAULT_METRIC, PRIMARY_FRACTION, Grid
