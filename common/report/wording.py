@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from  import duration
+from common.cli import time_span
 from common.report.analysis import Draws, Line, Sensitivity
 from common.report.conditions import BASE, FROM_SCRATCH, MODES, Condition, percent
 from common.report.grids import DEFAULT_METRIC, PRIMARY_FRACTION, Grid
@@ -118,7 +118,7 @@ def time_text(hours: float | None) -> str:
     """'40 s', '1 min 02 s', '2 h 30 min', a dash."""
     if hours is None or not math.isfinite(hours):
         return NOTHING
-    return duration(round(hours * 3600))
+    return time_span(round(hours * 3600))
 
 
 def p_sentence(p: float | None, n: int) -> str:
