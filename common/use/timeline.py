@@ -73,7 +73,8 @@ def _draw_probability(
         label = one.model.name if first else None
         marker = "." if len(t) < 60 else None
         line = LINES[number % len(LINES)]
-        axes.plot(t, p, line, color=colour, lw=1.0, marker=marker, markersize=3, label=label)
+        look = {"linestyle": line, "marker": marker, "markersize": 3, "label": label}
+        axes.plot(t, p, color=colour, lw=1.0, **look)
         first = False
     if first:
         axes.plot([], [], color=colour, label=f"{one.model.name}: no window")
