@@ -97,6 +97,18 @@ def test_at_the_end_a_long_job_waits_for_the_fast_slot_that_ends_it_sooner() -> 
     assert world.where("second").node == "fast"
 
 
+def test_a_slot_for_which_one_job_waits_is_spoken_for_when_the_next_is_placed() -> None:
+    world = SimulatedCluster()
+    world.add_jobs(PlannedJob("first", 101), PlannedJob("second", 100), PlannedJob("third", 100))
+    world.add_node("fast", speed=1.0)
+    assert world.step() == ["first"]
+    world.step(100)
+    world.add_node("slow", speed=0.6)
+    assert world.step() == ["third"]
+    world.end("first")
+    assert world.step() == ["second"]
+
+
 def test_a_job_that_waits_for_a_slot_takes_the_free_one_when_the_other_does_not_come_free() -> None:
     world = SimulatedCluster()
     world.add_jobs(PlannedJob("first", 101), PlannedJob("second", 100))
