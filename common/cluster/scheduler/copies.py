@@ -44,7 +44,8 @@ class Copies:
         """Start the job on a free slot."""
         host = self._slots.nodes[row]
         record.spares += bool(record.copies)
-        copy = Copy(record, host, row, next(self._order))
+        share = host.shares.get(self._slots.ids[row].number, 1.0)
+        copy = Copy(record, host, row, next(self._order), share)
         record.copies[host.name] = host.copies[record.job.id] = copy
         self._jobs.running(record, "")
         fetch = record.base if record.base not in host.holds else None
@@ -52,8 +53,9 @@ class Copies:
         if fetch is not None and self._nodes.fetch(host, fetch):
             start += record.job.base_bytes / host.bytes_per_second
         self.set_slot(row, BUSY, copy)
-        self._slots.expect(row, start, record)
-        this.ready[row] = start + self._learning.work(record) / host.speed
+        work = self._learning.work(record)
+        self._slots.expect(row, start, record, work)
+        this.ready[row] = start + work / self._slots.speed(row)
         if host.faults:
             self._nodes.refresh(host)
         return Assignment(record.job.id, self._slots.ids[row], fetch)
@@ -73,7 +75,7 @@ class Copies:
         slot = self._slots.ids[row] if row >= 0 else None
         self.drop(copy, BUSY)
         if row >= 0:
-            self._slots.expect(row, now, None)
+            self._slots.expect(row, now, None, 0.0)
         self._cancelled[slot or (node, job)] = Cancellation(job, node, slot)
 
     def set_slot(self, row: int, status: int, copy: Copy | None = None) -> None:

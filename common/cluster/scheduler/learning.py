@@ -50,14 +50,27 @@ class Learning:
     def __init__(self) -> None:
         self._all = Ratio()
         self._kinds: dict[str, Ratio] = {}
+        self._factors: dict[str, float] = {}  # worked out so far
+        self._told: dict[str, float] = {}  # factors when `moved` was last True
         self._squares = 4 * 0.3**2  # of the logarithm's error; a prior worth four jobs off by 30 %
         self._count = 4
 
     def factor(self, kind: str) -> float:
         """Seconds at speed 1 for each estimated second; 1 before anything is known."""
-        common = self._all.towards(1.0)
-        seen = self._kinds.get(kind)
-        return seen.towards(common) if seen is not None else common
+        known = self._factors.get(kind)
+        if known is None:
+            common = self._all.towards(1.0)
+            seen = self._kinds.get(kind)
+            known = self._factors[kind] = seen.towards(common) if seen is not None else common
+        return known
+
+    def moved(self) -> bool:
+        """Whether some factor has changed by more than 2 % since this last was True."""
+        now = {kind: self.factor(kind) for kind in self._kinds}
+        if all(abs(now[kind] / self._told.get(kind, math.inf) - 1) <= 0.02 for kind in now):
+            return False
+        self._told = now
+        return True
 
     def work(self, record: JobRecord) -> float:
         """Seconds of the job at speed 1."""
@@ -117,6 +130,7 @@ class Learning:
     def _add(self, record: JobRecord, seconds: float) -> None:
         for seen in (self._all, self._kinds.setdefault(record.job.kind, Ratio())):
             seen.add(seconds, record.job.estimate)
+        self._factors.clear()
 
 
 def _above(z: float) -> float:

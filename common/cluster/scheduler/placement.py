@@ -17,7 +17,7 @@ from common.cluster.scheduler.learning import Learning
 from common.cluster.scheduler.slots import Floats, SlotTable
 from common.cluster.scheduler.states import JobRecord, NodeRecord
 
-_LOOK = 32  # jobs that may be passed over in a round before the rest is left for the next one
+_LOOK = 16  # jobs that may be passed over in a round before the rest is left for the next one
 _MARGIN = 0.15  # waiting must gain this share of the job's time: estimates are not exact
 _SAFETY = 1.5  # how much longer than expected a chain may take and still be done in time
 
@@ -85,7 +85,7 @@ class Placement:
 
     def begin(self, now: float, todo: dict[str, float], sound: int) -> Round:
         """Start a round. todo: estimated seconds of all jobs without a working copy, by kind."""
-        ready = self._slots.expected_free(now, self._learning.factor)
+        ready = self._slots.expected_free(now)
         return Round(now, sound, ready, self._horizon(now, ready, todo, self._learning))
 
     def _horizon(
@@ -94,7 +94,7 @@ class Placement:
         speeds = self._slots.speeds()
         speed = float(speeds.sum())
         work = sum(seconds * learning.factor(kind) for kind, seconds in todo.items())
-        busy = float(((ready - now) * speeds).sum())
+        busy = float(ready @ speeds) - now * speed
         return now + (work + busy) / speed if speed > 0 else math.inf
 
     def next(self, this: Round) -> tuple[JobRecord, int] | None:
@@ -144,7 +144,7 @@ class Placement:
         """
         running = list(self._slots.running(now))
         learning = self._learning.including((record, so_far) for record, _, so_far in running)
-        ready = self._slots.expected_free(now, learning.factor)
+        ready = self._slots.expected_free(now, self._slots.ends(learning.factor))
         if stopping:
             return max((float(ready[row]) - now for _, row, _ in running), default=0.0)
         horizon = self._horizon(now, ready, todo, learning)

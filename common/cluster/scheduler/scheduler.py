@@ -42,6 +42,8 @@ __all__ = [
     "SlotId",
 ]
 
+_ALIKE = 1.5  # slots of a node whose measured speeds differ by less are taken as equal
+
 
 class Scheduler:
     """Jobs, nodes and slots. Unknown names raise KeyError, a job given twice or with an unknown
@@ -75,15 +77,21 @@ class Scheduler:
         """
         copy = self._jobs[job].copies.get(node)
         if copy is not None and copy.row >= 0:
-            self._slots.expect(copy.row, now, copy.job)
+            self._slots.expect(copy.row, now, copy.job, self.learning.work(copy.job))
 
     def observe(self, job: str, node: str, seconds: float) -> None:
         """A whole training of `job` took `seconds` on `node`: corrects the estimates of its kind
         and the node's speed. Not for a job that was only fetched or resumed from a checkpoint.
         """
-        host = self._nodes[node]
-        if seconds > 0 and self.learning.observe(self._jobs[job], host, seconds):
+        record, host = self._jobs[job], self._nodes[node]
+        copy = record.copies.get(node)
+        seconds *= copy.share if copy is not None else 1.0
+        if seconds <= 0:
+            return
+        if self.learning.observe(record, host, seconds):
             self._slots.refresh(host)
+        if self.learning.moved():
+            self._slots.correct(self.learning.factor)
 
     def finished(self, now: float, job: str, node: str) -> bool:
         """The verified result of `job` from `node` is on the head. Returns True when this made the
@@ -203,9 +211,12 @@ class Scheduler:
         self._copies.close(now, self._nodes[name], cause)
         self.tick(now)
 
-    def slot_free(self, now: float, slot: SlotId, gpu: str | None = None) -> bool:
+    def slot_free(
+        self, now: float, slot: SlotId, gpu: str | None = None, share: float | None = None
+    ) -> bool:
         """The worker of `slot` is ready: it has joined, come back, or is done with its job (whose
-        result may still be on its way).
+        result may still be on its way). share: its speed over that of the node, where it was
+        measured; the same but for large differences, which measurements alone do not make.
 
         Returns False for a slot that was taken away or whose node is closed: end that worker.
         """
@@ -214,6 +225,8 @@ class Scheduler:
             return False
         if gpu is not None:
             host.gpus[slot.number] = gpu
+        if share is not None:
+            host.shares[slot.number] = 1.0 if 1 / _ALIKE < share < _ALIKE else share
         row = host.rows.get(slot.number)
         if row is None:
             row = self._slots.add(host, slot.number)

@@ -34,15 +34,17 @@ class SlotTable:
         self.free: set[int] = set()  # rows on which a job can start now
         self._status: list[int] = []
         self._holders: dict[str, set[NodeRecord]] = {}  # of a base, on its way included
-        self._missing: dict[str, Floats] = {}  # by base: 1 where its node lacks it, else 0
+        self._transfer: dict[str, Floats] = {}  # by base: seconds, 0 where the node has it
         none = np.empty(0)
         # seconds for each second of work; infinite where nothing may start
         self._inverse: Floats = none
         self._not_free: Floats = none  # 0 where a job can start now, else infinite
         self._seconds_per_byte: Floats = none
-        # of the job that runs there: when it trains, its estimated seconds on this slot, its kind
+        # of the job that runs there: when it trains, its estimated seconds on this slot, its kind,
+        # and when it is expected to end
         self._start: Floats = none
         self._estimate: Floats = none
+        self._end: Floats = none
         self._kind = np.empty(0, dtype=np.intp)
         self._kinds: dict[str, int] = {}
         self._grow(16)
@@ -51,7 +53,8 @@ class SlotTable:
         self._inverse = _larger(self._inverse, size, math.inf)
         self._not_free = _larger(self._not_free, size, math.inf)
         self._seconds_per_byte = _larger(self._seconds_per_byte, size, 0.0)
-        self._start = _larger(self._start, size, -math.inf)
+        self._start = _larger(self._start, size, math.inf)
+        self._end = _larger(self._end, size, -math.inf)
         self._estimate = _larger(self._estimate, size, 0.0)
         self._kind = np.resize(self._kind, size)
 
@@ -65,7 +68,7 @@ class SlotTable:
         self.copies.append(None)
         self._status.append(DOWN)
         host.rows[number] = row
-        self._missing.clear()
+        self._transfer.clear()
         return row
 
     def set(self, row: int, status: int, copy: Copy | None = None) -> None:
@@ -73,27 +76,46 @@ class SlotTable:
         host, old = self.nodes[row], self._status[row]
         self._status[row], self.copies[row] = status, copy
         if status != BUSY:
-            self._start[row], self._estimate[row] = -math.inf, 0.0
+            self._start[row], self._end[row], self._estimate[row] = math.inf, -math.inf, 0.0
         host.up += (status != DOWN) - (old != DOWN)
         self._mark(row)
 
-    def expect(self, row: int, start: float, record: JobRecord | None) -> None:
-        """The job trains from `start` on; None: the slot is busy, but free at any moment."""
-        self._start[row], self._estimate[row] = start, 0.0
+    def expect(self, row: int, start: float, record: JobRecord | None, work: float) -> None:
+        """The job trains from `start` on and takes `work` seconds at speed 1; None: the slot is
+        busy, but free at any moment.
+        """
+        speed = self.speed(row)
+        self._start[row], self._end[row], self._estimate[row] = start, start + work / speed, 0.0
         if record is not None:
-            self._estimate[row] = record.job.estimate / self.nodes[row].speed
+            self._estimate[row] = record.job.estimate / speed
             self._kind[row] = self._kinds.setdefault(record.job.kind, len(self._kinds))
+
+    def correct(self, factor: Callable[[str], float]) -> None:
+        """Estimates turned out to be wrong: expect all running jobs to end accordingly."""
+        self._end[: len(self.ids)] = self.ends(factor)
+
+    def ends(self, factor: Callable[[str], float]) -> Floats:
+        """When running jobs are expected to end by other factors of their kinds."""
+        size = len(self.ids)
+        factors = np.array([factor(kind) for kind in self._kinds] or [1.0])
+        end = self._start[:size] + self._estimate[:size] * factors[self._kind[:size]]
+        return np.where(self._estimate[:size] > 0, end, self._end[:size])
 
     def refresh(self, host: NodeRecord) -> None:
         """The node's speed changed, or whether it may get jobs."""
         for row in host.rows.values():
             self._mark(row)
 
+    def speed(self, row: int) -> float:
+        """Speed of a slot, whether it can be used or not."""
+        host = self.nodes[row]
+        return host.speed * host.shares.get(self.ids[row].number, 1.0)
+
     def _mark(self, row: int) -> None:
         host, status = self.nodes[row], self._status[row]
         works = host.usable and status != DOWN
         free = works and status == FREE
-        self._inverse[row] = 1.0 / host.speed if works else math.inf
+        self._inverse[row] = 1.0 / self.speed(row) if works else math.inf
         self._not_free[row] = 0.0 if free else math.inf
         self._seconds_per_byte[row] = 1.0 / host.bytes_per_second
         (self.free.add if free else self.free.discard)(row)
@@ -103,17 +125,17 @@ class SlotTable:
     def base_present(self, host: NodeRecord, base: str) -> None:
         """The node holds the base, or it is being sent there."""
         self._holders.setdefault(base, set()).add(host)
-        if base in self._missing:
-            self._missing[base][list(host.rows.values())] = 0.0
+        if base in self._transfer:
+            self._transfer[base][list(host.rows.values())] = 0.0
 
     def base_absent(self, host: NodeRecord, base: str) -> None:
         """The node lost the base, or its transfer failed."""
         self._holders.get(base, set()).discard(host)
-        self._missing.pop(base, None)
+        self._transfer.pop(base, None)
 
     def forget(self, base: str) -> None:
         """No job needs the base any more."""
-        self._missing.pop(base, None)
+        self._transfer.pop(base, None)
 
     # ---- what a decision looks at
 
@@ -126,24 +148,21 @@ class SlotTable:
         """Speed of each slot, 0 where nothing may start."""
         return 1.0 / self._inverse[: len(self.ids)]
 
-    def expected_free(self, now: float, factor: Callable[[str], float]) -> Floats:
-        """When each slot is expected to be free, now at the earliest; `factor` corrects the
-        estimates of a kind of job.
+    def expected_free(self, now: float, ends: Floats | None = None) -> Floats:
+        """When each slot is expected to be free, now at the earliest; by other `ends` than the
+        expected ones where they are given.
         """
         size = len(self.ids)
-        start, estimate = self._start[:size], self._estimate[:size]
-        factors = np.array([factor(kind) for kind in self._kinds] or [1.0])
-        end: Floats = start + estimate * factors[self._kind[:size]]
-        overdue = now + _OVERDUE * (now - start)
-        np.maximum(end, overdue, out=end, where=estimate > 0)
-        np.maximum(end, now, out=end)
-        return end
+        ready = now * (1.0 + _OVERDUE) - _OVERDUE * self._start[:size]
+        np.maximum(ready, self._end[:size] if ends is None else ends, out=ready)
+        np.maximum(ready, now, out=ready)
+        return ready
 
     def running(self, now: float) -> Iterator[tuple[JobRecord, int, float]]:
         """The jobs that occupy slots: each with its row and its seconds so far at speed 1."""
         for row, copy in enumerate(self.copies):
             if copy is not None:
-                so_far = max(0.0, now - float(self._start[row])) * copy.node.speed
+                so_far = max(0.0, now - float(self._start[row])) * self.speed(row)
                 yield copy.job, row, so_far
 
     def seconds(self, record: JobRecord, work: float) -> Floats:
@@ -152,15 +171,14 @@ class SlotTable:
         """
         seconds = work * self._inverse[: len(self.ids)]
         if record.base is not None and record.job.base_bytes:
-            transfer = self._missing_on(record.base) * self._seconds_per_byte[: len(self.ids)]
-            transfer *= record.job.base_bytes
-            seconds += transfer
+            seconds += self._transfer_of(record.base, record.job.base_bytes)
         return seconds
 
-    def _missing_on(self, base: str) -> Floats:
-        missing = self._missing.get(base)
-        if missing is None:
-            missing = self._missing[base] = np.ones(len(self.ids))
+    def _transfer_of(self, base: str, size: int) -> Floats:
+        transfer = self._transfer.get(base)
+        if transfer is None:
+            transfer = size * self._seconds_per_byte[: len(self.ids)]
             for host in self._holders.get(base, ()):
-                missing[list(host.rows.values())] = 0.0
-        return missing
+                transfer[list(host.rows.values())] = 0.0
+            self._transfer[base] = transfer
+        return transfer

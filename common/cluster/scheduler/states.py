@@ -107,6 +107,7 @@ class Copy:
     node: NodeRecord
     row: int
     order: int
+    share: float  # of its slot, see NodeRecord.shares
 
 
 @dataclass(slots=True, eq=False)
@@ -150,6 +151,8 @@ class NodeRecord:
     deaths: set[str] = field(default_factory=set)  # jobs killed there since the last result
     bytes_per_second: float = 1.0
     speed: float = 1.0  # as estimated now
+    # slot number -> its speed over the node's, where it is another: cores beside GPUs
+    shares: dict[int, float] = field(default_factory=dict)
     prior: float = 1.0  # as given when it joined
     seen: float = 0.0  # observations of its speed
     log_sum: float = 0.0

@@ -65,6 +65,7 @@ class Node:
         self.waiting: dict[int, WaitingJob] = {}  # by slot
         self.again_at = math.inf
         self.bytes = self.done = self.failed = 0
+        self.measured: float | None = None  # bytes of windows per second, of its first slot
         self._pause = REJOIN_SECONDS[0]
 
     # -- stages
@@ -237,6 +238,7 @@ class Nodes:
         """
         run = self._run
         if speed is not None:
+            node.measured = node.measured or speed
             run.journal.event("measured", node=node.name, bytes_per_second=speed)
         holds: Iterable[str] = node.holds
         if node.shared or run.needs.trusted:

@@ -72,10 +72,12 @@ class Workers:
         run.scheduler.started(now, name, slot.node)
         run.journal.event("started", job=name, node=slot.node, slot=slot.number)
 
-    def free(self, now: float, worker: WorkerLink) -> None:
-        """The worker has nothing to do; the scheduler may give up its slot."""
+    def free(self, now: float, worker: WorkerLink, share: float | None = None) -> None:
+        """The worker has nothing to do; the scheduler may give up its slot. share: the slot's speed
+        over that of its node's first slot, where both were measured.
+        """
         slot_is_kept = worker.state is WorkerState.ENDING or self._run.scheduler.slot_free(
-            now, worker.place, worker.slot.gpu
+            now, worker.place, worker.slot.gpu, share
         )
         if not slot_is_kept:
             worker.state = WorkerState.ENDING
@@ -136,7 +138,8 @@ class Workers:
         self._starts.pop(worker.place, None)
         if not node.is_open:
             self._nodes.opened(now, node, hello.get("speed"))
-        self.free(now, worker)
+        speed = hello.get("speed")
+        self.free(now, worker, speed / node.measured if speed and node.measured else None)
 
     def _lose_slot(self, now: float, node: Node, worker: WorkerLink, why: str) -> None:
         """The slot gets no worker any more; a node without a slot is left out."""

@@ -620,6 +620,34 @@ def test_a_node_that_is_slower_than_the_others_is_found_out() -> None:
     assert world.scheduler.speed("slow") < 0.6 * world.scheduler.speed("fast")
 
 
+def test_cores_beside_a_gpu_have_a_speed_of_their_own() -> None:
+    scheduler = Scheduler()
+    scheduler.add_jobs(0, [PlannedJob("long", 100), PlannedJob("short", 10)])
+    scheduler.add_node(0, "n", speed=10.0)
+    scheduler.slot_free(0, SlotId("n", 0), share=0.05)
+    scheduler.slot_free(0, SlotId("n", 1), gpu="0", share=1.1)
+    assert scheduler.assign(0) == [Assignment("long", SlotId("n", 1), None)]
+    scheduler.slot_free(10, SlotId("n", 1))
+    scheduler.observe("long", "n", 10.0)
+    assert scheduler.finished(10, "long", "n")
+    assert scheduler.assign(10) == [Assignment("short", SlotId("n", 1), None)]
+    assert scheduler.speed("n") == 10.0
+
+
+def test_a_job_on_a_slow_slot_tells_of_the_node_what_it_would_take_on_the_others() -> None:
+    scheduler = Scheduler()
+    scheduler.add_jobs(0, [PlannedJob(f"j{i}", 10) for i in range(4)])
+    scheduler.add_node(0, "n", speed=10.0)
+    scheduler.slot_free(0, SlotId("n", 0), share=0.1)
+    for now in range(4):
+        (start,) = scheduler.assign(now)
+        scheduler.slot_free(now, SlotId("n", 0))
+        scheduler.observe(start.job, "n", 10.0)
+        scheduler.finished(now, start.job, "n")
+    assert scheduler.speed("n") == pytest.approx(10.0)
+    assert scheduler.learning.factor("job") == pytest.approx(1.0)
+
+
 def test_time_left_is_unknown_while_no_slot_can_work_and_zero_at_the_end() -> None:
     world = cluster(jobs=one())
     assert world.scheduler.time_left(0) is None

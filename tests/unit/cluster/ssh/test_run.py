@@ -161,17 +161,18 @@ class Play:
             self.run._turn()
 
     def join(
-        self, name: str = "n", found: tuple[str, ...] = (), speed: float | None = None
+        self, name: str = "n", found: tuple[str, ...] = (), speeds: Sequence[float] = ()
     ) -> None:
-        """The node answers and all its workers say hello."""
+        """The node answers and all its workers say hello, with the speeds that they measured."""
         node = self.node(name)
         self.tell(Listed(node, (), found), Joined(node, node.plan))
         for slot in node.plan.slots:
             node.start_worker(slot)
         self.tell()
         workers = list(self.record(name).workers.values())
-        hello = {"log": ""} if speed is None else {"log": "", "speed": speed}
-        self.tell(*[Said(worker, {"hello": hello}) for worker in workers])
+        measured = [{"speed": speed} for speed in speeds] or [{}] * len(workers)
+        hellos = [{"log": "", **each} for each in measured]
+        self.tell(*(Said(w, {"hello": h}) for w, h in zip(workers, hellos, strict=True)))
 
     def say(self, message: dict[str, Any], slot: int = 0, name: str = "n") -> None:
         self.tell(Said(self.worker(slot, name), message))
@@ -260,12 +261,21 @@ def test_a_result_that_has_no_place_here_fails_its_job_any_other_refusal_is_the_
 
 def test_the_speed_that_a_worker_measured_is_the_nodes_and_is_recorded(play: Any) -> None:
     run = play(script("a"))
-    run.join(speed=250.0)
+    run.join(speeds=[250.0])
     assert run.scheduler.speed("n") == 2.5
     (log,) = run.paths.runs.glob("*/events*")
     events = [json.loads(line) for line in log.read_text().splitlines()]
     measured = [event for event in events if event["event"] == "measured"]
     assert [(event["node"], event["bytes_per_second"]) for event in measured] == [("n", 250.0)]
+
+
+def test_a_slot_that_measured_much_less_than_the_first_of_its_node_gets_no_long_job(
+    play: Any,
+) -> None:
+    run = play(script("a", "b"), {"host": "n", "cpu_slots": 2})
+    run.join(speeds=[250.0, 5.0])
+    assert run.worker(0).jobs == ["a"]
+    assert run.worker(1).jobs == []
 
 
 def test_a_second_hello_frees_nothing(play: Any) -> None:
