@@ -51,6 +51,11 @@ def parser(description: str) -> Parser:
         ),
     )
     flags.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="leave out slots that another project of yours fills, instead of waiting for a turn",
+    )
+    flags.add_argument(
         "--dry-run", action="store_true", help="print what would run, what is reused and why"
     )
     flags.add_argument(
@@ -143,6 +148,7 @@ def execute(
         train_bases=train_bases,
         sync=not args.skip_sync,
         wait_for_all_bases=wait_for_all_bases,
+        wait_for_slots=not args.no_wait,
         retrain=args.retrain,
         only=args.only,
         max_retries=args.max_retries,

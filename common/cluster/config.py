@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
@@ -80,17 +81,21 @@ class Server(_Model):
 
     @field_validator("host", "user")
     @classmethod
-    def _plain_name(cls, value: str | None) -> str | None:
-        if value and (
-            value.startswith("-")
-            or not value.isprintable()
-            or any(c.isspace() or c in _SHELL_CHARACTERS for c in value)
+    def _plain_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """A user may also be DOMAIN\\user or user@domain."""
+        plain = value or ""
+        if info.field_name == "user" and not plain.endswith("\\"):
+            plain = plain.replace("\\", "")
+        if (
+            plain.startswith("-")
+            or not plain.isprintable()
+            or any(c.isspace() or c in _SHELL_CHARACTERS for c in plain)
         ):
             raise ValueError("may not begin with - nor hold spaces or shell characters")
-        if value and "@" in value:
+        if info.field_name == "host" and "@" in plain:
             raise ValueError('write the user as its own key, "user"')
         # a node's name is also that of a folder below incoming/
-        if value and ("/" in value or value in (".", "..")):
+        if "/" in plain or plain in (".", ".."):
             raise ValueError("may not hold / nor be . or ..")
         return value
 
@@ -264,6 +269,10 @@ class ClusterConfig(_Model):
     heartbeat_seconds: Annotated[int | float, Field(gt=0, le=3600)] = 5
     suspect_seconds: Annotated[int | float, Field(gt=0, le=86400)] = 30
     close_seconds: Annotated[int | float, Field(gt=0, le=86400)] = 60
+    # a job that finishes no epoch for so long counts as lost on its node
+    stall_minutes: Annotated[int | float, Field(gt=0, le=100_000)] = 30
+    # that a slot is kept, and one job at least, while another project waits for it
+    turn_seconds: Annotated[int | float, Field(ge=0, le=86400)] = 60
 
     @model_validator(mode="after")
     def _consistent(self) -> ClusterConfig:

@@ -83,6 +83,8 @@ def message(said: object, given: Collection[str]) -> Json:
         raise ValueError("not an object")
     if "hello" in said:
         return {"hello": _hello(said["hello"])}
+    if "waiting" in said:
+        return {"waiting": _waiting(said["waiting"])}
     for what, read in (("progress", _progress), ("done", _done), ("failed", _failed)):
         if what in said:
             job = said[what]
@@ -91,15 +93,24 @@ def message(said: object, given: Collection[str]) -> Json:
                     f"it told of a job that it was not given: {one_line(repr(job))[:200]}"
                 )
             return {what: job, **read(said)}
-    return {}
+    return {"yields": True} if said.get("yields") is True else {}
 
 
 def _hello(hello: object) -> Json:
     if not isinstance(hello, dict):
-        raise ValueError("its greeting is none")
+        raise ValueError("malformed hello")
     speed = _number(hello.get("speed"))
     known: Json = {key: _text(hello[key]) for key in ("refused", "log", "host") if key in hello}
     return {**known, "speed": speed} if speed is not None and 0 < speed < MAX_SPEED else known
+
+
+def _waiting(waiting: object) -> Json:
+    if not isinstance(waiting, dict):
+        raise ValueError("malformed waiting")
+    return {
+        "holder": _text(waiting.get("holder", "")),
+        "since": _number(waiting.get("since")) or 0.0,
+    }
 
 
 def _progress(said: Mapping[str, Any]) -> Json:
@@ -131,6 +142,7 @@ def _ending(said: Mapping[str, Any]) -> Json:
     return {
         "seconds": min(max(0.0, _number(seconds) or 0.0), 1e9),
         "log": log[-MAX_LOG:] if isinstance(log, str) else "",
+        **({"yields": True} if said.get("yields") is True else {}),
     }
 
 

@@ -45,6 +45,7 @@ class Request:
     train_bases: bool = True
     sync: bool = True
     wait_for_all_bases: bool = False
+    wait_for_slots: bool = True  # that another project fills
     retrain: bool = False
     only: str | None = None
     max_retries: int = 2

@@ -33,6 +33,7 @@ from typing import IO, Any
 
 SSHD = "/usr/sbin/sshd"
 NAMES = ("h1", "h2", "h3")
+DOMAIN_USERS = ("LAB\\ann", "ann@lab.example")  # further names of root there
 RECORDS = Path(tempfile.gettempdir()) / "ml-customization-hosts"
 
 
@@ -58,6 +59,7 @@ class Host:
     namespace: str
     link: str  # this machine's end of its cable
     address: str
+    address6: str
     folder: Path
     # lines for its sshd_config, before the next start_sshd
     extra: list[str] = field(default_factory=list)
@@ -148,6 +150,8 @@ class Hosts:
         _call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "user", "-f", self.key)
         _call("ip", "link", "add", self.bridge, "type", "bridge")
         _call("ip", "addr", "add", f"{self.address(1)}/24", "dev", self.bridge)
+        own = f"{self.address6(1)}/64"
+        _call("ip", "-6", "addr", "add", own, "dev", self.bridge, "nodad")
         _call("ip", "link", "set", self.bridge, "up")
         for index, name in enumerate(self.names):
             self.hosts[name] = host = Host(
@@ -155,6 +159,7 @@ class Hosts:
                 f"mlc{self.number}-{name}",
                 f"mlc{self.number}v{index}",
                 self.address(11 + index),
+                self.address6(11 + index),
                 self.folder / name,
             )
             self._plug_in(host)
@@ -190,6 +195,10 @@ class Hosts:
         """In 198.18.0.0/15, set aside for such networks (RFC 2544)."""
         return f"198.18.{self.number}.{last}"
 
+    def address6(self, last: int) -> str:
+        """A unique local IPv6 address."""
+        return f"fd98:{self.number:x}::{last}"
+
     def _plug_in(self, host: Host) -> None:
         _call("ip", "netns", "add", host.namespace)
         _call(
@@ -208,6 +217,7 @@ class Hosts:
         _call("ip", "link", "set", host.link, "master", self.bridge, "up")
         for words in (
             ["addr", "add", f"{host.address}/24", "dev", "eth0"],
+            ["-6", "addr", "add", f"{host.address6}/64", "dev", "eth0", "nodad"],
             ["link", "set", "eth0", "up"],
             ["link", "set", "lo", "up"],
         ):
@@ -255,6 +265,7 @@ class Hosts:
             *host.extra,
             "Port 22",
             f"ListenAddress {host.address}",
+            f"ListenAddress {host.address6}",
             f'HostKey "{host.folder}/host_key"',
             f'AuthorizedKeysFile "{host.folder}/authorized_keys"',
             "PermitRootLogin prohibit-password",
@@ -268,15 +279,12 @@ class Hosts:
             f'SetEnv HOME="{host.home}" TMPDIR="{host.folder}/tmp" OMP_NUM_THREADS=1',
         ]
         (host.folder / "sshd_config").write_text("\n".join(config) + "\n")
-        passwd = host.folder / "passwd"
-        passwd.write_text(
-            "".join(
-                line.rpartition(":")[0] + f":{host.shell}\n"
-                if host.shell and line.startswith("root:")
-                else line
-                for line in Path("/etc/passwd").read_text().splitlines(keepends=True)
-            )
-        )
+        passwd, lines = host.folder / "passwd", Path("/etc/passwd").read_text().splitlines()
+        if host.shell:
+            root = next(line for line in lines if line.startswith("root:"))
+            lines[lines.index(root)] = root.rpartition(":")[0] + f":{host.shell}"
+        lines += [f"{user}:x:0:0::{host.home}:/bin/bash" for user in DOMAIN_USERS]
+        passwd.write_text("\n".join([*lines, ""]))
         shell = f'hostname "$1" && mount --bind "$3" /etc/passwd && exec {SSHD} -D -e -f "$2"'
         with (host.folder / "sshd.log").open("ab") as log:
             argv = [

@@ -11,12 +11,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -24,12 +27,14 @@ from hypothesis import strategies as st
 from common.cluster.config import Server
 from common.cluster.ssh.node_commands import probe
 from common.cluster.transport import connection as connection_module
-from common.cluster.transport import openssh
+from common.cluster.transport import link as link_module
 from common.cluster.transport import process as process_module
 from common.cluster.transport.connection import ConnectError, Connection, connect
+from common.cluster.transport.host_keys import HostCertificate
+from common.cluster.transport.openssh import SshSettings
 from common.cluster.transport.rsync import verify_arrived
 from common.errors import InputError, NodeError
-from tests.cluster.hosts import Hosts
+from tests.cluster.hosts import DOMAIN_USERS, Hosts
 from tests.conftest import ROOT, wait_until
 
 pytestmark = pytest.mark.root
@@ -301,7 +306,7 @@ def test_a_name_that_does_not_exist_a_closed_port_and_silence_are_told_apart(
     with pytest.raises(ConnectError) as caught:
         connect(server(hosts, port=2222))
     assert (caught.value.cause, caught.value.transient) == ("refused", True)
-    monkeypatch.setattr(openssh, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(link_module, "CONNECT_SECONDS", 1)
     hosts.cut("h2")
     assert refused(hosts, "h2").cause == "timeout"
     hosts.freeze("h3")
@@ -371,6 +376,120 @@ def test_a_host_with_a_second_kind_of_key_is_not_taken_for_changed(
     kind, key, *_ = rsa.with_suffix(".pub").read_text().split()
     hosts.known_hosts.write_text(f"{hosts['h1'].address} {kind} {key}\n")
     connect(server(hosts)).close()
+
+
+def certified_host(hosts: Hosts, folder: Path, name: str) -> str:
+    """h1 has a host certificate for `name`; returns the public key of its authority."""
+    authority, key = folder / "host authority", hosts["h1"].folder / "host_key.pub"
+    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", authority]
+    subprocess.run(make, check=True)
+    sign = ["ssh-keygen", "-q", "-s", authority, "-I", "h1", "-h", "-n", name, key]
+    subprocess.run(sign, check=True)
+    hosts["h1"].extra = [f"HostCertificate {hosts['h1'].folder}/host_key-cert.pub"]
+    hosts.restart_sshd("h1")
+    return " ".join(authority.with_suffix(".pub").read_text().split()[:2])
+
+
+def test_a_host_certificate_of_a_known_authority_is_enough(hosts: Hosts, head: Path) -> None:
+    authority = certified_host(hosts, head, hosts["h1"].address)
+    hosts.known_hosts.write_text(f"@cert-authority 198.18.* {authority}\n")
+    (head / "a").write_text("x")
+    with connect(server(hosts)) as node:
+        assert node.push(["a"]).bytes > 0
+    hosts.known_hosts.write_text(f"@cert-authority *.example {authority}\n")
+    assert "unknown host key" in str(refused(hosts))
+    revoked = f"@revoked * {authority}\n@cert-authority * {authority}\n"
+    hosts.known_hosts.write_text(revoked)
+    assert "revoked" in str(refused(hosts))
+
+
+def test_a_host_certificate_for_another_name_is_refused(hosts: Hosts, head: Path) -> None:
+    authority = certified_host(hosts, head, "other.example")
+    hosts.known_hosts.write_text(f"@cert-authority * {authority}\n")
+    before = authentications(hosts, "h1")
+    assert "is for other.example, not for 198.18." in str(refused(hosts))
+    assert authentications(hosts, "h1") == before
+
+
+def test_a_forged_host_certificate_is_refused(hosts: Hosts, head: Path) -> None:
+    authority = certified_host(hosts, head, hosts["h1"].address)
+    path = hosts["h1"].folder / "host_key-cert.pub"
+    blob = paramiko.pkey.PublicBlob.from_file(str(path)).key_blob
+    whole = HostCertificate.read(blob)
+    assert whole.problem(hosts["h1"].address, time.time()) == ""
+    assert whole.authority == authority.split()[1]
+    forged = HostCertificate.read(blob.replace(b"198.18.", b"198.19."))
+    name = hosts["h1"].address.replace("198.18.", "198.19.")
+    assert forged.problem(name, time.time()) == "has a wrong signature"
+    assert replace(whole, kind=1).problem(hosts["h1"].address, 1.0) == "is not that of a host"
+    late = replace(whole, before=1)
+    assert late.problem(hosts["h1"].address, 2.0) == "is not valid at this time"
+
+
+def test_host_keys_from_a_known_hosts_command(hosts: Hosts, head: Path) -> None:
+    hosts.known_hosts.write_text("")
+    command, key = head / "known", hosts["h1"].public_key
+    command.write_text(f'#!/bin/sh\necho "$@" >> "{head}/asked"\necho "$1 {key}"\n')
+    command.chmod(0o755)
+    hosts.write_ssh_config(f'KnownHostsCommand "{command}" %H %t %I')
+    (head / "a").write_text("x")
+    with connect(server(hosts)) as node:
+        assert node.push(["a"]).bytes > 0
+    asked = (head / "asked").read_text().splitlines()
+    address = hosts["h1"].address
+    assert asked[:2] == [f"{address} NONE ORDER", f"{address} ssh-ed25519 HOSTNAME"]
+    command.write_text("#!/bin/sh\nexit 1\n")
+    assert "KnownHostsCommand" in str(refused(hosts))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_certificate_for_the_users_key_is_used(hosts: Hosts, head: Path, beside: bool) -> None:
+    authority, key = head / "user authority", head / "key"
+    for path in (authority, key):
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path]
+        subprocess.run(make, check=True)
+    sign = ["ssh-keygen", "-q", "-s", authority, "-I", "me", "-n", "root", key.with_suffix(".pub")]
+    subprocess.run(sign, check=True)
+    hosts["h1"].extra = [
+        f'TrustedUserCAKeys "{authority.with_suffix(".pub")}"',
+        "AuthorizedKeysFile none",
+    ]
+    hosts.restart_sshd("h1")
+    certificate = head / "key-cert.pub"
+    if not beside:
+        certificate = certificate.rename(head / "else where.pub")
+        assert refused(hosts, ssh_key=str(key)).cause == "auth"
+        hosts.write_ssh_config(f'CertificateFile "{certificate}"')
+    (head / "a").write_text("x")
+    with connect(server(hosts, ssh_key=str(key))) as node:
+        assert node.push(["a"]).bytes > 0
+
+
+@pytest.mark.parametrize("user", DOMAIN_USERS)
+def test_users_of_a_domain_are_taken_literally(hosts: Hosts, head: Path, user: str) -> None:
+    (head / "a").write_text("x")
+    with connect(server(hosts, user=user)) as node:
+        assert node.push(["a"]).bytes > 0
+    logged = user.replace("\\", "\\\\")  # as sshd writes it
+    assert f"Accepted publickey for {logged} from" in hosts["h1"].log
+
+
+def test_ipv6_as_host_and_as_jump(hosts: Hosts, head: Path) -> None:
+    first, second = hosts["h1"], hosts["h2"]
+    hosts.known_hosts.write_text(
+        f"{first.address6} {first.public_key}\n{second.address6} {second.public_key}\n"
+    )
+    (head / "a").write_text("x")
+    path = str(second.project)
+    with connect(server(hosts, second.address6, path=path)) as node:
+        assert node.push(["a"]).bytes > 0
+        assert node.run(["hostname"]).text == "h2"
+    for jump in (f"root@[{first.address6}]:22", f"[{first.address6}]"):
+        (second.project / "a").unlink()
+        hosts.write_ssh_config(f"Host {second.address6}", f"  ProxyJump {jump}")
+        with connect(server(hosts, second.address6, path=path)) as node:
+            assert node.run(["sh", "-c", "echo ${SSH_CLIENT%% *}"]).text == first.address6
+            assert node.push(["a"]).bytes > 0
 
 
 def test_aliases_and_ports_name_the_host_key(hosts: Hosts, head: Path) -> None:
@@ -534,9 +653,9 @@ def test_a_dropped_connection_is_tried_again(
 ) -> None:
     dropped: list[str] = []
 
-    def watched(settings: openssh.Settings) -> openssh.Link:
+    def watched(settings: SshSettings) -> link_module.Link:
         try:
-            return openssh.open_link(settings)
+            return link_module.open_link(settings)
         except ConnectError as error:
             dropped.append(error.cause)
             raise
@@ -628,7 +747,7 @@ def test_any_login_shell_takes_commands_words_and_copies(
         assert not (hosts["h1"].project / "pwned").exists()
         assert node.run(["sh", "-c", "cat; exit 7"], input=b"one\ntwo").stdout == b"one\ntwo"
         assert node.run(["sh", "-c", "exit 7"]).exit_code == 7
-        facts = probe(node, "me")
+        facts = probe(node)
         assert facts["host"] == "h1"
         assert node.push(["a b!"]).bytes > 0
         node.pull(["a b!"], head / "in")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts
-from tests.cluster.project import OWN, Project, Script, opened, own_jobs
+from tests.cluster.project import OWN, TWO_PHASE, Project, Script, opened, own_jobs
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.root
@@ -58,6 +58,25 @@ def test_the_second_ctrl_c_stops_at_once(hosts: Hosts, project: Project) -> None
     run.signal(signal.SIGINT)
     assert "0 done, 0 failed, 0 blocked, 6 left" in run.ends_with(130)
     nothing_runs(hosts)
+
+
+def test_a_training_that_is_stopped_saves_at_its_next_epoch_and_goes_on_from_there(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    with opened(tmp_path / "head") as project:
+        project.grid({"mode": ["target_only"]}, folds=(0,), max_epochs=4000)
+        project.config(hosts.servers()[:1], ssh_config=str(hosts.ssh_config))
+        run = project.start(TWO_PHASE)
+        project.wait_epoch("h1")
+        run.signal(signal.SIGINT)
+        wait_until(lambda: "running jobs finish" in run.said, what="the answer to Ctrl-C")
+        run.signal(signal.SIGINT)
+        assert "0 done, 0 failed, 0 blocked, 1 left" in run.ends_with(130)
+        nothing_runs(hosts)
+        assert list((hosts["h1"].project / "checkpoints").glob("*.ckpt"))
+        project.run(TWO_PHASE)
+        (done,) = project.found(event="done")
+        assert done["seconds"] is None  # it went on from the checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

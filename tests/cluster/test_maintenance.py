@@ -9,7 +9,9 @@ import shutil
 import struct
 import sys
 import termios
+import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -179,15 +181,40 @@ def test_clean_nodes_follows_no_link(hosts: Hosts, project: Project) -> None:
     shutil.rmtree(elsewhere)
 
 
-def test_setup_nodes_builds_the_environment_and_may_be_repeated(
-    hosts: Hosts, tmp_path: Path
-) -> None:
-    code = tmp_path / "code"
-    shutil.copytree(ROOT / "common", code / "common", ignore=shutil.ignore_patterns("__pycache__"))
+def wheel(folder: Path, name: str, version: str) -> Path:
+    """An installable package with nothing in it."""
+    path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
+    info = f"{name.replace('-', '_')}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A copy of the code whose requirements are empty packages: real ones take minutes."""
+    folder = tmp_path / "code"
+    shutil.copytree(
+        ROOT / "common", folder / "common", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for path in ROOT.glob("*.py"):
-        shutil.copy(path, code)
-    for name in ("requirements.txt", "constraints.txt"):  # real ones take minutes
-        (code / name).write_text("# nothing\n")
+        shutil.copy(path, folder)
+    names = ("torch", "numpy", "pydantic", "scikit-learn")
+    wheels = [wheel(tmp_path, name, metadata.version(name).partition("+")[0]) for name in names]
+    (folder / "requirements.txt").write_text("\n".join(map(str, wheels)) + "\n")
+    (folder / "constraints.txt").write_text("# nothing\n")
+    return folder
+
+
+def test_setup_nodes_builds_the_environment_and_may_be_repeated(
+    hosts: Hosts, tmp_path: Path, code: Path
+) -> None:
     with opened(tmp_path / "head", data=False, code=code) as project:
         servers = [
             {key: value for key, value in server.items() if key != "python"}
@@ -203,14 +230,42 @@ def test_setup_nodes_builds_the_environment_and_may_be_repeated(
         assert python.lstat().st_ctime_ns == made
         (hosts["h1"].project / "env/bin/python").unlink()  # a set-up that was interrupted
         project.run(TWO_PHASE, "--setup-nodes")
-        (hosts["h1"].project / "requirements.txt").unlink()
         (code / "requirements.txt").write_text(
             "a-package-that-nobody-has-made==0.0.1\n--no-index\n"
         )
-        assert (
-            "h1: the environment was not built: "
-            in project.run(TWO_PHASE, "--setup-nodes", code=1).said
-        )
+        said = project.run(TWO_PHASE, "--setup-nodes", code=1).said
+        assert "h1: the environment was not built: " in said
+
+
+def test_an_environment_in_which_nothing_can_work_is_no_success(
+    hosts: Hosts, tmp_path: Path, code: Path
+) -> None:
+    (code / "requirements.txt").write_text("# nothing\n")
+    with opened(tmp_path / "head", data=False, code=code) as project:
+        servers = [{**hosts.servers()[0], "python": "/usr/bin/python3"}]
+        project.config(servers, ssh_config=str(hosts.ssh_config))
+        said = project.run(TWO_PHASE, "--setup-nodes", code=1).said
+        assert "h1: torch, numpy, pydantic, scikit-learn not installed there" in said
+
+
+def test_setup_nodes_builds_with_the_python_that_is_named_and_it_is_used(
+    hosts: Hosts, tmp_path: Path, code: Path
+) -> None:
+    named = tmp_path / "my python"
+    log = tmp_path / "called"
+    named.write_text(f'#!/bin/sh\necho "$@" >> "{log}"\nexec {sys.executable} "$@"\n')
+    named.chmod(0o755)
+    with opened(tmp_path / "head", data=False, code=code) as project:
+        server = {**hosts.servers()[0], "python": str(named)}
+        project.config([server], ssh_config=str(hosts.ssh_config))
+        said = project.run(TWO_PHASE, "--setup-nodes").said
+        assert "h1: env/bin/python: python 3." in said
+        assert "-m venv env" in log.read_text()
+        log.unlink()
+        assert "h1: ok: " in project.run(TWO_PHASE, "--check").said
+        assert not log.exists()
+        project.config([{**server, "python": sys.executable}], ssh_config=str(hosts.ssh_config))
+        assert "h1: env/bin/python: " in project.run(TWO_PHASE, "--setup-nodes").said
 
 
 def test_the_notify_command_hears_of_the_first_failure_and_of_the_end(

@@ -119,37 +119,87 @@ def test_forty_slots_on_one_node_keep_to_what_sshd_allows(hosts: Hosts, project:
     assert not hosts.user_processes("h1")
 
 
-def test_two_projects_on_one_node_leave_each_other_alone(
-    hosts: Hosts, project: Project, tmp_path: Path
+@pytest.fixture
+def second(hosts: Hosts, tmp_path: Path) -> Iterator[Project]:
+    """Another project of the same user."""
+    with opened(tmp_path / "second head", data=False) as made:
+        yield made
+
+
+def use_one_node(hosts: Hosts, project: Project, folder: str, slots: int, **more: Any) -> Path:
+    """h1, with a project folder of its own there."""
+    there = hosts["h1"].folder / folder
+    entry = server(hosts, "h1", cpu_slots=slots) | {"path": str(there)}
+    project.config([entry], ssh_config=str(hosts.ssh_config), **more)
+    return there
+
+
+def test_a_slot_of_another_project_can_be_left_out(
+    hosts: Hosts, project: Project, second: Project
 ) -> None:
     own_jobs(project, 2, waits=True)
-    project.config([server(hosts, "h1", cpu_slots=1)], ssh_config=str(hosts.ssh_config))
+    there = use_one_node(hosts, project, "project", 1)
     first = project.start(*OWN)
     project.wait_for(event="started")
-    with opened(tmp_path / "second head", data=False) as second:
-        own_jobs(second, 4, waits=True)
-        elsewhere = hosts["h1"].folder / "another project"
-        second.config(
-            [server(hosts, "h1", cpu_slots=2) | {"path": str(elsewhere)}],
-            ssh_config=str(hosts.ssh_config),
-        )
-        run = second.start(*OWN)
-        wait_until(
-            lambda: "h1: slot 0 is left out: slot cpu0 held by " in run.said,
-            what="the slot that is left out",
-        )
-        assert str(project.folder) in run.said
-        (elsewhere / "go").touch()
-        run.ends_with(0)
-        assert {event["slot"] for event in second.found(event="started")} == {1}
-        second.config(
-            [server(hosts, "h1", cpu_slots=1) | {"path": str(elsewhere)}],
-            ssh_config=str(hosts.ssh_config),
-        )
-        assert "no node is left that can work" in second.run(*OWN, code=1).said
-    (hosts["h1"].project / "go").touch()
+    own_jobs(second, 4, waits=True)
+    elsewhere = use_one_node(hosts, second, "another project", 2)
+    run = second.start(*OWN, "--no-wait")
+    wait_until(
+        lambda: "h1: slot 0 is left out: slot cpu0 held by " in run.said,
+        what="the slot that is left out",
+    )
+    assert str(project.folder) in run.said
+    (elsewhere / "go").touch()
+    run.ends_with(0)
+    assert {event["slot"] for event in second.found(event="started")} == {1}
+    use_one_node(hosts, second, "another project", 1)
+    assert "no node is left that can work" in second.run(*OWN, "--no-wait", code=1).said
+    (there / "go").touch()
     assert "2 done" in first.ends_with(0)
-    assert len({trace["pid"] for trace in traces(hosts["h1"].project).values()}) == 1
+    assert len({trace["pid"] for trace in traces(there).values()}) == 1
+
+
+def test_a_second_project_waits_for_a_slot_and_takes_it_when_it_is_free(
+    hosts: Hosts, project: Project, second: Project
+) -> None:
+    own_jobs(project, 1, waits=True)
+    there = use_one_node(hosts, project, "project", 1)
+    first = project.start(*OWN)
+    project.wait_for(event="started")
+    own_jobs(second, 2)
+    use_one_node(hosts, second, "another project", 1)
+    run = second.start(*OWN)
+    wait_until(lambda: "h1: slot 0 is held by " in run.said, what="who holds the slot")
+    assert f"{project.folder} since " in run.said
+    wait_until(
+        lambda: "h1: waits for " in second.run(*OWN, "--status").said, what="the status to say so"
+    )
+    (there / "go").touch()
+    assert "1 done" in first.ends_with(0)
+    assert "2 done" in run.ends_with(0)
+
+
+def test_two_projects_take_turns(hosts: Hosts, project: Project, second: Project) -> None:
+    folders = []
+    for each, folder in ((project, "project"), (second, "another project")):
+        own_jobs(each, 3)
+        folders.append(use_one_node(hosts, each, folder, 1, turn_seconds=0))
+    own_jobs(project, 3, waits=True)
+    first = project.start(*OWN)
+    project.wait_for(event="started")
+    run = second.start(*OWN)
+    wait_until(lambda: "h1: slot 0 is held by " in run.said, what="who holds the slot")
+    (folders[0] / "go").touch()
+    assert "3 done" in first.ends_with(0)
+    assert "3 done" in run.ends_with(0)
+    began = [
+        (event["time"], name)
+        for name, each in (("first", project), ("second", second))
+        for event in each.found(event="started")
+    ]
+    order = [name for _, name in sorted(began)]
+    assert order[:2] == ["first", "second"]  # after one job, though the first has more
+    assert "first" in order[2:]
 
 
 def test_nodes_join_and_drain_when_the_configuration_is_edited(

@@ -1,7 +1,7 @@
 """What a node has, as JSON on standard output. Its text is given to the node's Python, so it needs
 nothing but the standard library.
 
-    python -c "$(cat probe.py)" OWNER < list of [data_path, file name] to be compared, as JSON
+    python -c "$(cat probe.py)" < list of [data_path, file name] to be compared, as JSON
 """
 
 from __future__ import annotations
@@ -50,21 +50,18 @@ def query(what: str, fields: str) -> list[list[str]]:
     )
 
 
-def ours(owner: str) -> set[int]:
-    """Processes of earlier workers of this very project: they will be ended, their GPUs are
-    free.
+def workers() -> set[int]:
+    """Processes that fill slots of this user. Their GPUs are not in use by others: this project's
+    own earlier worker is ended, another project's slot is waited for.
     """
     found = set()
-    for path in glob.glob(
-        os.path.join(tempfile.gettempdir(), f"ml-customization-{os.getuid()}", "slot-*.lock")
-    ):
+    folder = os.path.join(tempfile.gettempdir(), f"ml-customization-{os.getuid()}")
+    for path in glob.glob(os.path.join(folder, "slot-*.lock")):
         try:
             with open(path) as file:
-                holder = json.load(file)
-        except (OSError, ValueError):
+                found.add(json.load(file).get("pid"))
+        except (OSError, ValueError, AttributeError):
             continue
-        if holder.get("owner") == owner:
-            found.add(holder.get("pid"))
     return found
 
 
@@ -78,9 +75,9 @@ def user_of(pid: int) -> str:
         return "somebody"
 
 
-def gpus(owner: str) -> list[dict[str, str]]:
+def gpus() -> list[dict[str, str]]:
     """Every GPU, and who else computes on it."""
-    mine = ours(owner)
+    mine = workers()
     users: dict[str, str] = {}
     for row in query("compute-apps", "gpu_uuid,pid"):
         if len(row) == 2 and row[1].isdigit() and int(row[1]) not in mine:
@@ -124,7 +121,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": installed(),
         "cores": len(os.sched_getaffinity(0)),
-        "gpus": gpus(sys.argv[1] if len(sys.argv) > 1 else ""),
+        "gpus": gpus(),
         "driver": driver[0][0] if driver else None,
         "free_bytes": shutil.disk_usage(".").free,
         "clock": time.time(),

@@ -2,9 +2,13 @@
 speaks to it in JSON, one object a line.
 
 In:   {"job": id, "script": name, "values": {...}}   {"cancel": id}   {"beat": n}
-Out:  {"hello": {...}}   {"beat": n}   {"progress": id, ...}
+      {"stop": 1}: save a checkpoint at the next end of an epoch, then end
+Out:  {"waiting": {"holder": owner, "since": time}}: another project fills the slot
+      {"hello": {...}}   {"beat": n}   {"progress": id, ...}
       {"done": id, "result": {...}, "seconds": s, "log": tail}
       {"failed": id, "cause": c, "error": one line, "seconds": s, "log": tail}
+      {"yields": true}, also as a part of done and failed: the slot is given up to a project that
+      waits for it, and this worker ends
 
 With --measure the hello says how fast the slot is: "speed", bytes of windows per second.
 
@@ -20,7 +24,6 @@ import ast
 import contextlib
 import errno
 import faulthandler
-import fcntl
 import importlib.util
 import json
 import os
@@ -30,7 +33,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -40,8 +42,10 @@ from typing import IO, Any, NoReturn, Protocol
 
 from common.cli import one_line
 from common.cluster.on_node import processes
+from common.cluster.on_node.slot import SlotHeld, SlotLock, slot_folder, take_slot
 from common.errors import BaseModelNotFound, CorruptArtifact, NodeError, ProjectError
 from common.options import to_flags
+from common.training.stopping import Stopped, stopping
 
 LOG_TAIL = 16_384
 PROGRESS_SECONDS = 1.0
@@ -50,70 +54,6 @@ Message = dict[str, Any]
 
 class Cancelled(BaseException):
     """The head no longer wants the running job. Not an Exception: no job may swallow it."""
-
-
-class SlotHeld(ProjectError):
-    """Another project's worker fills the slot."""
-
-
-# -- the slot
-
-
-def slot_folder() -> Path:
-    """Where the slots' locks and logs lie: on the node's own disk."""
-    folder = Path(tempfile.gettempdir()) / f"ml-customization-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise ProjectError(f"{folder}: belongs to somebody else: have it removed, or set TMPDIR")
-    return folder
-
-
-def take_slot(name: str, owner: str) -> IO[str]:
-    """Lock the slot for as long as the returned file is open. A worker of the same owner (head and
-    project) is ended first.
-
-    Raises:
-        SlotHeld: another owner's worker fills it.
-    """
-    file = (slot_folder() / f"slot-{name}.lock").open("a+")
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            try:
-                _make_way(file, name, owner, patient=time.monotonic() < deadline)
-            except SlotHeld:
-                file.close()
-                raise
-            time.sleep(0.05)
-    file.seek(0)
-    file.truncate()
-    json.dump(
-        {"owner": owner, "pid": os.getpid(), "started": processes.start_time(os.getpid())}, file
-    )
-    file.flush()
-    return file
-
-
-def _make_way(file: IO[str], name: str, owner: str, *, patient: bool) -> None:
-    file.seek(0)
-    try:
-        holder = json.loads(file.read() or "{}")
-    except ValueError:  # it is being written
-        holder = {}
-    if (holder and holder.get("owner") != owner) or not patient:
-        raise SlotHeld(
-            f"slot {name} held by {holder.get('owner', 'another worker')} (process"
-            f" {holder.get('pid', '?')})"
-        )
-    pid = holder.get("pid")
-    if isinstance(pid, int) and processes.start_time(pid) == holder.get("started"):
-        processes.end([*processes.descendants(pid), pid])
-    # it was killed, and what it had forked holds its lock
-    elif isinstance(pid, int) and processes.start_time(pid) is None:
-        processes.end(processes.in_session(pid))
 
 
 # -- the connection to the head
@@ -132,12 +72,12 @@ class Head:
         self._marker, self._beat, self._silence = marker, beat_seconds, silence_seconds
         self._writing = threading.Lock()
         self._cancelled: str | None = None
+        self.idle = True  # no job runs
         self.jobs: queue.Queue[Message] = queue.Queue()
 
-    def start(self, hello: Message) -> None:
-        """Say hello, then listen and beat."""
+    def start(self) -> None:
+        """Send the marker, then listen and beat."""
         self._write(f"\n{self._marker}\n".encode())
-        self.send({"hello": hello})
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
         threading.Thread(target=self._beating, name="beat", daemon=True).start()
 
@@ -189,6 +129,14 @@ class Head:
             self.jobs.put(message)
         elif "cancel" in message:
             self._cancelled = message["cancel"]
+        elif "stop" in message:
+            self._stop()
+
+    def _stop(self) -> None:
+        """A training that runs saves its checkpoint and ends the process; else it ends now."""
+        stopping.wanted = True
+        if self.idle:
+            end_everything()
 
 
 def _clock() -> float:
@@ -250,12 +198,30 @@ class Worker:
         self._head, self._code, self._device, self._log = head, code, device, log
         self._runs: dict[str, Callable[..., Mapping[str, Any]] | None] = {}
 
-    def serve(self, jobs: queue.Queue[Message]) -> NoReturn:
-        """Job after job, until the head is gone."""
+    def serve(self, head: Head, slot: SlotLock) -> NoReturn:
+        """Job after job, until the head is gone or another project's turn has come."""
         while True:
             self._log.truncate(0)
-            message = jobs.get()
-            self._head.send(self.outcome(message))
+            try:
+                message = head.jobs.get(timeout=1.0)
+            except queue.Empty:
+                if slot.must_yield(idle=True):
+                    head.send({"yields": True})
+                    end_everything()
+                continue
+            head.idle = False
+            try:
+                outcome = self.outcome(message)
+            except Stopped:  # its checkpoint is saved
+                end_everything()
+            head.idle = True
+            if stopping.wanted:
+                end_everything()
+            slot.worked()
+            yields = slot.must_yield()
+            head.send({**outcome, **({"yields": True} if yields else {})})
+            if yields:
+                end_everything()
 
     def outcome(self, message: Message) -> Message:
         """Run one job; whatever happens to it is in the answer."""
@@ -396,6 +362,8 @@ def main() -> None:
     flags = argparse.ArgumentParser(description="started by the orchestrators, not by hand")
     for name in ("project", "slot", "owner", "marker", "device"):
         flags.add_argument(f"--{name}", required=True)
+    flags.add_argument("--no-wait", action="store_true")
+    flags.add_argument("--turn", type=float, default=60.0)
     flags.add_argument("--beat", type=float, default=5.0)
     flags.add_argument("--silence", type=float, default=60.0)
     flags.add_argument("--measure", action="store_true")
@@ -407,27 +375,25 @@ def main() -> None:
     processes.adopt_orphans()
     with contextlib.suppress(OSError):  # already the leader of its group
         os.setsid()
+    head.start()
+
+    def waiting(held: SlotHeld) -> None:
+        head.send({"waiting": {"holder": held.holder, "since": held.since}})
+
     try:
-        slot = take_slot(args.slot, args.owner)
+        slot = take_slot(args.slot, args.owner, None if args.no_wait else waiting, args.turn)
     except ProjectError as error:
-        head.start({"refused": one_line(error)})
+        head.send({"hello": {"refused": one_line(error)}})
         sys.exit(3)
     log_path = slot_folder() / f"slot-{args.slot}.log"
     with log_path.open("ab", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         faulthandler.enable(log)
-        head.start(
-            {
-                "pid": os.getpid(),
-                "host": platform.node(),
-                "log": str(log_path),
-                "slot": args.slot,
-                "lock": slot.name,
-                **(_measured(args.device) if args.measure else {}),
-            }
-        )
-        Worker(head, code, args.device, log).serve(head.jobs)
+        hello = {"pid": os.getpid(), "host": platform.node(), "log": str(log_path)}
+        hello |= {"slot": args.slot, "lock": str(slot.path)}
+        head.send({"hello": hello | (_measured(args.device) if args.measure else {})})
+        Worker(head, code, args.device, log).serve(head, slot)
 
 
 if __name__ == "__main__":

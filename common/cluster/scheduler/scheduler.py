@@ -60,7 +60,7 @@ class Scheduler:
         self._jobs = Jobs(self.limits, queue, self._log, self._slots.forget)
         self._placement = Placement(queue, self._slots, self.learning)
         self._copies = Copies(self.limits, self._jobs, self._nodes, self._slots, self.learning)
-        self._stopping = False
+        self._stopping = self._slots_expected = False
 
     # ---- events of jobs
 
@@ -272,6 +272,10 @@ class Scheduler:
         """The copy on `node` was wrong or is gone."""
         self._nodes.lose_base(self._nodes[node], base)
 
+    def expect_slots(self, expected: bool) -> None:
+        """Slots will come for sure (another project fills them now): do not give up before."""
+        self._slots_expected = expected
+
     def tick(self, now: float) -> None:
         """Notice silent nodes and end delays. `assign` does this too."""
         suspects, silent = self._nodes.expire(now)
@@ -280,7 +284,7 @@ class Scheduler:
                 self._copies.settle(now, copy.job, f"{host.name} is silent")
         for host in silent:
             self._copies.close(now, host, f"silent for {now - host.heard:.0f} s")
-        self._nodes.count_idle(now, self._jobs.left > 0)
+        self._nodes.count_idle(now, self._jobs.left > 0 and not self._slots_expected)
 
     # ---- questions
 

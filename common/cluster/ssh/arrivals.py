@@ -15,7 +15,7 @@ from common.cluster.estimates import kind
 from common.cluster.scheduler.states import JobState
 from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import Fetched
-from common.cluster.ssh.nodes import Node, Nodes
+from common.cluster.ssh.nodes import Node, RunNodes
 from common.jobs.job_files import Job
 from common.jobs.verdicts import State
 from common.paths import Paths
@@ -24,7 +24,7 @@ from common.paths import Paths
 class Arrivals:
     """The results that a run's nodes have made."""
 
-    def __init__(self, run: RunContext, nodes: Nodes) -> None:
+    def __init__(self, run: RunContext, nodes: RunNodes) -> None:
         self._run, self._nodes = run, nodes
         self._todo: deque[Callable[[], object]] = deque()
         # base -> (node, experiment found there), to be judged once the base is on the head

@@ -16,8 +16,8 @@ from common.cluster.ssh.node_commands import (
     send_code,
     slot_plan,
 )
-from common.cluster.ssh.payload import code_files, owner
-from common.cluster.transport.connection import connect
+from common.cluster.ssh.payload import code_files
+from common.cluster.transport.connection import BUILT_FROM, connect
 from common.cluster.work import Say
 from common.data.data_sets import DataSha256
 from common.data.manifest import file_sha256
@@ -58,7 +58,7 @@ def _check_node(
 ) -> tuple[str, bool]:
     try:
         with connect(server, paths.root) as node:
-            facts = probe(node, owner(paths), () if node.shared else files)
+            facts = probe(node, () if node.shared else files)
             slots = slot_plan(server, facts)
             remarks = [*check_facts(server.name, facts), *slots.left_out]
             missing = [
@@ -106,19 +106,35 @@ def _compare(files: Sequence[File], there: Sequence[str | None], sha256: DataSha
 
 
 def setup_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
-    """Build each node's environment, `{path}/env`, from requirements.txt. Safe to repeat. Returns
-    whether all have one.
+    """Build each node's environment, `{path}/env`, from requirements.txt, with the Python that the
+    configuration names. Safe to repeat. Returns whether all nodes can work.
     """
     with ThreadPoolExecutor(len(config.servers) or 1) as pool:
         return all(list(pool.map(lambda server: _setup_node(server, paths, say), config.servers)))
 
 
-# An environment without pip is what an interrupted set-up leaves: it is built anew.
-_SETUP = (
-    "set -e; env/bin/python -m pip --version >/dev/null 2>&1 || { rm -rf env; python3 -m venv env;"
-    " }; exec env/bin/python -m pip install --quiet --disable-pip-version-check -r"
-    ' "$1/requirements.txt" -c "$1/constraints.txt"'
-)
+# $1: folder of requirements.txt; $2: the Python to build from, as the configuration names it.
+# An environment without pip is what an interrupted set-up leaves: it is built again. One that was
+# made in another way, from another Python, is left alone.
+_SETUP = f"""set -e
+case "$2" in "") python=python3;; "~/"*) python=$HOME/${{2#"~/"}};; *) python=$2;; esac
+built=$(cat {BUILT_FROM} 2>/dev/null) || built=
+if ! env/bin/python -m pip --version >/dev/null 2>&1; then
+    rm -rf env
+elif test -n "$2" && test "$built" != "$2"; then
+    if test -n "$built"; then
+        rm -rf env
+    elif test "$(env/bin/python -c "$3")" != "$("$python" -c "$3")"; then
+        echo "env/ is there, built from another Python than $2: remove it, or name no python" >&2
+        exit 1
+    fi
+fi
+test -d env || "$python" -m venv env
+printf %s "$2" > {BUILT_FROM}
+exec env/bin/python -m pip install --quiet --disable-pip-version-check \\
+    -r "$1/requirements.txt" -c "$1/constraints.txt"
+"""
+_WHICH_PYTHON = "import sys; print(sys.base_prefix, sys.version_info[:2])"
 
 
 def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
@@ -126,20 +142,22 @@ def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
         with connect(server, paths.root) as node:
             node.push(() if node.shared else code_files(), base=CODE_ROOT)
             say(f"{server.name}: building env/ from requirements.txt")
-            done = node.run(
-                ["sh", "-c", _SETUP, "sh", str(CODE_ROOT) if node.shared else "."], timeout=3600
-            )
+            named = "" if server.python == "env/bin/python" else server.python or ""
+            code = str(CODE_ROOT) if node.shared else "."
+            argv = ["sh", "-c", _SETUP, "sh", code, named, _WHICH_PYTHON]
+            done = node.run(argv, timeout=3600)
             if not done.ok:
                 raise NodeError(
                     f"the environment was not built: {done.last_words or 'no answer'}",
                     node=server.name,
                 )
             node.refresh()
-            facts = probe(node, owner(paths))
-            say(
-                f"{server.name}: {node.python}: python {facts['python']}, torch"
-                f" {facts['versions'].get('torch')}"
-            )
+            facts = probe(node)
+            torch = facts["versions"].get("torch")
+            say(f"{server.name}: {node.python}: python {facts['python']}, torch {torch}")
+            for remark in check_facts(server.name, facts):
+                say(f"{server.name}: {remark}")
+            slot_plan(server, facts)
             return True
     except OF_ONE_NODE as error:
         say(f"{server.name}: {_cause(error)}")
@@ -199,7 +217,7 @@ def _clean_node(server: Server, paths: Paths, verified: Mapping[str, str], say: 
             if node.shared:
                 say(f"{server.name}: its project folder is the head's: nothing to clean")
                 return True
-            send_code(node, probe(node, owner(paths)))
+            send_code(node, probe(node))
             removed = remove_files(node, verified)
             say(
                 f"{server.name}: {removed} files removed from {BASE_MODELS}/ and {EXPERIMENTS}/,"

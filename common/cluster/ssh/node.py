@@ -139,7 +139,7 @@ class NodeThreads:
         closings, connection = self._closings, None
         try:
             connection = connect(self.server, self.paths.root)
-            facts = probe(connection, self.needs.owner)
+            facts = probe(connection)
             plan = slot_plan(self.server, facts)
             notes = [*plan.left_out, *check_facts(self.name, facts)]
             send_code(connection, facts, self.needs.extra)
@@ -184,7 +184,8 @@ class NodeThreads:
             self.server.jobs_per_gpu,
             self.needs.owner,
             marker,
-            self.needs.measure,
+            wait=self.needs.wait,
+            measure=self.needs.measure,
         )
         try:
             process = connection.start(argv)

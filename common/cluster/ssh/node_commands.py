@@ -57,11 +57,11 @@ def set_aside(connection: Connection, names: Iterable[str]) -> None:
         )
 
 
-def probe(connection: Connection, owner: str, files: Sequence[File] = ()) -> dict[str, Any]:
+def probe(connection: Connection, files: Sequence[File] = ()) -> dict[str, Any]:
     """What the node has, SHA-256 of `files` included. Raises NodeError when its Python does not
     answer.
     """
-    argv = [connection.python, "-c", PROBE_TEXT, owner]
+    argv = [connection.python, "-c", PROBE_TEXT]
     result = connection.run(argv, input=json.dumps(files).encode(), timeout=3600 if files else 60)
     try:
         facts = json.loads(result.stdout.splitlines()[-1])
@@ -179,6 +179,8 @@ def worker_argv(
     jobs_per_gpu: int,
     owner: str,
     marker: str,
+    *,
+    wait: bool,
     measure: bool,
 ) -> list[str]:
     """The command of a worker. It sees its own GPU only."""
@@ -201,6 +203,7 @@ def worker_argv(
         "device": "cpu" if slot.gpu is None else "0",
     }
     flags |= {"beat": str(settings.heartbeat_seconds), "silence": str(settings.close_seconds)}
+    flags |= {"turn": str(settings.turn_seconds)}
     return [
         "env",
         *environment,
@@ -208,5 +211,6 @@ def worker_argv(
         "-m",
         "common.cluster.on_node.worker",
         *(f"--{name}={value}" for name, value in flags.items()),
-        *(["--measure"] if measure else []),
+        *(() if wait else ("--no-wait",)),
+        *(("--measure",) if measure else ()),
     ]

@@ -1,4 +1,4 @@
-"""The nodes of a run. `Node` is the one record of a node; `Nodes` says which there are."""
+"""The nodes of a run. `Node` is the one record of a node; `RunNodes` says which there are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.cluster.scheduler.states import JobState
 from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import Joined, Left, Listed, Tell
 from common.cluster.ssh.node import NodeThreads
-from common.cluster.ssh.worker_link import WorkerLink
+from common.cluster.ssh.worker_link import WorkerLink, WorkerState
 from common.cluster.transport.connection import manual_rsync_command
 from common.errors import ProjectError
 from common.jobs.inputs import File
@@ -86,6 +86,12 @@ class Node:
         self.stage, self._pause = Stage.OPEN, REJOIN_SECONDS[0]
 
     @property
+    def shown_state(self) -> str:
+        """Its stage for --status, with the holders of slots that are waited for."""
+        holders = {w.holder for w in self.workers.values() if w.state is WorkerState.WAITING}
+        return f"waits for {', '.join(sorted(holders))}" if holders else self.stage.value
+
+    @property
     def is_open(self) -> bool:
         """Whether the scheduler knows it."""
         return self.stage is Stage.OPEN
@@ -134,7 +140,7 @@ class Node:
         return ended
 
 
-class Nodes:
+class RunNodes:
     """The nodes of a run: they join, are lost, tried again, and follow cluster_config.json."""
 
     def __init__(self, run: RunContext, tell: Tell) -> None:

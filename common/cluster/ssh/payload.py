@@ -21,6 +21,7 @@ class Needs:
     bases: tuple[str, ...]
     experiments: tuple[str, ...]
     owner: str
+    wait: bool = True  # for slots that another project fills
     trusted: bool = False  # --skip-sync: no base model is sent before it is missed
     # SHA-256 of what the head has beside the data: dataset.json, lists of windows
     beside: dict[File, str] = field(default_factory=dict)

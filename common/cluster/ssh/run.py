@@ -30,13 +30,14 @@ from common.cluster.ssh.events import (
     Said,
     Started,
 )
-from common.cluster.ssh.nodes import Node, Nodes
+from common.cluster.ssh.nodes import Node, RunNodes
 from common.cluster.ssh.sending import Sending
 from common.cluster.ssh.worker_link import WorkerLink
 from common.cluster.ssh.workers import Workers
 from common.cluster.work import Outcome, Show
 from common.jobs.job_files import Job
 
+SAVE_SECONDS = 5.0  # that trainings have to reach the end of an epoch and save a checkpoint
 END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 AT_ONCE = 1_000  # events that are handled before everything else is looked at again
 
@@ -52,7 +53,7 @@ class Runner:
         self.interrupts = 0  # 1: finish what runs; 2: stop now
         self.outcome = Outcome()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.nodes = Nodes(context, self._events.put)
+        self.nodes = RunNodes(context, self._events.put)
         self._arrivals = Arrivals(context, self.nodes)
         self._workers = Workers(context, self.nodes, self._arrivals)
         self._sending = Sending(context, self.nodes, self._workers)
@@ -144,13 +145,14 @@ class Runner:
             self._stopping = True
             run.scheduler.stop_starting()
             run.say(
-                "running jobs finish, nothing new starts; Ctrl-C again stops now (everything can be"
-                " resumed)"
+                "running jobs finish, nothing new starts; Ctrl-C again stops now: trainings save at"
+                " their next epoch, within 5 s, and the next run goes on from there"
             )
         if now - self._beat_at >= run.config.heartbeat_seconds:
             self._beat_at = now
             self._workers.beat(now)
         self.nodes.tick(now)
+        run.scheduler.expect_slots(self._workers.waiting)
         run.scheduler.tick(now)
 
     def _decide(self, now: float) -> None:
@@ -167,11 +169,25 @@ class Runner:
     # -- the end
 
     def _stop(self) -> None:
-        """End all workers and wait for their end, so that nothing is left running on a node."""
+        """End all workers and wait for their end, so that nothing is left running on a node. When
+        the user stops the run, trainings first have a moment to save their state.
+        """
         waited = {worker for node in self.nodes for worker in node.workers.values()}
+        if self.interrupts >= 2:
+            for worker in waited:
+                worker.send({"stop": 1})
+            self._await_ends(waited, SAVE_SECONDS)
         for worker in waited:
             worker.end()
-        deadline = time.monotonic() + END_SECONDS
+        self._await_ends(waited, END_SECONDS)
+        _kill(waited)
+        for node in self.nodes:
+            node.stop()
+        shutil.rmtree(self.context.paths.incoming, ignore_errors=True)
+
+    def _await_ends(self, waited: set[WorkerLink], seconds: float) -> None:
+        """Remove from `waited` the workers that end within this time."""
+        deadline = time.monotonic() + seconds
         while waited and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 event = self._events.get(timeout=0.1)
@@ -182,10 +198,6 @@ class Runner:
                     waited.discard(event.worker)
                 elif isinstance(event, Said):
                     event.worker.handled()
-        _kill(waited)
-        for node in self.nodes:
-            node.stop()
-        shutil.rmtree(self.context.paths.incoming, ignore_errors=True)
 
     def _conclude(self) -> Outcome:
         run, outcome = self.context, self.outcome
@@ -264,7 +276,7 @@ class Runner:
         }
 
     def _node_status(self, node: Node, now: float) -> dict[str, Any]:
-        run, state, jobs = self.context, node.stage.value, list[str]()
+        run, state, jobs = self.context, node.shown_state, list[str]()
         if node.is_open:
             state, jobs = run.scheduler.node_state(node.name), run.scheduler.jobs_on(node.name)
         running = [

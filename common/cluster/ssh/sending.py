@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.cluster.scheduler.states import Assignment, SlotId
 from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import Arrived
-from common.cluster.ssh.nodes import Item, Node, Nodes, WaitingJob
+from common.cluster.ssh.nodes import Item, Node, RunNodes, WaitingJob
 from common.cluster.ssh.workers import Workers
 from common.cluster.transport.connection import manual_rsync_command
 from common.jobs.inputs import beside_files, data_files, path_of
@@ -15,7 +15,7 @@ from common.paths import BASE_MODELS
 class Sending:
     """Starts each assigned job as soon as its node has what the job reads."""
 
-    def __init__(self, run: RunContext, nodes: Nodes, workers: Workers) -> None:
+    def __init__(self, run: RunContext, nodes: RunNodes, workers: Workers) -> None:
         self._run, self._nodes, self._workers = run, nodes, workers
 
     @property

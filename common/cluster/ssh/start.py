@@ -75,6 +75,7 @@ def _needs(request: Request, prepared: Prepared) -> Needs:
         tuple(bases),
         tuple(job.id for job in work.others if job.kind == "finetune"),
         owner(request.paths),
+        wait=request.wait_for_slots,
         trusted=not request.sync,
         beside=found_beside(request.paths, jobs) if any(data.values()) else {},
         measure=len(request.config.servers) > 1 and all(job.kind != "script" for job in jobs),
@@ -112,7 +113,7 @@ def data_fingerprints(
         try:
             with connect(server, paths.root) as node:
                 if not node.shared:
-                    send_code(node, probe(node, owner(paths)))
+                    send_code(node, probe(node))
                     return inventory(node, files, (), ()).data
         # the run itself will say why this node is left out
         except (ProjectError, OSError, EOFError):

@@ -30,7 +30,9 @@ class WorkerState(Enum):
     """How a worker stands, as the run's event loop sees it."""
 
     STARTING = "starting"  # it has not said hello
+    WAITING = "waiting"  # another project fills the slot
     READY = "ready"  # it takes jobs
+    YIELDING = "yielding"  # it gives the slot up to another project, and a new worker waits for it
     ENDING = "ending"  # it gets no more jobs, and its end is expected
 
 
@@ -43,12 +45,21 @@ class WorkerLink:
         self.node, self.slot, self._process, self._tell = node, slot, process, tell
         self.place = SlotId(node.name, slot.index)  # its slot, as the scheduler calls it
         self.state = WorkerState.STARTING  # changed by the event loop only
+        self.holder = ""  # of the slot, while it waits
+        self.job = ""  # that it was given last
+        self.epoch: object = None  # of that job
+        self.epoch_at = 0.0  # when that epoch was reported first
         self.log: str | None = None  # on the node
         self.heard = time.monotonic()
         self._given: set[str] = set()  # jobs that it may speak of
         self._marker = marker.encode()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._unhandled = threading.Semaphore(UNHANDLED)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it gets no more jobs."""
+        return self.state in (WorkerState.ENDING, WorkerState.YIELDING)
 
     def begin(self) -> None:
         """Start listening and sending. Report Started first: the worker may end at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from common.cluster.scheduler.states import Cancellation, SlotId
 from common.cluster.ssh.arrivals import Arrivals
 from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import Ended, Said, Started
-from common.cluster.ssh.nodes import Node, Nodes, Stage
+from common.cluster.ssh.nodes import Node, RunNodes, Stage
 from common.cluster.ssh.worker_link import WorkerLink, WorkerState
 from common.jobs.job_files import Job
 
@@ -23,7 +24,7 @@ STARTS = 3  # of a worker in a row that never said hello
 class Workers:
     """Handles the events of all workers of a run."""
 
-    def __init__(self, run: RunContext, nodes: Nodes, arrivals: Arrivals) -> None:
+    def __init__(self, run: RunContext, nodes: RunNodes, arrivals: Arrivals) -> None:
         self._run, self._nodes, self._arrivals = run, nodes, arrivals
         self._starts: dict[SlotId, int] = {}  # of workers that never said hello
         self._resent: dict[str, int] = {}  # by job
@@ -42,15 +43,37 @@ class Workers:
             for worker in node.workers.values():
                 worker.send({"beat": 0})
             ready = [w for w in node.workers.values() if w.state is WorkerState.READY]
+            if not node.is_open:
+                self._lose_if_silent(now, node)
             if not node.is_open or all(
                 now - worker.heard > self._run.config.suspect_seconds for worker in ready
             ):
                 continue
             for worker in ready:
                 if (silent := now - worker.heard) > self._run.config.close_seconds:
-                    self._end_frozen(now, worker, f"it was silent for {silent:.0f} s")
+                    self._end_now(now, worker, f"it was silent for {silent:.0f} s")
+                elif self._is_stalled(now, worker):
+                    minutes = self._run.config.stall_minutes
+                    why = f"{worker.job} finished no epoch in {minutes:g} minutes (stall_minutes)"
+                    self._end_now(now, worker, why)
 
-    def _end_frozen(self, now: float, worker: WorkerLink, why: str) -> None:
+    def _is_stalled(self, now: float, worker: WorkerLink) -> bool:
+        """Whether its training goes on without an epoch; a user's own script has none."""
+        job = self._run.scheduler.job_at(worker.place)
+        return (
+            job == worker.job
+            and self._run.jobs[job].kind != "script"
+            and now - worker.epoch_at > 60 * self._run.config.stall_minutes
+        )
+
+    def _lose_if_silent(self, now: float, node: Node) -> None:
+        """A node on which all slots are waited for is not yet the scheduler's matter."""
+        waiting = [w for w in node.workers.values() if w.state is WorkerState.WAITING]
+        silence = min((now - worker.heard for worker in waiting), default=0.0)
+        if silence > self._run.config.close_seconds:
+            self._nodes.lose(now, node, f"{node.name}: silent for {silence:.0f} s", transient=True)
+
+    def _end_now(self, now: float, worker: WorkerLink, why: str) -> None:
         threading.Thread(target=worker.kill, daemon=True).start()
         self.on_ended(now, Ended(worker, 128 + signal.SIGKILL, why))
 
@@ -61,7 +84,7 @@ class Workers:
         run, job, node = self._run, self._run.jobs[name], self._nodes.get(slot.node)
         worker = node.workers.get(slot.number) if node is not None else None
         # its end is reported next, or its slot is given up
-        if node is None or worker is None or worker.state is WorkerState.ENDING:
+        if node is None or worker is None or worker.is_leaving:
             return
         values = dict(job.values)
         if job.kind == "finetune" and not node.shared:
@@ -69,6 +92,7 @@ class Workers:
         if run.work.retrain:
             values["_retrain"] = True
         worker.send({"job": name, "script": run.work.scripts[job.kind], "values": values})
+        worker.job, worker.epoch, worker.epoch_at = name, None, now
         run.scheduler.started(now, name, slot.node)
         run.journal.event("started", job=name, node=slot.node, slot=slot.number)
 
@@ -76,7 +100,7 @@ class Workers:
         """The worker has nothing to do; the scheduler may give up its slot. share: the slot's speed
         over that of its node's first slot, where both were measured.
         """
-        slot_is_kept = worker.state is WorkerState.ENDING or self._run.scheduler.slot_free(
+        slot_is_kept = worker.is_leaving or self._run.scheduler.slot_free(
             now, worker.place, worker.slot.gpu, share
         )
         if not slot_is_kept:
@@ -113,24 +137,56 @@ class Workers:
         worker, message, jobs = event.worker, event.message, self._run.jobs
         worker.handled()
         node = self._node_of(worker)
-        if node is None or worker.state is WorkerState.ENDING:
+        if node is None or worker.is_leaving:
             return
         if node.is_open:
             self._run.scheduler.heartbeat(now, node.name)
         if "hello" in message:
             self._on_hello(now, node, worker, message["hello"])
+        elif "waiting" in message:
+            self._on_waiting(node, worker, message["waiting"])
         elif message.get("progress") in jobs:
             self._run.progress[message["progress"]] = {**message, "node": node.name}
+            if message["epoch"] != worker.epoch:
+                worker.epoch, worker.epoch_at = message["epoch"], now
         elif message.get("done") in jobs:
             self._on_done(now, node, worker, message)
         elif message.get("failed") in jobs:
             self._on_failed(now, node, worker, message)
+        if "yields" in message:
+            self._on_yields(now, node, worker)
+
+    def _on_waiting(self, node: Node, worker: WorkerLink, holder: Mapping[str, Any]) -> None:
+        if worker.state not in (WorkerState.STARTING, WorkerState.WAITING):
+            return
+        worker.state, worker.holder = WorkerState.WAITING, str(holder["holder"])
+        since = time.strftime("%d %b %H:%M", time.localtime(float(holder["since"])))
+        self._run.say(
+            f"{node.name}: slot {worker.slot.index} is held by {worker.holder} since {since}:"
+            " waiting for it (--no-wait leaves it out)"
+        )
+
+    def _on_yields(self, now: float, node: Node, worker: WorkerLink) -> None:
+        """Another project's turn: the worker ends, and a new one waits for the slot."""
+        worker.state = WorkerState.YIELDING
+        node.waiting.pop(worker.slot.index, None)
+        self._run.scheduler.slot_gone(now, worker.place)
+        self._run.journal.event("worker", node=node.name, slot=worker.slot.index, state="yields")
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a slot is waited for that another project fills."""
+        return any(
+            worker.state is WorkerState.WAITING
+            for node in self._nodes
+            for worker in node.workers.values()
+        )
 
     def _on_hello(
         self, now: float, node: Node, worker: WorkerLink, hello: Mapping[str, Any]
     ) -> None:
-        if worker.state is not WorkerState.STARTING:  # a second hello would free a busy slot
-            return
+        if worker.state not in (WorkerState.STARTING, WorkerState.WAITING):
+            return  # a second hello would free a busy slot
         if "refused" in hello:
             self._lose_slot(now, node, worker, str(hello["refused"]))
             return
@@ -156,7 +212,8 @@ class Workers:
         self, now: float, node: Node, worker: WorkerLink, message: Mapping[str, Any]
     ) -> None:
         job = self._run.jobs[message["done"]]
-        self.free(now, worker)
+        if "yields" not in message:
+            self.free(now, worker)
         self._run.progress.pop(job.id, None)
         self._run.keep_log(job.id, message)
         self._arrivals.trained(now, job, node, message)
@@ -180,7 +237,7 @@ class Workers:
         self._count_failure(now, job.id, node, worker, str(cause), text)
         if cause == "gpu_gone":
             self._lose_gpu(now, node, worker, text)
-        else:
+        elif "yields" not in message:
             self.free(now, worker)
 
     def _count_failure(
@@ -229,7 +286,9 @@ class Workers:
         if node is None:
             return
         del node.workers[worker.slot.index]
-        if worker.state is WorkerState.ENDING:
+        if worker.state is WorkerState.YIELDING and event.code is not None:
+            node.threads.start_worker(worker.slot)
+        if worker.is_leaving:
             return
         if event.code is None:
             why = f"{node.name}: connection lost ({event.words or 'no answer'})"

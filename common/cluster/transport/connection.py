@@ -32,13 +32,12 @@ from types import TracebackType
 import paramiko
 
 from common.cluster.config import Server
+from common.cluster.transport.link import Link, open_link
 from common.cluster.transport.openssh import (
     CONNECT_SECONDS,
     ConnectError,
-    Link,
-    Settings,
+    SshSettings,
     expand_home,
-    open_link,
     read_settings,
 )
 from common.cluster.transport.process import LocalProcess, Process, RemoteProcess, Result
@@ -59,6 +58,7 @@ SESSIONS = 8  # on one connection; sshd allows 10, and rsync's ssh has its own
 COPIES = 2  # at a time and node
 ATTEMPTS = 5  # to connect: sshd drops bursts of new connections
 DEFAULT_PATH = "~/ml-customization"
+BUILT_FROM = "env/built-from"  # the Python that env/ was built from, as the configuration names it
 OUTPUT_LIMIT = 64 << 20
 
 # What sshd hands to the login shell, whatever that is (csh reads a quoted argument with line breaks
@@ -70,10 +70,12 @@ _START = (
     'mlc_n=$(printf "\\nx"); mlc_n=${{mlc_n%x}}; cd {folder} || exit 96;'
     ' printf "%s %s\\n" {marker} "$$"; printf "%s\\n" {marker} >&2; (exec {command}); exit "$?"\n'
 )
+# Where env/ was built by --setup-nodes from the Python that is named, env/ is used.
 _RESOLVE = (
     'case "$1" in "~") p=$HOME;; "~/"*) p=$HOME/${1#"~/"};; /*) p=$1;; *) p=$HOME/$1;; esac; case'
     ' "$2" in "") q=python3;; "~/"*) q=$HOME/${2#"~/"};; *) q=$2;; esac; mkdir -p "$p" && cd "$p"'
-    ' && { test "$2" || ! test -x env/bin/python || q=env/bin/python; } && printf "%s\\0" "$p" "$q"'
+    f' && if test -x env/bin/python && {{ test -z "$2" || test "$2" = "$(cat {BUILT_FROM}'
+    ' 2>/dev/null)"; }; then q=env/bin/python; fi && printf "%s\\0" "$p" "$q"'
 )
 _LINKS = 'for f; do if test -L "$f"; then printf "%s\\0" "$f"; fi; done'
 _KILL = 'kill -KILL "-$1" 2>/dev/null || kill -KILL "$1"'
@@ -255,7 +257,13 @@ class Local(Connection):
         self.refresh()
 
     def refresh(self) -> None:
-        self.python = expand_home(self.server.python) if self.server.python else sys.executable
+        built_from = Path(self.path, BUILT_FROM)
+        if not self.server.python:
+            self.python = sys.executable
+        elif built_from.is_file() and built_from.read_text() == self.server.python:
+            self.python = "env/bin/python"
+        else:
+            self.python = expand_home(self.server.python)
 
     def _start(self, argv: list[str], keep_all: bool) -> Process:
         try:
@@ -287,7 +295,7 @@ class Ssh(Connection):
 
     def __init__(self, server: Server, project: Path) -> None:
         super().__init__(server, project)
-        self._settings: Settings = read_settings(server)
+        self._settings: SshSettings = read_settings(server)
         self._links: list[_Shared] = []
         self._guard, self._opening = threading.Lock(), threading.Lock()
         self.path = "/"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from common.cluster.config import ClusterConfig, Gpu, Probe, Server, load_config, slots
 from common.errors import InputError, NodeError
@@ -313,3 +314,14 @@ def test_gpus_that_are_not_there_are_the_nodes_fault_and_never_become_cores(
 ) -> None:
     with pytest.raises(NodeError, match=words):
         slots(Server(host="a", **keys), probe)
+
+
+@pytest.mark.parametrize("user", ["LAB\\ann", "ann@lab.example", "ann.b-c_d"])
+def test_users_of_a_domain_are_plain_names(user: str) -> None:
+    assert Server(host="a", user=user).user == user
+
+
+@pytest.mark.parametrize("user", ["ann\\", "-ann", "a b", "a;b", "a$b", "../x", "a\n"])
+def test_a_user_that_a_shell_could_misread_is_refused(user: str) -> None:
+    with pytest.raises(ValidationError, match="may not"):
+        Server(host="a", user=user)

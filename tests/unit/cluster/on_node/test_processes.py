@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cluster.on_node import processes, worker
+from common.cluster.on_node import processes, slot
 from common.cluster.transport.process import LocalProcess
 from tests.conftest import ROOT, wait_until
 
@@ -134,15 +134,15 @@ def test_a_slot_whose_worker_was_killed_is_taken_from_what_it_had_forked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    path = worker.slot_folder() / "slot-cpu0.lock"
+    path = slot.slot_folder() / "slot-cpu0.lock"
     dead = LocalProcess("here", [sys.executable, "-S", "-c", LEAVES_A_FORK, str(path)], tmp_path)
     try:
         assert dead.read_line(30) == b"hello\n"
         path.write_text(json.dumps({"owner": "us", "pid": dead.pid, "started": "1"}))
         dead.wait(30)
-        with pytest.raises(worker.SlotHeld):
-            worker.take_slot("cpu0", "somebody else")
-        worker.take_slot("cpu0", "us").close()
+        with pytest.raises(slot.SlotHeld):
+            slot.take_slot("cpu0", "somebody else")
+        slot.take_slot("cpu0", "us").close()
         assert not processes.in_session(dead.pid)
     finally:
         dead.kill()

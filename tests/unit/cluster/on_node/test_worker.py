@@ -4,13 +4,16 @@ the head is gone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ import pytest
 
 from common.cluster.on_node import processes
 from common.cluster.on_node import worker as worker_module
-from common.cluster.on_node.worker import SlotHeld, cause_of, slot_folder, take_slot
+from common.cluster.on_node.slot import SlotHeld, slot_folder, take_slot
+from common.cluster.on_node.worker import cause_of
 from common.errors import (
     BaseModelNotFound,
     CorruptArtifact,
@@ -83,7 +87,10 @@ class Worker:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         while (line := self.stdout.readline()) and line.strip() != MARKER.encode():
             continue
-        self.hello = self.read()["hello"] if line else {}
+        first = self.read() if line else {}
+        while "beat" in first:
+            first = self.read()
+        self.hello, self.waiting = first.get("hello", {}), first.get("waiting", {})
 
     def read(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self.stdout.readline())
@@ -98,6 +105,13 @@ class Worker:
         while kind not in (message := self.read()):
             continue
         return message
+
+    def close(self) -> None:
+        """End its input, and wait for its end."""
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self.stdin.close()
+        self.process.wait(30)
+        self.stdout.close()
 
     def job(self, what: str, number: int = 0) -> None:
         self.send(job=f"j{number}", script="own.py", values={"what": what, "device": "7"})
@@ -217,7 +231,7 @@ def test_silence_of_the_head_ends_it(folder: Path) -> None:
 def test_a_newer_worker_of_the_same_project_ends_the_older_and_another_project_is_refused(
     folder: Path, worker: Worker
 ) -> None:
-    other = Worker(folder, "somebody else")
+    other = Worker(folder, "somebody else", "--no-wait")
     assert "slot cpu0 held by me" in other.hello["refused"]
     assert other.process.wait(30) == 3
     assert worker.process.poll() is None
@@ -228,6 +242,76 @@ def test_a_newer_worker_of_the_same_project_ends_the_older_and_another_project_i
     newer.process.wait(30)
     for pipe in (other.stdin, other.stdout, newer.stdout):
         pipe.close()
+
+
+def test_a_project_waits_for_the_slot_of_another_and_gets_it(folder: Path, worker: Worker) -> None:
+    other = Worker(folder, "somebody else")
+    assert other.waiting["holder"] == "me"
+    assert abs(other.waiting["since"] - time.time()) < 100
+    assert other.answer("beat")
+    worker.stdin.close()
+    assert other.answer("hello")["hello"]["slot"] == "cpu0"
+    other.close()
+
+
+def test_a_worker_that_waits_for_a_slot_ends_with_its_input(folder: Path, worker: Worker) -> None:
+    other = Worker(folder, "somebody else")
+    assert other.waiting
+    other.close()
+    assert other.process.returncode == 1
+
+
+@pytest.mark.parametrize(("turn", "yields"), [(0, True), (1000, False)])
+def test_a_slot_is_given_up_after_a_job_once_its_turn_is_over(
+    folder: Path, turn: int, yields: bool
+) -> None:
+    first = Worker(folder, "me", f"--turn={turn}")
+    first.job("plain", 0)
+    assert "yields" not in first.answer("done")  # nobody waits
+    second = Worker(folder, "somebody else")
+    wait_until(lambda: slot_is_queued_for(folder), what="the queue")
+    first.job("plain", 1)
+    assert first.answer("done").get("yields", False) is yields
+    if yields:
+        assert first.process.wait(30) == 1
+        assert second.answer("hello")
+    else:
+        assert first.process.poll() is None
+    first.close()
+    second.close()
+
+
+def slot_is_queued_for(folder: Path) -> bool:
+    """Whether a worker holds the queue of slot cpu0."""
+    queue = folder.parent / f"ml-customization-{os.getuid()}/slot-cpu0.queue"
+    if not queue.exists():
+        return False
+    with queue.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_an_idle_slot_is_given_up_to_who_waits_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    with take_slot("cpu0", "me", turn=1000) as lock:
+        lock._worked -= 100
+        assert not lock.must_yield(idle=True)
+        with (slot_folder() / "slot-cpu0.queue").open("a") as queue:
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            assert lock.must_yield(idle=True)
+            assert not lock.must_yield()
+            lock.worked()
+            assert not lock.must_yield(idle=True)
+
+
+def test_a_worker_that_is_told_to_stop_ends_at_once_where_it_runs_nothing(worker: Worker) -> None:
+    worker.send(stop=1)
+    assert worker.process.wait(30) == 1
 
 
 def test_a_slot_is_free_again_when_its_holder_is_gone(

@@ -115,7 +115,8 @@ def test_set_up_and_cleaning_go_on_with_the_other_nodes(
     assert not setup_nodes(
         answering(gone=EOFError("the link ended"), bare=bare, good=FACTS), paths, said.append
     )
-    assert {"gone: the link ended", "bare: python3: python 3.11, torch None"} <= set(said)
+    lacking = "torch, numpy, pydantic, scikit-learn not installed there: run with --setup-nodes"
+    assert {"gone: the link ended", f"bare: {lacking}"} <= set(said)
     assert any(line.startswith("good: python3: python 3.11, torch 2") for line in said)
     said.clear()
     config = answering(

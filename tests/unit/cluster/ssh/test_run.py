@@ -25,20 +25,19 @@ from common.cluster.ssh.events import Arrived, Ended, Fetched, Joined, Left, Lis
 from common.cluster.ssh.nodes import Stage
 from common.cluster.ssh.payload import Needs
 from common.cluster.ssh.run import Runner
-from common.cluster.ssh.worker_link import WorkerState
+from common.cluster.ssh.worker_link import WorkerLink
 from common.cluster.work import Work
 from common.jobs import verdicts
 from common.jobs.job_files import Job
 from common.paths import Paths
 
 
-class PlayedWorker:
+class PlayedWorker(WorkerLink):
     """The head's end of a worker that this test speaks for."""
 
     def __init__(self, node: PlayedThreads, slot: Slot) -> None:
-        self.node, self.slot, self.place = node, slot, SlotId(node.name, slot.index)
-        self.state, self.log, self.ended = WorkerState.STARTING, None, False
-        self.heard = time.monotonic()
+        super().__init__(node, slot, None, "mark", node.tell)  # type: ignore[arg-type]
+        self.ended = False
         self.got: list[dict[str, Any]] = []
 
     def send(self, message: dict[str, Any]) -> None:
@@ -75,7 +74,7 @@ class PlayedThreads:
     def join(self) -> None: ...
 
     def start_worker(self, slot: Slot) -> None:
-        self.tell(Started(PlayedWorker(self, slot)))  # type: ignore[arg-type]
+        self.tell(Started(PlayedWorker(self, slot)))
 
     def send_bases(self, bases: Sequence[str], *, damaged: bool = False) -> None:
         self.sending.append(tuple(bases))
@@ -386,3 +385,69 @@ def test_times_of_silence_that_are_changed_in_a_run_count_from_the_next_on(play:
         60,
     )
     assert "from the next run on" in run.said[-1]
+
+
+def test_a_slot_that_another_project_fills_is_waited_for_however_long(play: Any) -> None:
+    run = play(script("a"))
+    node = run.node()
+    run.tell(Listed(node, (), ()), Joined(node, node.plan))
+    node.start_worker(node.plan.slots[0])
+    run.tell()
+    run.say({"waiting": {"holder": "lab:/other", "since": 0.0}})
+    assert "n: slot 0 is held by lab:/other since " in run.said[-1]
+    assert run.run.status()["nodes"][0]["state"] == "waits for lab:/other"
+    now = time.monotonic()
+    for later in range(0, 2000, 100):
+        run.scheduler.tick(now + later)
+    assert not run.run._is_over()
+    run.say({"hello": {"log": ""}})
+    assert run.worker().jobs == ["a"]
+
+
+def test_a_silent_node_whose_slots_are_all_waited_for_is_lost(play: Any) -> None:
+    run = play(script("a"), heartbeat_seconds=0.001, suspect_seconds=30, close_seconds=60)
+    node = run.node()
+    run.tell(Listed(node, (), ()), Joined(node, node.plan))
+    node.start_worker(node.plan.slots[0])
+    run.tell()
+    run.say({"waiting": {"holder": "lab:/other", "since": 0.0}})
+    run.worker().heard -= 70
+    run.tell()
+    assert run.record().stage is Stage.LOST
+
+
+def test_a_slot_that_is_given_up_gets_no_job_until_its_next_worker_has_it(play: Any) -> None:
+    run = play(script("a", "b"))
+    run.join()
+    first = run.worker()
+    (job,) = first.jobs
+    run.say({"done": job, "seconds": 1.0, "yields": True})
+    assert first.jobs == [job]
+    run.tell(Ended(first, 1, ""))
+    second = run.worker()
+    assert second is not first
+    run.say({"waiting": {"holder": "lab:/other", "since": 0.0}})
+    assert second.jobs == []
+    run.say({"hello": {"log": ""}})
+    assert len(second.jobs) == 1
+    assert run.record().failed == 0
+
+
+def test_a_training_without_an_epoch_for_long_counts_as_lost_on_its_node(play: Any) -> None:
+    run = play([base("a"), *script("b")], {"host": "n", "cpu_slots": 2}, heartbeat_seconds=0.001)
+    run.join()
+    (slot,) = [index for index in (0, 1) if run.worker(index).jobs == ["a"]]
+    worker = run.worker(slot)
+    for message in ({"progress": "a", "epoch": 1, "of": 9},) * 2:
+        run.say(message, slot)
+    worker.epoch_at -= 31 * 60
+    run.say({"progress": "a", "epoch": 2, "of": 9}, slot)
+    assert run.worker(slot) is worker
+    for other in (worker, run.worker(1 - slot)):
+        other.epoch_at -= 31 * 60
+    run.say({"progress": "a", "epoch": 2, "of": 9}, slot)
+    assert worker.ended
+    assert run.worker(slot) is not worker
+    assert run.worker(1 - slot).jobs == ["b"]  # a user's own script has no epochs
+    assert run.state("a") is JobState.READY
+    assert "a finished no epoch in 30 minutes (stall_minutes)" in run.scheduler.cause("a")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.cluster.config import Server
 from common.cluster.transport import connection as connection_module
+from common.cluster.transport import openssh
 from common.cluster.transport.connection import ConnectError, Result, Ssh, connect
 from common.cluster.transport.openssh import own_options, read_settings, ssh_options
 from common.cluster.transport.rsync import (
@@ -30,6 +31,7 @@ from common.cluster.transport.rsync import (
     rsync_argv,
 )
 from common.errors import InputError, NodeError
+from tests.conftest import wait_until
 
 WORDS = st.lists(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),
@@ -291,6 +293,22 @@ def test_no_setting_switches_host_key_checking_off(
     assert not any("StrictHostKeyChecking=no" in option for option in found.options)
 
 
+@pytest.mark.parametrize(
+    ("jump", "argv"),
+    [
+        ("second", ["--", "second"]),
+        ("ann@second", ["-l", "ann", "--", "second"]),
+        ("second:2200", ["-p", "2200", "--", "second"]),
+        ("me@[::1]:2222", ["-l", "me", "-p", "2222", "--", "::1"]),
+        ("[fe80::1%eth0]", ["--", "fe80::1%eth0"]),
+        ("LAB\\ann@second:22", ["-l", "LAB\\ann", "-p", "22", "--", "second"]),
+        ("ann@lab.example@second", ["-l", "ann@lab.example", "--", "second"]),
+    ],
+)
+def test_a_jumps_destination_is_given_to_ssh_in_parts(jump: str, argv: list[str]) -> None:
+    assert openssh._jump(jump) == argv
+
+
 def test_jumps_go_through_ssh_that_asks_nothing_and_rsync_takes_the_same_way(
     tmp_path: Path,
 ) -> None:
@@ -313,7 +331,12 @@ def test_jumps_go_through_ssh_that_asks_nothing_and_rsync_takes_the_same_way(
         "ConnectTimeout=15",
         "-W",
         "[192.0.2.7]:22",
-        "ssh://ann@second:2200",
+        "-l",
+        "ann",
+        "-p",
+        "2200",
+        "--",
+        "second",
     )
     assert shlex.split(found.options[-1].removeprefix("ProxyCommand=")) == list(found.proxy)
 
@@ -405,7 +428,14 @@ def test_a_command_that_outlives_its_time_is_killed_with_its_children(tmp_path: 
         assert result.exit_code is None
         assert "no end within the time allowed" in result.last_words
         child = Path(f"/proc/{int(result.stdout)}/stat")
-        assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+        def ended() -> bool:
+            try:
+                return child.read_text().rpartition(")")[2].split()[0] in "ZX"
+            except OSError:
+                return True
+
+        wait_until(ended, what="the end of the child")
 
 
 def test_a_long_lived_process_is_spoken_with_line_by_line(tmp_path: Path) -> None:
