@@ -275,7 +275,9 @@ class Options(BaseModel):
     )
     use_augmentation: bool = option(False, "augment training windows", "always")
     jitter_std: NonNegative = option(
-        0.005, "SD of added noise, in the data's units", "with_augmentation"
+        0.005,
+        "SD of added noise: in the data's units, or with normalization train in each channel's SDs",
+        "with_augmentation",
     )
     magnitude_range: MagnitudeRange = option(
         [0.98, 1.02], "lowest and highest factor of magnitude scaling", "with_augmentation"

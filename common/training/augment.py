@@ -7,7 +7,7 @@ monitoring using convolutional neural networks", ICMI 2017.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -24,7 +24,8 @@ class Augment:
     """Change windows in place; each of the three is applied to a window with probability
     `aug_prob`, independently.
 
-    jitter_std: SD of white noise added to every sample, in the data's units (0: none).
+    jitter_std: SD of white noise added to every sample (0: none), in the data's units or, where
+    `channel_sd` is given, in SDs of each channel.
     magnitude_range: lowest and highest factor, one factor a window, uniform.
     time_warp_std: SD of the knots around 1 of the warp's speed, a cubic spline; shared by all
     channels, first and last sample stay (0: none).
@@ -34,6 +35,11 @@ class Augment:
     magnitude_range: tuple[float, float] = (0.98, 1.02)
     aug_prob: float = 0.3
     time_warp_std: float = 0.2
+    channel_sd: tuple[float, ...] | None = None
+
+    def relative_to(self, sd: Tensor) -> Augment:
+        """The same with noise in units of `sd` [channels], those of a model's normalisation."""
+        return replace(self, channel_sd=tuple(sd.tolist()))
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """x: float32 [windows, channels, samples] with any strides, changed in place and returned.
@@ -52,13 +58,13 @@ class Augment:
             drawn = torch.rand(len(x), generator=generator) * (high - low) + low
             factor = torch.where(chosen[1], drawn, factor)
         seed = int(torch.randint(2**62, (), generator=generator))
-        spread = torch.where(chosen[2], self.jitter_std, 0.0)
+        spread = torch.where(chosen[2], self.jitter_std, 0.0)[:, None] * self._units(x.shape[1])
         library = kernel().library if x.device.type == "cpu" else None
         if library is None:
             self._scale_and_jitter(x, factor, spread, seed)
         else:
             dense, rows = x.contiguous(), len(x) * x.shape[1]
-            factor, spread = (v.repeat_interleave(x.shape[1]) for v in (factor, spread))
+            factor, spread = factor.repeat_interleave(x.shape[1]), spread.flatten()
             library.stack_augment(
                 dense.data_ptr(), rows, x.shape[2], factor.data_ptr(), spread.data_ptr(), seed
             )
@@ -66,13 +72,19 @@ class Augment:
                 x.copy_(dense)
         return x
 
+    def _units(self, channels: int) -> Tensor:
+        """What noise of SD 1 is in each channel, [channels]."""
+        return torch.ones(channels) if self.channel_sd is None else torch.tensor(self.channel_sd)
+
     def _scale_and_jitter(self, x: Tensor, factor: Tensor, spread: Tensor, seed: int) -> None:
+        """factor: [windows]; spread: [windows, channels]."""
         x.mul_(factor.to(x.device, non_blocking=True)[:, None, None])
-        rows = spread.nonzero().squeeze(1)
+        rows = spread.any(dim=1).nonzero().squeeze(1)
         if len(rows):
             generator = torch.Generator(x.device).manual_seed(seed)
             noise = torch.randn(len(rows), *x.shape[1:], generator=generator, device=x.device)
-            x.index_add_(0, rows.to(x.device, non_blocking=True), noise.mul_(self.jitter_std))
+            scale = spread[rows].to(x.device, non_blocking=True)[:, :, None]
+            x.index_add_(0, rows.to(x.device, non_blocking=True), noise.mul_(scale))
 
     def _warp(self, x: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
         samples = x.shape[2]

@@ -25,6 +25,7 @@ from torch import Tensor
 from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
 from common.errors import CorruptArtifact, InputError, TrainingError
 from common.training.adam import Adam
+from common.training.augment import Augment
 from common.training.backends import Backend, backend_for
 from common.training.metrics import confusion, macro_f1
 from common.training.networks import Model
@@ -217,6 +218,9 @@ class _Run:
             pos_weight=_pos_weight(settings.pos_weight, train),
             compiled_batch=settings.batch_size if settings.compiled else None,
         )
+        self.augment = settings.augment
+        if isinstance(settings.augment, Augment) and model.normalized:
+            self.augment = settings.augment.relative_to(model.sd)
         self.done = _Progress()
         self.best: State = {}
         self.stopped_by: Literal["patience", "max_epochs"] | None = None
@@ -260,8 +264,8 @@ class _Run:
         with _seeded(epoch_seed(settings.seed_key, epoch, "dropout"), self.device):
             chunks = self.train.chunks(order, [sum(piece) for piece in pieces])
             for piece, (x, y) in zip(pieces, chunks, strict=True):
-                if settings.augment is not None:
-                    x = settings.augment(x, augment)
+                if self.augment is not None:
+                    x = self.augment(x, augment)
                 total += self.backend.train(x, y, piece, self.optimizer)
         self.done.updates += len(batches)
         return total / len(order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,16 @@ def test_jitter_has_the_asked_spread():
     x = some_windows()
     noise = changed(Augment(**{**NOTHING, "jitter_std": 0.25}, aug_prob=1.0), x) - x
     assert abs(float(noise.std()) - 0.25) < 0.01
+
+
+@pytest.mark.parametrize("with_kernel", [True, False])
+def test_jitter_is_relative_to_each_channels_sd_where_it_is_given(with_kernel, monkeypatch):
+    if not with_kernel:
+        monkeypatch.setattr("common.training.augment.kernel", lambda: SimpleNamespace(library=None))
+    x, sd = some_windows(), torch.tensor([1.0, 10.0, 0.1])
+    augment = Augment(**{**NOTHING, "jitter_std": 0.25}, aug_prob=1.0).relative_to(sd)
+    noise = changed(augment, x) - x
+    assert (noise.std(dim=(0, 2)) / sd).tolist() == pytest.approx([0.25] * 3, rel=0.05)
 
 
 def test_jitter_is_normal_and_white():
