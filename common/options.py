@@ -319,7 +319,7 @@ class Options(BaseModel):
                         f"{name}: is for the built-in networks; give it to {self.model} in"
                         " --model_options"
                     )
-        if self.augmentation is not None and not self.use_augmentation:
+        if self.augmentation is not None and not (self.use_augmentation or self.augments):
             raise ValueError("augmentation: is applied only with --use_augmentation: add it")
         return self
 
@@ -341,11 +341,18 @@ class Options(BaseModel):
             )
         return self
 
+    @property
+    def augments(self) -> bool:
+        """Whether this very training augments: a fine-tune may have its own choice."""
+        own = getattr(self, f"use_augmentation{OWN}", None)
+        return self.use_augmentation if own is None else bool(own)
+
     def own_files(self) -> list[str]:
         """The user's own files that this training reads, named by where they lie: below the project
         folder ('./net.py') or, for initial weights, perhaps absolute.
         """
-        files = [own_code(self.model), own_code(self.augmentation or "")]
+        augmentation = self.augmentation if self.augments else None
+        files = [own_code(self.model), own_code(augmentation or "")]
         names = [own[0] for own in files if own is not None]
         if isinstance(self, BaseOptions) and self.init_weights is not None:
             names.append(self.init_weights)

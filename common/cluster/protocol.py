@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from common.artifacts import Json
+from common.artifacts import Json, sha256
 from common.cli import one_line
 from common.errors import CorruptArtifact, InputError
 from common.jobs import identity
 from common.jobs.job_files import Job
-from common.options import BaseOptions, FinetuneOptions, O
+from common.options import BaseOptions, FinetuneOptions, O, Options, own_code
 from common.validation import first_problem
 
 MAX_TEXT = 2_000
@@ -249,6 +249,7 @@ def base_record(job: Job, metadata: Mapping[str, Any], data: Mapping[str, str]) 
     }
     _compare(job, "metadata", metadata, expected)
     _same_options(job, metadata.get("config"), BaseOptions, identity.hash_fields)
+    _own_code(job, options, metadata, data)
     _form(job, _BaseRecord, metadata)
 
 
@@ -283,6 +284,7 @@ def experiment_record(
     )
     _same_options(job, config.get("options"), FinetuneOptions, _named_by)
     _compare(job, "options", config["options"], {"prefix": job.values["prefix"]})
+    _own_code(job, options, config, data)
     # The hash may be another one of the same training, from a grid with other participants: the
     # weights say what it started from.
     for where, record in (("config.json", config), ("metrics.json", metrics)):
@@ -298,6 +300,27 @@ def experiment_record(
         )
         if scored and value is not None and _number(value) is None:
             raise CorruptArtifact(f"{job.id}: {name} in metrics.json is no number: it is not used")
+
+
+def _own_code(
+    job: Job, options: Options, record: Mapping[str, Any], data: Mapping[str, str]
+) -> None:
+    """The code that a result keeps is run when the result is used: it must be the head's own."""
+    augmentation = options.augmentation if options.augments else None
+    named = {"model": own_code(options.model), "augmentation": own_code(augmentation or "")}
+    kept = record.get("own_code") or {}
+    expected = {kind for kind, own in named.items() if own is not None}
+    right = isinstance(kept, dict) and kept.keys() == expected
+    for kind in expected if right else ():
+        entry, own = kept[kind], named[kind]
+        assert own is not None
+        source = entry.get("source") if isinstance(entry, dict) else None
+        right = right and isinstance(source, str) and (entry.get("file"), entry.get("name")) == own
+        right = right and sha256(str(source).encode(errors="replace")) == data.get(f"./{own[0]}")
+    if not right:
+        raise CorruptArtifact(
+            f"{job.id}: the code that its record keeps is not the code here: it is not used"
+        )
 
 
 def _named_by(options: FinetuneOptions) -> Json:

@@ -166,9 +166,7 @@ def expand(
         job = finetune_job(entry, where, data)
         add_job(finetunes, job, f"{where}: job {number}", _ADVICE)
         if job.needs and job.needs not in bases:
-            bases[job.needs] = base_job(
-                {name: job.values[name] for name in _BASE_OPTIONS if name != "prefix"}, where, data
-            )
+            bases[job.needs] = base_job(_of_the_base(job), where, data)
     _check_analysis(grid.analysis, where, finetunes.values())
     return list(bases.values()), list(finetunes.values())
 
@@ -181,6 +179,14 @@ def _check_analysis(analysis: Mapping[str, Any], where: str, jobs: Collection[Jo
                 f"{where}: analysis: {name} is {analysis[name]!r}, which is not in the grid"
                 f" ({', '.join(sorted(map(str, there)))})"
             )
+
+
+def _of_the_base(job: Job) -> dict[str, Any]:
+    """The options of the base job that a fine-tune needs."""
+    values = {name: job.values[name] for name in _BASE_OPTIONS if name != "prefix"}
+    if not values["use_augmentation"]:  # the fine-tune alone augments
+        values["augmentation"] = None
+    return values
 
 
 def _entries(

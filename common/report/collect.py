@@ -274,7 +274,8 @@ def _row(run: Run, project: Project, rules: EventRules) -> Json:
         "split_seed": _split_seed(manifest),
         "data_family": _data_family(manifest, options.data_path),
     }
-    row |= {key: metrics.get(key) for key in ("best_epoch", "epochs", "updates", "stopped_by")}
+    ended = ("parameters", "best_epoch", "epochs", "updates", "stopped_by")
+    row |= {key: metrics.get(key) for key in ended}
     # Without a selection set there is no early stopping: the last epoch is meant to be reached.
     row["hit_max_epochs"] = (
         metrics.get("stopped_by") == "max_epochs" and options.target_val != "none"

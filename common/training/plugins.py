@@ -91,7 +91,9 @@ def read(paths: Paths, options: Options, fingerprints: Mapping[str, str]) -> Own
     """
     return Own(
         _read(paths, "model", options.model, fingerprints),
-        _read(paths, "augmentation", options.augmentation, fingerprints),
+        _read(
+            paths, "augmentation", options.augmentation if options.augments else None, fingerprints
+        ),
     )
 
 

@@ -274,3 +274,30 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     path.write_text('{"grid": {"lr": [0.001], "lr": [0.01]}}')
     with pytest.raises(InputError, match=r"g\.json: the key 'lr' is given twice"):
         read_grid(path)
+
+
+def test_a_fine_tune_alone_may_use_an_own_augmentation_and_its_base_another_or_none(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "own.py").touch()
+    fixed = {"participants": ["ann", "bob"], "data_path": "d", "augmentation": "own.py:turn"}
+    made = {}
+    for base, tuned in ((False, True), (True, False), (True, True)):
+        spec = {
+            "fixed": {**fixed, "use_augmentation": base},
+            "finetune": {"use_augmentation": tuned},
+        }
+        bases, finetunes = expand(
+            GridSpec.parse(spec, "grid"), "grid", Data(Paths(tmp_path)), ["0"]
+        )
+        made[base, tuned] = (
+            bases[0].base.own_files(),
+            finetunes[0].finetune.own_files(),
+            finetunes[0].needs == bases[0].id,
+        )
+    own = ["./own.py"]
+    assert made == {
+        (False, True): ([], own, True),
+        (True, False): (own, [], True),
+        (True, True): (own, own, True),
+    }
