@@ -1,0 +1,54 @@
+"""Fine-tunes whose published base model was deleted meanwhile pull its training in again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common import artifacts
+from common.cluster.config import ClusterConfig, Server
+from common.cluster.request import Request, without_their_base
+from common.cluster.work import Outcome
+from common.jobs.job_files import Job
+from common.paths import Paths
+
+BASES = [Job("base", name * 16, {}) for name in "abc"]
+FINETUNES = [Job("finetune", f"p/fold0_{job.id[0]}", {}, job.id) for job in BASES]
+A, B, C = (job.id for job in FINETUNES)
+
+
+@pytest.fixture
+def request_of_all(tmp_path: Path) -> Request:
+    """Three base models, of which only b is published."""
+    paths = Paths(tmp_path)
+    artifacts.publish_base_model(paths, BASES[1].id, b"weights", {})
+    config = ClusterConfig(servers=[Server(host="localhost")])
+    return Request(paths, Path("c.json"), config, BASES, FINETUNES, only="failed")
+
+
+def failed(*jobs: str) -> dict[str, tuple[str, str]]:
+    return dict.fromkeys(jobs, ("Base model not found", ""))
+
+
+def test_only_those_whose_base_is_gone_run_again_with_its_training(request_of_all: Request) -> None:
+    again = without_their_base(request_of_all, Outcome(failed=failed(A, B)))
+    assert again is not None
+    assert (again.bases, again.others, again.only) == (BASES[:1], FINETUNES[:1], None)
+
+
+def test_a_base_whose_own_training_failed_is_not_tried_once_more(request_of_all: Request) -> None:
+    lost = failed(BASES[0].id) | failed(B)
+    assert without_their_base(request_of_all, Outcome(failed=lost, blocked=[A])) is None
+
+
+def test_an_interrupted_run_goes_on_with_nothing(request_of_all: Request) -> None:
+    outcome = Outcome(failed=failed(A), interrupted=True)
+    assert without_their_base(request_of_all, outcome) is None
+
+
+def test_the_later_run_decides_about_what_it_repeated() -> None:
+    outcome = Outcome(done=2, failed=failed(A, B), blocked=[C])
+    later = Outcome(done=2, left=["x"], why="because")
+    outcome.add(later, [FINETUNES[0], FINETUNES[2]])
+    assert outcome == Outcome(done=4, failed=failed(B), left=["x"], why="because")
