@@ -51,7 +51,7 @@ class Learning:
         self._all = Ratio()
         self._kinds: dict[str, Ratio] = {}
         self._factors: dict[str, float] = {}  # worked out so far
-        self._told: dict[str, float] = {}  # factors when `moved` was last True
+        self._reported: dict[str, float] = {}  # factors when `moved` was last True
         self._squares = 4 * 0.3**2  # of the logarithm's error; a prior worth four jobs off by 30 %
         self._count = 4
 
@@ -67,9 +67,9 @@ class Learning:
     def moved(self) -> bool:
         """Whether some factor has changed by more than 2 % since this last was True."""
         now = {kind: self.factor(kind) for kind in self._kinds}
-        if all(abs(now[kind] / self._told.get(kind, math.inf) - 1) <= 0.02 for kind in now):
+        if all(abs(now[kind] / self._reported.get(kind, math.inf) - 1) <= 0.02 for kind in now):
             return False
-        self._told = now
+        self._reported = now
         return True
 
     def work(self, record: JobRecord) -> float:

@@ -1,4 +1,4 @@
-"""The scheduler: it is told what happened and decides which job starts next and where.
+"""The scheduler: takes events of jobs, nodes and slots, decides which job starts next and where.
 
 Every call takes `now`, monotonic seconds; there is no I/O, no thread and no clock here. Ask
 `assign(now)` what to start, `cancellations()` what to stop and `changes()` what to log. Call

@@ -1,5 +1,5 @@
-"""A cluster that exists only as numbers: it obeys the scheduler, moves its clock when told, and
-raises when an order could not be carried out.
+"""A simulated cluster: it carries out the scheduler's orders in simulated time and raises when one
+cannot be carried out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ HEARTBEAT = 5.0
 
 
 class SimulatedCluster:
-    """Keeps its own books of slots and starts, so that what the scheduler believes is checked
-    against what is.
+    """Records slots and starts itself, to check the scheduler's records against.
 
-    slots: what each slot does: None idle, a job's id, "down" (no worker) or "stopping" (told to
-    cancel).
+    slots: what each slot does: None idle, a job's id, "down" (no worker) or "stopping" (its
+    job was cancelled).
     """
 
     def __init__(self, limits: Limits | None = None) -> None:

@@ -273,7 +273,7 @@ def test_a_job_on_a_suspect_node_is_ready_while_nobody_else_can_take_it() -> Non
     assert world.starts["j"] == 1
 
 
-def test_a_node_that_speaks_before_60_s_keeps_its_job_and_the_later_copy_is_cancelled() -> None:
+def test_a_node_heard_before_60_s_keeps_its_job_and_the_later_copy_is_cancelled() -> None:
     world = cluster("n1", jobs=one())
     world.step()
     world.add_node("n2")
@@ -353,7 +353,7 @@ def test_a_closed_node_gets_nothing_until_it_joins_again() -> None:
     assert world.step() == ["j"]
 
 
-def test_a_node_that_is_named_again_while_it_is_suspect_stays_so_until_it_speaks() -> None:
+def test_a_node_added_again_while_it_is_suspect_stays_so_until_it_is_heard() -> None:
     world = cluster("n", jobs=one())
     world.mute.add("n")
     world.scheduler.tick(31)
@@ -634,7 +634,7 @@ def test_cores_beside_a_gpu_have_a_speed_of_their_own() -> None:
     assert scheduler.speed("n") == 10.0
 
 
-def test_a_job_on_a_slow_slot_tells_of_the_node_what_it_would_take_on_the_others() -> None:
+def test_a_job_on_a_slow_slot_counts_with_what_it_would_take_on_the_others() -> None:
     scheduler = Scheduler()
     scheduler.add_jobs(0, [PlannedJob(f"j{i}", 10) for i in range(4)])
     scheduler.add_node(0, "n", speed=10.0)

@@ -115,7 +115,7 @@ class Storm(RuleBasedStateMachine):
         self.world.mute.add(name)
 
     @rule(name=st.sampled_from(NODES))
-    def a_node_speaks_again(self, name: str) -> None:
+    def a_node_is_heard_again(self, name: str) -> None:
         self.world.mute.discard(name)
 
     @rule(name=st.sampled_from(NODES), how=st.sampled_from(["drain", "close", "fault"]))
