@@ -20,6 +20,7 @@ from common.cluster.request import (
     Request,
     conclude,
     describe,
+    hold_data,
     only_orchestrator,
     plan_request,
     without_their_base,
@@ -158,7 +159,7 @@ def execute(
         for line in describe(plan_request(request, data, fingerprints), verbose=True):
             display.say(line)
         return 0
-    with only_orchestrator(paths):
+    with only_orchestrator(paths), hold_data(request):
         curves = Curves(paths) if args.tensorboard else None
         return _run(engine, request, data, fingerprints, display, notifier, curves)
 

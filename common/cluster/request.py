@@ -257,6 +257,26 @@ def only_orchestrator(paths: Paths) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def hold_data(request: Request) -> Iterator[None]:
+    """Keep data from being prepared again while the request runs. Raises Conflict while they are
+    being prepared.
+    """
+    owner = f"a run, process {os.getpid()} on {platform.node()}"
+    with contextlib.ExitStack() as held:
+        for data_path in {file[0] for file in all_data_files((*request.bases, *request.others))}:
+            lock = request.paths.data_lock(data_path)
+            try:
+                held.enter_context(artifacts.lock(lock, wait=False, owner=owner, shared=True))
+            except Conflict as error:
+                raise Conflict(
+                    f"{data_path}: is being prepared by {error.holder}: wait for it to end",
+                    path=error.path,
+                    holder=error.holder,
+                ) from None
+        yield
+
+
 def make_room(request: Request, prepared: Prepared, home: Results) -> None:
     """Move what is stale or damaged aside, clear away what a killed head was writing, and publish
     what is only a copy.

@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from common import artifacts
+from common.data.prepare import hold_data
+from common.errors import Conflict
+from common.paths import Paths
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import OWN, TWO_PHASE, Project, opened, own_jobs, traces, write_data
 from tests.conftest import ROOT, wait_until
@@ -356,3 +360,32 @@ def test_a_copy_that_is_killed_is_repeated_and_leaves_no_bad_file(
         for path in (folder / "data/tiny").glob("*.pt"):
             assert path.read_bytes() == (project.folder / "data/tiny" / path.name).read_bytes()
     assert not (project.folder / "incoming").exists()
+
+
+@pytest.mark.parametrize("where", ["localhost", "h1"])
+def test_data_that_are_prepared_again_end_the_run_at_once_and_blame_nobody(
+    hosts: Hosts, tmp_path: Path, where: str
+) -> None:
+    with opened(tmp_path / "head") as project:
+        project.grid({"mode": ["target_only"]}, max_epochs=100_000)
+        local = [{"host": "localhost", "cpu_slots": 1}]
+        servers = local if where == "localhost" else hosts.servers()[:1]
+        project.config(servers, ssh_config=str(hosts.ssh_config))
+        run = project.start(TWO_PHASE)
+        project.wait_epoch(where)
+        paths = Paths(project.folder)
+        with (
+            pytest.raises(Conflict, match="data/tiny: is used by a run, process"),
+            hold_data(paths, "data/tiny"),
+        ):
+            pass
+        with hold_data(paths, "data/tiny", force=True):
+            write_data(project.folder / "data/tiny", seed=1)
+        said = run.ends_with(1)
+        assert "data/tiny was prepared again since this run started: start it again" in said
+        assert "0 done, 0 failed, 0 blocked, 3 left" in said
+        assert "damaged" not in said
+        assert "failed: " not in said
+        with artifacts.lock(paths.data_lock("data/tiny"), wait=False, owner="prepare_data.py"):
+            said = project.run(TWO_PHASE, code=2).said
+        assert "data/tiny: is being prepared by prepare_data.py: wait for it to end" in said

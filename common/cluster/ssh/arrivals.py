@@ -86,6 +86,8 @@ class Arrivals:
 
     def _refuse(self, now: float, job: Job, node: str, cause: str) -> None:
         run = self._run
+        if run.data_are_new():
+            return
         if node in run.scheduler.copies(job.id):
             run.journal.event("refused", job=job.id, node=node, cause=cause)
             # results of another configuration: no node can help that

@@ -12,6 +12,7 @@ from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal
 from common.cluster.results import Results
 from common.cluster.scheduler.scheduler import Scheduler
+from common.cluster.ssh.data_watch import DataWatch
 from common.cluster.ssh.payload import Needs
 from common.cluster.work import Report, Work
 from common.jobs.job_files import Job
@@ -39,9 +40,18 @@ class RunContext:
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)  # by running job
     logs: dict[str, str] = field(default_factory=dict)  # by job
     jobs: dict[str, Job] = field(init=False)
+    new_data: str = ""  # a data_path that was prepared again: the run cannot go on
 
     def __post_init__(self) -> None:
+        self._watch = DataWatch(self.paths, self.needs.data)
         self.jobs = {job.id: job for job in (*self.work.bases, *self.work.others)}
+
+    def data_are_new(self) -> bool:
+        """Whether data were prepared again since the run was planned. Asked now and then, and
+        before a failure is put down to a job or a node.
+        """
+        self.new_data = self.new_data or self._watch.changed() or ""
+        return bool(self.new_data)
 
     def keep_log(self, job: str, message: Mapping[str, Any]) -> None:
         """Keep the end of a job's log, where a worker's message has it."""

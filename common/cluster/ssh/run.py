@@ -39,6 +39,7 @@ from common.jobs.job_files import Job
 
 SAVE_SECONDS = 5.0  # that trainings have to reach the end of an epoch and save a checkpoint
 END_SECONDS = 5.0  # that workers have to end themselves when the run is over
+DATA_SECONDS = 2.0  # how often the head's data are looked at
 AT_ONCE = 1_000  # events that are handled before everything else is looked at again
 
 SHOW_SECONDS = 0.25  # between two looks at all nodes, for the bar and --status
@@ -58,7 +59,7 @@ class Runner:
         self._workers = Workers(context, self.nodes, self._arrivals)
         self._sending = Sending(context, self.nodes, self._workers)
         self._stopping = False
-        self._began = self._beat_at = time.monotonic()
+        self._began = self._beat_at = self._data_at = time.monotonic()
         self._status_at = -math.inf
         self._handlers: dict[type, Callable[[float, Any], None]] = {
             Listed: self.nodes.on_listed,
@@ -117,6 +118,11 @@ class Runner:
     def _is_over(self) -> bool:
         if self.interrupts >= 2:
             return True
+        if self.context.new_data:
+            self.outcome.why = (
+                f"{self.context.new_data} was prepared again since this run started: start it again"
+            )
+            return True
         if self.nodes.hopeless:
             self.outcome.why = "no node is left that can work"
             return True
@@ -151,6 +157,9 @@ class Runner:
         if now - self._beat_at >= run.config.heartbeat_seconds:
             self._beat_at = now
             self._workers.beat(now)
+        if now - self._data_at >= DATA_SECONDS:
+            self._data_at = now
+            run.data_are_new()
         self.nodes.tick(now)
         run.scheduler.expect_slots(self._workers.waiting)
         run.scheduler.tick(now)

@@ -44,7 +44,7 @@ class Sending:
     def on_arrived(self, now: float, event: Arrived) -> None:
         """Files are on a node, or could not be brought there."""
         run, node = self._run, self._nodes.of(event.node)
-        if node is None:
+        if node is None or (event.error and run.data_are_new()):
             return
         node.bytes += event.bytes
         how = {"error": event.error} if event.error else {"bytes": event.bytes}

@@ -222,6 +222,8 @@ class Workers:
         self, now: float, node: Node, worker: WorkerLink, message: Mapping[str, Any]
     ) -> None:
         run, job = self._run, self._run.jobs[message["failed"]]
+        if run.data_are_new():
+            return
         cause, text = message.get("cause"), str(message.get("error"))
         # already cancelled: ignore its outcome; the job may run elsewhere on the node
         if run.scheduler.job_at(worker.place) != job.id:
