@@ -5,6 +5,7 @@ standard error and an exit code.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -74,6 +75,8 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit: its return value, an error's own code with one line on stderr, or 130
     when interrupted.
     """
+    # No script opens a window, and a notebook's backend may not be installed where it runs.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         code = main()
         sys.stdout.flush()

@@ -1,3 +1,7 @@
-"""What report.py is made of: collect (folders into a table) -> analysis (who, which conditions,
-which contrasts) -> figures, tables, page. No torch.
+"""Floor 5: results -> statistics, figures, page, LaTeX. What report.py is made of.
+
+collect and predictions (folders into a table) -> cells and grids (who, which conditions) ->
+analysis and comparisons (estimates, tests) -> wording and tables, drawing and figures -> sections
+-> page. May import common/use/episodes and events, common/cluster/journal, common/jobs, common/data
+and the ground floor. No torch.
 """

@@ -1,20 +1,18 @@
 """How the report's figures look: PNG at 300 dpi and SVG, readable in grey and by the colour-blind
 (markers and line styles carry what colours do).
 
-They start from matplotlib's own defaults, whatever a matplotlibrc or MPLBACKEND says.
+They start from matplotlib's own defaults, whatever a matplotlibrc says; cli.run_script sets the
+backend.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-os.environ["MPLBACKEND"] = "Agg"  # a notebook's may name a module that is not installed here
 
 import matplotlib
 from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from common.fonts import missing_signs_warning
 from common.jobs.identity import digest
 from common.report.analysis import draws
 from common.report.cells import from_base
-from common.report.collect import Collection, Project
+from common.report.collect import Collection, Project, Run
 from common.report.figures import order_unset
 from common.report.grids import Grid
 from common.report.wording import count, metric_words, time_text
@@ -131,67 +131,37 @@ def _pairs(values: Json) -> str:
 
 def facts(collection: Collection) -> list[tuple[str, str]]:
     """Name and text of everything else that a methods section needs."""
-    table = collection.table
-    runs = collection.runs.values()
-    found = [
-        (
-            "Experiments",
-            (
-                f"{len(table):,} read from"
-                f" {', '.join(str(project.paths.root) for project in collection.projects)}"
-            ),
-        ),
-        (
-            "Base models",
-            (
-                f"{sum(len(p.bases) for p in collection.projects):,} published,"
-                f" {_trainings(collection.projects):,} distinct trainings"
-            ),
-        ),
-        (
-            "Data fingerprint",
-            digest(
-                sorted(
-                    {
-                        (k, v)
-                        for run in runs
-                        for k, v in run.config.get("data_fingerprints", {}).items()
-                    }
-                ),
-                12,
-            ),
-        ),
-        (
-            "Code fingerprints",
-            ", ".join(
-                sorted(
-                    {
-                        f"{k} {v[:12]}"
-                        for run in runs
-                        for k, v in run.config.get("code_fingerprints", {}).items()
-                    }
-                )
-            ),
-        ),
-        ("Versions", "; ".join(_tally(table["versions"]))),
-        ("Git commits", "; ".join(_tally(table["git_commit"]))),
-        ("Hosts", "; ".join(_tally(table["host"]))),
-        ("Devices", "; ".join(_tally(table["trained_on"]))),
-        (
-            "Seeds",
-            (
-                f"base training {_values(table['seed'])}; fine-tuning"
-                f" {_values(table['seed_finetune'])}; base order"
-                f" {_values(table['base_order_seed'])}"
-            ),
-        ),
-        ("Split seeds", _values(table["split_seed"])),
-        (
-            "Trained between",
-            f"{_edge(table['started'], min)} and {_edge(table['finished'], max)} (UTC)",
-        ),
-    ]
-    return [(name, text) for name, text in found if text]
+    table, projects = collection.table, collection.projects
+    data = {item for run in collection.runs.values() for item in _recorded(run, "data")}
+    code = {item for run in collection.runs.values() for item in _recorded(run, "code")}
+    bases = sum(len(project.bases) for project in projects)
+    roots = ", ".join(str(project.paths.root) for project in projects)
+    seeds = {
+        "base training": "seed",
+        "fine-tuning": "seed_finetune",
+        "base order": "base_order_seed",
+    }
+    found = {
+        "Experiments": f"{len(table):,} read from {roots}",
+        "Base models": f"{bases:,} published, {_trainings(projects):,} distinct trainings",
+        "Data fingerprint": digest(sorted(data), 12),
+        "Code fingerprints": ", ".join(sorted(f"{name} {sha[:12]}" for name, sha in code)),
+        "Versions": "; ".join(_tally(table["versions"])),
+        "Git commits": "; ".join(_tally(table["git_commit"])),
+        "Hosts": "; ".join(_tally(table["host"])),
+        "Devices": "; ".join(_tally(table["trained_on"])),
+        "Seeds": "; ".join(f"{what} {_values(table[name])}" for what, name in seeds.items()),
+        "Split seeds": _values(table["split_seed"]),
+        "Trained between": f"{_edge(table['started'], min)} and {_edge(table['finished'], max)}"
+        " (UTC)",
+    }
+    return [(name, text) for name, text in found.items() if text]
+
+
+def _recorded(run: Run, kind: str) -> Iterable[tuple[str, str]]:
+    """Name and SHA-256 of the data or code that an experiment was made with."""
+    fingerprints: dict[str, str] = run.config.get(f"{kind}_fingerprints", {})
+    return fingerprints.items()
 
 
 def _trainings(projects: Iterable[Project]) -> int:

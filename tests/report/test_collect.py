@@ -16,6 +16,7 @@ from common.data.recordings import Layout, Recordings
 from common.errors import InputError
 from common.report.collect import collect
 from common.report.experiment_table import curves
+from common.report.grids import Analysis
 from common.report.methods import data_sets, warnings
 from common.report.missing import mark_stale, missing_cells
 from common.report.run_figures import training_curves
@@ -340,3 +341,14 @@ def test_a_broken_job_file_is_said_not_raised(made: Made) -> None:
     (made.root / "finetune_jobs.json").write_text("[{")
     _, notes = missing_cells(collect([made.root]))
     assert "cannot be said" in notes[0]
+
+
+def test_what_the_grid_fixed_is_read_from_the_job_file(made: Made) -> None:
+    made.run("anna")
+    assert not collect([made.root]).projects[0].analysis.fixed
+    made.write_jobs()
+    path = made.root / "finetune_jobs.json"
+    jobs = json.loads(path.read_text())
+    jobs[0]["_analysis"] = {"metric": "event_f1", "target_data_pct": 0.25}
+    path.write_text(json.dumps(jobs))
+    assert collect([made.root]).projects[0].analysis == Analysis("event_f1", None, 0.25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -283,3 +284,28 @@ def test_every_flag_has_help(run: Run) -> None:
     assert done.returncode == 0
     for flag in ("--metric", "--compare", "--filter", "--out", "--experiment"):
         assert flag in done.stdout
+
+
+def test_figures_do_not_depend_on_the_users_matplotlib(made: Made, run: Run) -> None:
+    for person in PEOPLE:
+        made.run(person)
+    assert run("report.py", cwd=made.root).returncode == 0
+    plain = (made.root / "report" / "figures" / "gain.svg").read_bytes()
+    (made.root / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: black\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "report.py")],
+        cwd=made.root,
+        env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (made.root / "report" / "figures" / "gain.svg").read_bytes() == plain
+
+
+def test_rules_of_events_out_of_bounds_are_one_line(made: Made, run: Run) -> None:
+    made.run("anna")
+    done = run("report.py", "--event_iou", "2", cwd=made.root)
+    assert done.returncode == 2
+    assert done.stderr == "error: --event_iou 2: a number above 0, at most 1, is needed\n"

@@ -283,3 +283,13 @@ print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modu
             check=True,
         )
     assert done.stdout == "[]\n"
+
+
+def test_jitter_follows_the_normalisation_and_only_that(sets):
+    train, val = sets
+    plain, normalised = network(), network()
+    normalised.set_normalization(*train.normalization())
+    augment = Augment()
+    assert loop._Run(plain, train, val, change(augment=augment)).augment is augment
+    relative = loop._Run(normalised, train, val, change(augment=augment)).augment
+    assert relative.channel_sd == pytest.approx(normalised.sd.tolist())
