@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from tests.conftest import ROOT
+
 SSHD = "/usr/sbin/sshd"
 NAMES = ("h1", "h2", "h3")
 DOMAIN_USERS = ("LAB\\ann", "ann@lab.example")  # further names of root there
@@ -226,6 +228,10 @@ class Hosts:
     def _furnish(self, host: Host) -> None:
         for folder in (host.project, host.home, host.folder / "tmp"):
             folder.mkdir(parents=True)
+        built = host.project / "cache"  # the kernel as built here: no host compiles it again
+        built.mkdir()
+        for library in (ROOT / "cache").glob("kernel-*.so"):
+            shutil.copy(library, built)
         _call(
             "ssh-keygen",
             "-q",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from common.training import backends, networks
 from common.training.adam import Adam
@@ -23,13 +24,15 @@ def test_a_step_is_that_of_pytorch():
 
 
 @pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_the_kernel_updates_as_pytorch_does(weight_decay):
+@pytest.mark.parametrize(("weight_decay", "dropout"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.5)])
+def test_the_kernel_updates_as_pytorch_does(monkeypatch, weight_decay, dropout):
     x, y = torch.randn(40, 3, 30), (torch.arange(40) % 2).float()
-    made = [networks.build("test", channels=3, seed=1) for _ in range(2)]
+    masks = [F.dropout(torch.ones(40, 16), 0.5)]
+    monkeypatch.setattr(backends.F, "dropout", lambda ones, p: masks.pop(0))
+    made = [networks.build("test", channels=3, seed=1, dropout=dropout) for _ in range(2)]
     adams = [Adam(list(network.parameters()), 0.01, weight_decay) for network in made]
-    backend = backends.backend_for(made[0])
-    backend.train(x, y, [16, 16, 8], adams[0])
+    masks += [mask.contiguous() for mask in masks[0].split(16)]
+    backends.backend_for(made[0]).train(x, y, [16, 16, 8], adams[0])
     for xb, yb in zip(x.split(16), y.split(16), strict=True):
         backends.backend_for(made[1]).gradient(xb, yb)
         adams[1].step()

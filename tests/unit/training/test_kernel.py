@@ -182,6 +182,21 @@ def test_dropout_is_a_mask_on_the_features(monkeypatch):
     torch.testing.assert_close(loss.float(), wanted)
 
 
+def test_equal_neighbours_send_their_gradient_to_the_first_as_max_pooling_does():
+    network = networks.build("test", channels=2, seed=3)
+    with torch.no_grad():
+        network.norms[0].weight.zero_()
+        # the first block's output is 1 everywhere: every pair is equal, over different inputs
+        network.norms[0].bias.fill_(1.0)
+    x = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(4))
+    y, backend = torch.tensor([0.0, 1.0, 1.0, 0.0]), kernel_of(network)
+    backend.gradient(x, y)
+    ours = gradients(network)
+    truth(network, x, y, 1.0)
+    for one, other in zip(ours, gradients(network), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_any_strides_give_the_same_bytes():
     network = networks.build("test", channels=6, seed=0)
     x, backend = torch.randn(4, 6, 50), kernel_of(network)
