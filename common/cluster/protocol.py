@@ -57,6 +57,7 @@ class _Facts(_Checked):
     versions: dict[str, Text | None]
     cores: Annotated[int, Field(ge=1, le=65536)]
     gpus: Annotated[list[_GpuFacts], Field(max_length=1024)]
+    kernel: Text = ""
     driver: Text | None = None
     free_bytes: WholeNumber
     clock: Number

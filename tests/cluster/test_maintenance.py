@@ -74,6 +74,22 @@ def test_check_says_one_line_a_node_and_fails_unless_all_can_work(
     assert "refuses port 22" in line_of(said, "h3")
 
 
+def test_check_shows_what_differs_between_nodes(hosts: Hosts, project: Project) -> None:
+    use(project, hosts, "h1", "h2")
+    assert "differs" not in project.run(TWO_PHASE, "--check").said
+    folder = hosts["h2"].home / "bin"  # no compiler is found there
+    folder.mkdir()
+    for tool in ("sh", "env", "mkdir", "cat"):
+        (folder / tool).symlink_to(shutil.which(tool) or "")
+    (hosts["h2"].home / ".bashrc").write_text(f'export PATH="{folder}"\n')
+    said = project.run(TWO_PHASE, "--check").said.splitlines()
+    table = said[said.index("what differs between the nodes:") + 1 :]
+    assert table[0].split() == ["node", "CPU"]
+    assert table[1].startswith("h1    kernel, ")
+    assert table[2] == "h2    stock operators, no C++ compiler"
+    assert "may differ in the last digits" in table[3]
+
+
 def test_check_finds_what_a_node_lacks(hosts: Hosts, project: Project) -> None:
     bare = shutil.which("python3", path="/usr/bin:/bin")
     if bare is None:

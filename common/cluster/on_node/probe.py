@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,20 @@ def digest_of(path: str) -> str | None:
     return digest.hexdigest()
 
 
+def kernel() -> str:
+    """How trainings on the CPU compute here: see common/training/kernel/."""
+    wanted = [*shlex.split(os.environ.get("CXX", ""))[:1], "c++", "g++", "clang++"]
+    if not any(map(shutil.which, wanted)):
+        return "stock operators, no C++ compiler"
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = set(file.read().split())
+    except OSError:
+        flags = set()
+    lanes = next((f"{name} vectors" for name in ("avx512f", "avx2") if name in flags), "no AVX")
+    return f"kernel, {platform.machine()}, {lanes}"
+
+
 def code() -> dict[str, str | None]:
     """SHA-256 of the project's code here."""
     names = (
@@ -122,6 +137,7 @@ def main() -> None:
         "versions": installed(),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
+        "kernel": kernel(),
         "driver": driver[0][0] if driver else None,
         "free_bytes": shutil.disk_usage(".").free,
         "clock": time.time(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from common import artifacts
 from common.cluster.config import ClusterConfig, Server
@@ -43,19 +44,55 @@ def _cause(error: BaseException) -> str:
 def check_nodes(
     config: ClusterConfig, paths: Paths, files: Sequence[File], sha256: DataSha256
 ) -> tuple[list[str], bool]:
-    """One line a node, and whether all can work. Changes nothing there but an empty project
-    folder.
+    """One line a node, a table of what differs between them, and whether all can work. Changes
+    nothing there but an empty project folder.
     """
     with ThreadPoolExecutor(len(config.servers) or 1) as pool:
         answers = list(
             pool.map(lambda server: _check_node(server, paths, files, sha256), config.servers)
         )
-    return [line for line, _ in answers], all(good for _, good in answers)
+    named = zip((server.name for server in config.servers), answers, strict=True)
+    working = {name: facts for name, (_, facts) in named if facts is not None}
+    lines = [line for line, _ in answers]
+    return lines + difference_table(working), len(working) == len(answers)
+
+
+# What is compared between nodes: its title, and how it is read from a probe's facts.
+_COMPARED: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "torch": lambda facts: str(facts["versions"].get("torch")),
+    "CPU": lambda facts: str(facts["kernel"]),
+    "GPUs": lambda facts: ", ".join(sorted({gpu["name"] for gpu in facts["gpus"]})) or "none",
+    "Python": lambda facts: str(facts["python"]),
+}
+
+
+def difference_table(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of a table of what differs between nodes, by their facts, and what that means for the
+    bytes of results; empty where nothing differs.
+    """
+    cells = {title: [read(facts) for facts in nodes.values()] for title, read in _COMPARED.items()}
+    differing = {title: values for title, values in cells.items() if len(set(values)) > 1}
+    if not differing:
+        return []
+    columns = [["node", *nodes], *([title, *values] for title, values in differing.items())]
+    widths = [max(map(len, column)) for column in columns]
+    rows = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    meaning = (
+        "only the Python differs: the same job gives the same bytes on all of these nodes"
+        if list(differing) == ["Python"]
+        else "the same job may differ in the last digits between these nodes; nodes with equal"
+        f" {', '.join(title for title in differing if title != 'Python')} give the same bytes"
+    )
+    return ["what differs between the nodes:", *rows, meaning]
 
 
 def _check_node(
     server: Server, paths: Paths, files: Sequence[File], sha256: DataSha256
-) -> tuple[str, bool]:
+) -> tuple[str, dict[str, Any] | None]:
+    """The line of a node, and its facts; None where it cannot work."""
     try:
         with connect(server, paths.root) as node:
             facts = probe(node, () if node.shared else files)
@@ -73,7 +110,7 @@ def _check_node(
             )
             data = "shared" if node.shared else _compare(files, facts["data"], sha256)
     except OF_ONE_NODE as error:
-        return f"{server.name}: CANNOT WORK: {_cause(error)}", False
+        return f"{server.name}: CANNOT WORK: {_cause(error)}", None
     devices = (
         ", ".join(f"GPU {gpu['id']} {gpu['name']}" for gpu in facts["gpus"])
         or f"{facts['cores']} cores"
@@ -84,7 +121,7 @@ def _check_node(
         f" {facts['free_bytes'] / 1e9:.0f} GB free, clock {int(facts['clock'] - time.time()):+d} s,"
         f" code {code}, data {data}"
     )
-    return "; ".join([line, *remarks]), True
+    return "; ".join([line, *remarks]), facts
 
 
 def _compare(files: Sequence[File], there: Sequence[str | None], sha256: DataSha256) -> str:

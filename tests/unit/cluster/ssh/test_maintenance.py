@@ -16,7 +16,12 @@ import pytest
 from common.cluster import request as requests
 from common.cluster.config import ClusterConfig, Server
 from common.cluster.ssh import maintenance, start
-from common.cluster.ssh.maintenance import check_nodes, clean_nodes, setup_nodes
+from common.cluster.ssh.maintenance import (
+    check_nodes,
+    clean_nodes,
+    difference_table,
+    setup_nodes,
+)
 from common.cluster.transport import connection
 from common.cluster.transport.process import Result
 from common.data.data_sets import Data
@@ -145,3 +150,27 @@ def test_a_node_that_breaks_is_not_asked_for_its_data(
         requests._data_sha256(
             paths, Data(paths), FILES, partial(start.data_fingerprints, config, paths)
         )
+
+
+def test_what_differs_between_nodes_is_one_table_with_its_meaning() -> None:
+    one = {"python": "3.11.2", "kernel": "kernel, x86_64, avx2 vectors", "gpus": []}
+    one |= {"versions": {"torch": "2.13.0"}}
+    assert difference_table({"a": one, "b": one}) == []
+    assert difference_table({"a": one}) == []
+    lines = difference_table({"a": one, "bb": one | {"python": "3.12.1"}})
+    assert lines == [
+        "what differs between the nodes:",
+        "node  Python",
+        "a     3.11.2",
+        "bb    3.12.1",
+        "only the Python differs: the same job gives the same bytes on all of these nodes",
+    ]
+    other = one | {"versions": {"torch": "2.12.1"}, "kernel": "kernel, x86_64, avx512f vectors"}
+    lines = difference_table({"a": one, "b": other})
+    assert lines[1:4] == [
+        "node  torch   CPU",
+        "a     2.13.0  kernel, x86_64, avx2 vectors",
+        "b     2.12.1  kernel, x86_64, avx512f vectors",
+    ]
+    assert lines[4].startswith("the same job may differ in the last digits between these nodes")
+    assert "nodes with equal torch, CPU give the same bytes" in lines[4]
