@@ -20,7 +20,7 @@ from common.cluster.request import (
     Request,
     conclude,
     describe,
-    hold_data,
+    lock_data,
     only_orchestrator,
     plan_request,
     without_their_base,
@@ -44,6 +44,14 @@ def parser(description: str) -> Parser:
         default=Path(CLUSTER_CONFIG),
         help=f"the nodes (default: {CLUSTER_CONFIG})",
     )
+    _add_run_flags(flags)
+    add_flag(flags)
+    _add_other_flags(flags)
+    return flags
+
+
+def _add_run_flags(flags: Parser) -> None:
+    """How to run."""
     flags.add_argument(
         "--skip-sync",
         action="store_true",
@@ -79,7 +87,10 @@ def parser(description: str) -> Parser:
         metavar="CMD",
         help="run at the end and at the first failure, with a line of text as its last argument",
     )
-    add_flag(flags)
+
+
+def _add_other_flags(flags: Parser) -> None:
+    """What to do instead of a run."""
     flags.add_argument(
         "--status",
         action="store_true",
@@ -104,7 +115,6 @@ def parser(description: str) -> Parser:
         action="store_true",
         help="remove from the nodes results that are verified here",
     )
-    return flags
 
 
 def execute(
@@ -159,7 +169,7 @@ def execute(
         for line in describe(plan_request(request, data, fingerprints), verbose=True):
             display.say(line)
         return 0
-    with only_orchestrator(paths), hold_data(request):
+    with only_orchestrator(paths), lock_data(request):
         curves = Curves(paths) if args.tensorboard else None
         return _run(engine, request, data, fingerprints, display, notifier, curves)
 

@@ -258,7 +258,7 @@ def only_orchestrator(paths: Paths) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_data(request: Request) -> Iterator[None]:
+def lock_data(request: Request) -> Iterator[None]:
     """Keep data from being prepared again while the request runs. Raises Conflict while they are
     being prepared.
     """

@@ -102,7 +102,7 @@ def digest_of(path: str) -> str | None:
     return digest.hexdigest()
 
 
-def kernel() -> str:
+def cpu_kernel() -> str:
     """How trainings on the CPU compute here: see common/training/kernel/."""
     wanted = [*shlex.split(os.environ.get("CXX", ""))[:1], "c++", "g++", "clang++"]
     if not any(map(shutil.which, wanted)):
@@ -137,7 +137,7 @@ def main() -> None:
         "versions": installed(),
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus(),
-        "kernel": kernel(),
+        "kernel": cpu_kernel(),
         "driver": driver[0][0] if driver else None,
         "free_bytes": shutil.disk_usage(".").free,
         "clock": time.time(),
