@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from common import artifacts
@@ -42,6 +43,21 @@ from common.training.setup import (
 )
 
 Publish = Callable[[bytes, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A base training with all that its result depends on."""
+
+    options: BaseOptions
+    base_hash: str
+    key: str
+    fingerprints: dict[str, str]
+
+    @property
+    def people(self) -> list[str]:
+        """Base participants."""
+        return identity.base_participants(self.options)
 
 
 def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -90,34 +106,27 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             _make_way(paths, base_hash, verdict)
             artifacts.publish_base_model(paths, base_hash, weights, metadata)
 
-        resumed = _train(paths, options, base_hash, key, fingerprints, progress, unchanged, publish)
+        task = _Task(options, base_hash, key, fingerprints)
+        resumed = _train(paths, task, progress, unchanged, publish)
     return {"base_model_hash": base_hash, "resumed": resumed}
 
 
 def _make_way(paths: Paths, base_hash: str, verdict: Verdict) -> None:
-    """Only when its successor is there: whatever goes wrong before leaves the disk as it was."""
+    """Supersede the old model once the new one is ready: a failure before changes nothing."""
     if verdict.state is not State.NEW:
         artifacts.supersede_base_model(paths, base_hash)
 
 
 def _train(
-    paths: Paths,
-    options: BaseOptions,
-    base_hash: str,
-    key: str,
-    fingerprints: dict[str, str],
-    progress: Progress,
-    unchanged: Callable[[], None],
-    publish: Publish,
+    paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish
 ) -> bool:
+    options, people = task.options, task.people
     device, started, began = prepare(options), now(), time.monotonic()
-    people = identity.base_participants(options)
     learnt = Windows(open_splits(paths, options, people, identity.base_learning_splits(options)))
-    chosen = Windows(
-        open_splits(paths, options, people, (options.base_selection,), learnt.channels)
-    )
-    own = plugins.read(paths, options, fingerprints)
-    model = network(options, own, learnt.channels, loop.epoch_seed(key, 0, "init"))
+    selection = (options.base_selection,)
+    chosen = Windows(open_splits(paths, options, people, selection, learnt.channels))
+    own = plugins.read(paths, options, task.fingerprints)
+    model = network(options, own, learnt.channels, loop.epoch_seed(task.key, 0, "init"))
     started_from = initial.start(model, paths, options.init_weights)
     if options.normalization == "train":
         model.set_normalization(*learnt.normalization())
@@ -125,58 +134,55 @@ def _train(
     place(learnt, device), place(chosen, device)
     plugins.check(own, model, learnt)
     unchanged()
-    checkpoint, log = (
-        CheckpointFile(paths, key, unchanged),
-        Log(
-            f"base model {base_hash}, training {key}, base participants {', '.join(people)}",
-            progress,
-        ),
-    )
+    checkpoint = CheckpointFile(paths, task.key, unchanged)
+    title = f"base model {task.base_hash}, training {task.key}, base participants"
+    log = Log(f"{title} {', '.join(people)}", progress)
+    chosen_settings = settings(options, task.key, own)
     with own.explained():
         fitted = loop.fit(
-            model,
-            learnt,
-            chosen,
-            settings(options, key, own),
-            progress=log.epoch,
-            checkpoint=checkpoint,
+            model, learnt, chosen, chosen_settings, progress=log.epoch, checkpoint=checkpoint
         )
         probabilities, loss = score(model, chosen)
     scores, undefined = metrics.final_scores(chosen.y.numpy(), probabilities, loss=loss)
+    seconds = time.monotonic() - began
     publish(
         loop.serialize(fitted.state),
-        {
-            "training_key": key,
-            "config": options.model_dump() | {"device": "auto", "prefix": None},
-            "base_participants": people,
-            "target_participant": identity.target(options),
-            "data_fingerprints": fingerprints,
-            "code_fingerprints": identity.code_fingerprints(),
+        _metadata(task, fitted, learnt, chosen)
+        | {
             "metrics": scores,
             "undefined": undefined,
-            "losses": fitted.losses,
-            "best_epoch": fitted.best_epoch,
-            "epochs": fitted.epochs,
-            "updates": fitted.updates,
-            "stopped_by": fitted.stopped_by,
-            "counts": {"train": _counts(learnt), "selection": _counts(chosen)},
-            "channels": learnt.channels,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "input": model_input(paths, options),
             "own_code": own.record,
             "init_weights": started_from,
             # Which of several equal hashes was trained depends on the order of jobs: that is
             # provenance.
-            "provenance": (
-                provenance(
-                    options, device_name(device), started, time.monotonic() - began, fitted.backend
-                )
-                | {"trained_as": base_hash}
-            ),
+            "provenance": provenance(options, device_name(device), started, seconds, fitted.backend)
+            | {"trained_as": task.base_hash},
         },
     )
     checkpoint.remove()
     return fitted.resumed
+
+
+def _metadata(
+    task: _Task, fitted: loop.FitResult, learnt: Windows, chosen: Windows
+) -> dict[str, Any]:
+    return {
+        "training_key": task.key,
+        "config": task.options.model_dump() | {"device": "auto", "prefix": None},
+        "base_participants": task.people,
+        "target_participant": identity.target(task.options),
+        "data_fingerprints": task.fingerprints,
+        "code_fingerprints": identity.code_fingerprints(),
+        "losses": fitted.losses,
+        "best_epoch": fitted.best_epoch,
+        "epochs": fitted.epochs,
+        "updates": fitted.updates,
+        "stopped_by": fitted.stopped_by,
+        "counts": {"train": _counts(learnt), "selection": _counts(chosen)},
+        "channels": learnt.channels,
+    }
 
 
 def _counts(windows: Windows) -> dict[str, int]:

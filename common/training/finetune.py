@@ -327,27 +327,13 @@ def _train(
         model.set_normalization(*sets.own.normalization())
     model.to(device)
     plugins.check(own, model, sets.train)
-    before = (
-        _untouched.get(
-            _untouched_key(task), lambda: _score(model, sets, "base_", "base_threshold_tuned")
-        )
-        if task.base
-        else None
-    )
-    checkpoint, log = (
-        CheckpointFile(paths, task.key, unchanged),
-        Log(
-            f"{task.prefix}/{task.name} from {task.base.hash if task.base else 'scratch'}", progress
-        ),
-    )
+    before = _score_of_base(task, model, sets) if task.base else None
+    checkpoint, origin = CheckpointFile(paths, task.key, unchanged), task.base
+    log = Log(f"{task.prefix}/{task.name} from {origin.hash if origin else 'scratch'}", progress)
+    chosen = _settings(task, seed_key, own)
     with own.explained():
         fitted = loop.fit(
-            model,
-            sets.train,
-            sets.selection,
-            _settings(task, seed_key, own),
-            progress=log.epoch,
-            checkpoint=checkpoint,
+            model, sets.train, sets.selection, chosen, progress=log.epoch, checkpoint=checkpoint
         )
         after = _score(model, sets, "", "threshold_tuned")
     places = _places(paths, task, sets)
@@ -395,6 +381,12 @@ def _settings(task: _Task, seed_key: str, own: plugins.Own) -> loop.TrainingSett
         from_untouched=task.base is not None,
         head_only=head_only,
         freeze=tuple(task.options.freeze),
+    )
+
+
+def _score_of_base(task: _Task, model: Model, sets: _Sets) -> _Scores:
+    return _untouched.get(
+        _untouched_key(task), lambda: _score(model, sets, "base_", "base_threshold_tuned")
     )
 
 
