@@ -60,7 +60,7 @@ from common.training.setup import (
     settings,
 )
 
-# Taken from the base model; an option that is given and says something else is refused.
+# Taken from the base model; an option that contradicts it is refused.
 _OF_THE_BASE = (
     "n_base_participants",
     "model",
@@ -167,15 +167,13 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             )
 
         def publish(files: dict[str, bytes], record: dict[str, Any], log: str) -> None:
-            """What stands in the way leaves only now: whatever goes wrong before leaves the disk as
-            it was.
-            """
+            """Supersede the old result once the new one is ready."""
             unchanged()
             make_way(paths, folder, _judge(task, folder), overwrite=task.options.overwrite)
             artifacts.publish_experiment(paths, task.prefix, task.name, files, record, log)
 
-        # The folder first, then the key, whose checkpoint all prefixes share: always in this order,
-        # so that nobody waits in a circle.
+        # The folder first, then the key, whose checkpoint all prefixes share: a fixed order
+        # prevents deadlock.
         with _locked(paths, task.key):
             resumed = _train(paths, task, progress, unchanged, publish)
     return {**done, "resumed": resumed}
@@ -539,8 +537,8 @@ def _counts(
 
 
 def _hours(manifest: Manifest | None, places: list[tuple[str, str]]) -> float | None:
-    """Recorded time under the windows, overlaps counted once; of windows whose starts nobody knows,
-    as if they followed each other.
+    """Recorded time under the windows, overlaps counted once; windows of unknown start count as
+    if they followed each other.
     """
     if manifest is None:
         return None

@@ -355,8 +355,8 @@ class _Run:
         )
 
     def resume(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint of this very training; one of another, or a damaged one, is left
-        aside.
+        """Continue from a checkpoint of this training; ignore a damaged one, or one of another
+        training.
         """
         data = checkpoint.load() if checkpoint is not None else None
         if data is None:

@@ -45,14 +45,14 @@ T = TypeVar("T")
 
 
 def silent(state: Mapping[str, Any]) -> None:
-    """Progress that nobody wants to see."""
+    """Discard progress."""
 
 
 def torch_device(name: str) -> torch.device:
     """'auto', 'cpu' or a GPU number as a device.
 
     Raises:
-        NodeError: that GPU is not there. Whoever wants the CPU instead says so before.
+        NodeError: that GPU is not there; a caller that accepts the CPU asks for it.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -218,8 +218,7 @@ class CheckpointFile:
     """A training cut short, kept under its key and the code that wrote it; checked before it is
     loaded.
 
-    `unchanged` raises where the data are no longer those of the key: what was learnt from others is
-    not kept.
+    `unchanged` raises where the data are no longer those of the key; then nothing is saved.
     """
 
     def __init__(
@@ -238,9 +237,7 @@ class CheckpointFile:
 
     @property
     def wanted(self) -> bool:
-        """Whether this process is to stop: then a checkpoint is saved now and not only every
-        minute.
-        """
+        """Whether this process is to stop: then a checkpoint is saved at once."""
         return stopping.wanted
 
     def save(self, data: bytes) -> None:
@@ -285,7 +282,7 @@ class Log:
 
 
 class LruCache(Generic[T]):
-    """The last few results of something costly, by key: what a warm worker need not do twice."""
+    """The most recently used results of a costly call, by key."""
 
     def __init__(self, most: int) -> None:
         self._most, self._kept = most, OrderedDict[Any, T]()

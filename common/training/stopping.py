@@ -1,8 +1,7 @@
-"""A wish that this process stop soon: its training saves a checkpoint at the end of the epoch and
-raises Stopped. No torch.
+"""Process-wide request to checkpoint and exit: the training saves a checkpoint at the end of the
+epoch and raises Stopped. No torch.
 
-Whoever is told of a coming end (a time limit, a machine that is taken away) sets `stopping.wanted`;
-the training knows nothing of why.
+Set `stopping.wanted` before a time limit, or when the machine is taken away.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ class Stopped(BaseException):
 
 @dataclass
 class Stopping:
-    """`saved` counts this process's checkpoints: whether it came anywhere at all."""
+    """`saved` counts the checkpoints of this process."""
 
     wanted: bool = False
     saved: int = 0
