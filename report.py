@@ -68,11 +68,11 @@ def main() -> int:
     parser, argv = arguments()
     options = parser.parse(argv)
     # matplotlib takes a second to load, --help need not wait for it
-    from common.report.build import Request, build
+    from common.report.build import ReportRequest, build_report
     from common.report.predictions import EventRules
 
-    summary = build(
-        Request(
+    summary = build_report(
+        ReportRequest(
             [Path(folder) for folder in options.folders] or [Path.cwd()],
             Path(options.out),
             options.metric,

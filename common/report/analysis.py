@@ -19,7 +19,7 @@ from common.report.statistics import (
     holm,
     median_interval,
     paired,
-    share,
+    pairwise_share,
 )
 
 COUNTS = (
@@ -104,7 +104,7 @@ def possible_gain(grid: Grid, condition: Condition, suffix: str = "") -> np.ndar
 
 def _share(gain: np.ndarray[Any, Any], of: np.ndarray[Any, Any]) -> Estimate:
     both = np.isfinite(gain) & np.isfinite(of)
-    return share(gain[both], of[both])
+    return pairwise_share(gain[both], of[both])
 
 
 def _median_counts(grid: Grid, condition: Condition) -> dict[str, float]:

@@ -38,7 +38,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Request:
+class ReportRequest:
     """What a user asked for. `metric` None: the one that was fixed beforehand."""
 
     folders: list[Path]
@@ -50,7 +50,7 @@ class Request:
     rules: EventRules = field(default_factory=EventRules)
 
 
-def build(request: Request) -> Summary:
+def build_report(request: ReportRequest) -> Summary:
     """Read the project folders and write the report.
 
     Raises:
@@ -88,7 +88,7 @@ def build(request: Request) -> Summary:
     )
 
 
-def _grids(collection: Collection, request: Request) -> list[Grid]:
+def _grids(collection: Collection, request: ReportRequest) -> list[Grid]:
     if not len(collection.table):
         return []
     collection.table = filter_rows(collection.table, request.filters).copy()

@@ -33,7 +33,7 @@ from common.report.grids import Analysis
 from common.report.predictions import (
     Bout,
     EventRules,
-    Windows,
+    Predictions,
     confusion_counts,
     event_columns,
     no_events,
@@ -71,7 +71,7 @@ class Run:
         """
         return int(self.config["options"]["mode"] == "target_only")
 
-    def windows(self, split: str) -> Windows:
+    def windows(self, split: str) -> Predictions:
         """Labels, times and probabilities of a split, as they stand on disk now."""
         return read_windows((self.folder / "predictions.csv").read_text())[split]
 

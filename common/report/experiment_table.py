@@ -10,7 +10,7 @@ import pandas as pd
 from common.report.collect import Collection, Run
 from common.report.conditions import percent
 from common.report.sections import Section
-from common.report.wording import NOTHING, metric_words, score, time_text
+from common.report.wording import NOTHING, metric_words, score_text, time_text
 
 Json = dict[str, Any]
 CURVE_POINTS = 80
@@ -99,7 +99,7 @@ def _cell(name: str, value: Any, metric: str) -> tuple[str, str]:
     if name == "target_data_pct":
         return percent(value), repr(float(value))
     if name.startswith(("test_", "base_test_")) or name == "gain":
-        return score(float(value), metric, signed=name == "gain"), repr(float(value))
+        return score_text(float(value), metric, signed=name == "gain"), repr(float(value))
     if isinstance(value, float):
         return f"{value:.12g}", repr(value)
     return str(value), str(value)

@@ -30,7 +30,7 @@ from common.report.drawing import (
 )
 from common.report.grids import Grid
 from common.report.statistics import median_interval
-from common.report.wording import count, draws_words, metric_words, score
+from common.report.wording import count, draws_words, metric_words, score_text
 
 Made = tuple[Figure, str, str, str]  # figure, name, title, caption
 
@@ -297,7 +297,7 @@ def _heat_block(
             axes.text(
                 column,
                 row,
-                score(value, metric),
+                score_text(value, metric),
                 ha="center",
                 va="center",
                 fontsize=5.5,

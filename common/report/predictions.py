@@ -17,7 +17,7 @@ from common.errors import InputError
 from common.use.episodes import episodes, recorded
 from common.use.events import EVENT_IOU, EventScores, SessionEvents, event_scores
 
-Windows = dict[str, NDArray[Any]]
+Predictions = dict[str, NDArray[Any]]
 Bout = tuple[str, float, float, str]  # session, start and end second, split
 CONFUSION = ("tn", "fp", "fn", "tp")
 # Name of the score by field of EventScores; the first group also at the stricter matching.
@@ -60,7 +60,7 @@ class EventRules:
         return cls(merge_gap_seconds, min_episode_seconds, iou)
 
 
-def read_windows(text: str) -> dict[str, Windows]:
+def read_windows(text: str) -> dict[str, Predictions]:
     """predictions.csv by split: columns session (text), start_s, label, p_base, p_finetuned (NaN
     where the file has nothing).
 
@@ -78,7 +78,7 @@ def read_windows(text: str) -> dict[str, Windows]:
     columns = (
         dict(zip(head, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(head, ())
     )
-    arrays: Windows = {
+    arrays: Predictions = {
         name: np.array([cell or "nan" for cell in columns[name]], dtype=float)
         for name in ("start_s", "label", "p_base", "p_finetuned")
     }
@@ -102,7 +102,7 @@ def confusion_counts(
 
 
 def no_events(
-    windows: Windows, bouts: Sequence[Bout] | None, window_seconds: float | None
+    windows: Predictions, bouts: Sequence[Bout] | None, window_seconds: float | None
 ) -> str | None:
     """Why event scores cannot be given, or None."""
     if bouts is None:
@@ -116,7 +116,7 @@ def no_events(
 
 
 def event_columns(
-    windows: Windows,
+    windows: Predictions,
     bouts: Sequence[Bout],
     window_seconds: float,
     column: str,
@@ -149,7 +149,7 @@ def _named(
 
 
 def _session(
-    windows: Windows,
+    windows: Predictions,
     name: str,
     bouts: Sequence[Bout],
     window_seconds: float,

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from common.report.collect import Run
 from common.report.conditions import MODE_WORDS, MODES, Condition
 from common.report.drawing import LOOKS, PAGE, Drawn, finish, new_figure, score_axis, short, style
-from common.report.predictions import Bout, Windows
-from common.report.wording import score
+from common.report.predictions import Bout, Predictions
+from common.report.wording import score_text
 
 Made = tuple[Figure, str, str, str]  # figure, name, title, caption
 
@@ -73,7 +73,7 @@ def precision_recall(run: Run, row: pd.Series) -> Made | None:
             labels,
             test["p_finetuned"],
             float(tuned),
-            f"threshold {score(float(tuned))} (tuned)",
+            f"threshold {score_text(float(tuned))} (tuned)",
         )
     caption = (
         f"{run_words(row)}: test windows. Points mark threshold 0.5. Confusion matrices of the same"
@@ -174,7 +174,7 @@ def probability(run: Run, row: pd.Series) -> Made | None:
 
 
 def _probability_panel(
-    axes: Axes, windows: Windows, bouts: list[Bout] | None, run: Run, timed: bool
+    axes: Axes, windows: Predictions, bouts: list[Bout] | None, run: Run, timed: bool
 ) -> None:
     number = len(windows["label"])
     order = np.argsort(windows["start_s"], kind="stable") if timed else np.arange(number)

@@ -32,7 +32,7 @@ from common.report.wording import (
     headline,
     metric_words,
     people_words,
-    score,
+    score_text,
     sensitivity_words,
     settings_words,
     share_text,
@@ -150,7 +150,7 @@ def _contrast_view(contrast: Contrast, grid: Grid) -> list[str]:
         str(result.n),
         gain_text(result, grid.metric),
         f"{result.better} / {result.worse} / {result.zeros}",
-        score(result.effect, signed=True),
+        score_text(result.effect, signed=True),
         result.p_text,
         holm_text(contrast),
     ]
@@ -159,7 +159,10 @@ def _contrast_view(contrast: Contrast, grid: Grid) -> list[str]:
 def _comparison_view(comparison: Comparison, grid: Grid) -> Json:
     there = len(comparison.scores)
     medians = [
-        (value, score(float(comparison.scores[value].median()), grid.metric) if there else NOTHING)
+        (
+            value,
+            score_text(float(comparison.scores[value].median()), grid.metric) if there else NOTHING,
+        )
         for value in comparison.values
     ]
     return {
@@ -194,7 +197,7 @@ def _medians(grid: Grid, metrics: tuple[str, ...], suffix: str = "") -> list[lis
         [
             condition.words,
             str(max(int(table[condition].notna().sum()) for table in tables.values())),
-            *(score(_median(table[condition]), metric) for metric, table in tables.items()),
+            *(score_text(_median(table[condition]), metric) for metric, table in tables.items()),
         ]
         for condition in grid.shown(suffix)
         if any(table[condition].notna().any() for table in tables.values())

@@ -236,7 +236,7 @@ def median_level(n: int) -> float:
     return float(1 - 2 * stats.binom.cdf(place - 1, n, 0.5))
 
 
-def share(part: Floats, whole: Floats) -> Estimate:
+def pairwise_share(part: Floats, whole: Floats) -> Estimate:
     """The share r for which part - r * whole shows no shift: the median over all pairs of
     participants of (sum of parts) / (sum of wholes), a participant being a pair with itself. Its
     interval holds every r at which the exact Wilcoxon test of part - r * whole does not reject.

@@ -23,7 +23,7 @@ from common.report.wording import (
     level_text,
     metric_words,
     p_sentence,
-    score,
+    score_text,
     share_text,
     time_text,
     with_interval,
@@ -119,7 +119,7 @@ def _cells(grid: Grid, line: Line, contrast: Contrast | None) -> list[str]:
     time = f" ({time_text(counts['train_hours'])})" if "train_hours" in counts else ""
     training = f"{count(counts['train_windows'])}{time}" if "train_windows" in counts else NOTHING
     cells = [str(line.n), training, count(counts.get("selection_windows"))]
-    cells += [with_interval(line.median, grid.metric), score(line.mean, grid.metric)]
+    cells += [with_interval(line.median, grid.metric), score_text(line.mean, grid.metric)]
     if gain is None:
         return [*cells, *[NOTHING] * 6]
     return [
@@ -255,16 +255,16 @@ def more_macros(grid: Grid, drawn: Draws | None, size: Sensitivity | None) -> di
     """SDs over draws and people, and the smallest gain that would have been found."""
     found: dict[str, str] = {}
     if drawn:
-        found |= {"SDWithin": score(drawn.within, signed=True).removeprefix("+")}
-        found |= {"SDBetween": score(drawn.between, signed=True).removeprefix("+")}
+        found |= {"SDWithin": score_text(drawn.within, signed=True).removeprefix("+")}
+        found |= {"SDBetween": score_text(drawn.between, signed=True).removeprefix("+")}
     if size:
-        found |= {"DetectableGain": score(size.gain, grid.metric, signed=True)}
+        found |= {"DetectableGain": score_text(size.gain, grid.metric, signed=True)}
     return found
 
 
 def _line_macros(name: str, grid: Grid, line: Line) -> dict[str, str]:
     found = _interval_macros(name + "Median", line.median, grid.metric) | {
-        name + "Mean": score(line.mean, grid.metric),
+        name + "Mean": score_text(line.mean, grid.metric),
         name + "N": str(line.n),
     }
     for key, text in (
@@ -292,7 +292,7 @@ def _gain_macros(name: str, grid: Grid, gain: Paired) -> dict[str, str]:
         name + "GainN": str(gain.n),
         name + "Better": str(gain.better),
         name + "Zeros": str(gain.zeros),
-        name + "Effect": score(gain.effect, signed=True),
+        name + "Effect": score_text(gain.effect, signed=True),
     }
     return found | {name + "P": p_sentence(gain.p, gain.n)}
 
@@ -302,7 +302,7 @@ def _interval_macros(
 ) -> dict[str, str]:
     ends = {"": estimate.value, "Low": estimate.low, "High": estimate.high}
     found = {
-        name + end: score(value, metric, signed)
+        name + end: score_text(value, metric, signed)
         for end, value in ends.items()
         if math.isfinite(value)
     }

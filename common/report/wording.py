@@ -58,7 +58,7 @@ def metric_words(metric: str) -> str:
     return METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
-def score(value: float | None, metric: str = "", signed: bool = False) -> str:
+def score_text(value: float | None, metric: str = "", signed: bool = False) -> str:
     """'.84', '1.00'; '0.84' where a score can exceed 1; differences are signed and have a digit
     more, '+.071'; a dash where there is none.
     """
@@ -73,7 +73,7 @@ def score(value: float | None, metric: str = "", signed: bool = False) -> str:
 def with_interval(estimate: Estimate, metric: str = "", signed: bool = False) -> str:
     """'.84 [.79, .90]'; a round bracket where the end itself is rejected: '+.05 (.00, .10]'."""
     texts = (estimate.value, estimate.low, estimate.high)
-    middle, low, high = (score(value, metric, signed) for value in texts)
+    middle, low, high = (score_text(value, metric, signed) for value in texts)
     if NOTHING in (low, high):
         return middle
     return f"{middle} {'(['[not estimate.low_open]}{low}, {high}{')]'[not estimate.high_open]}"
@@ -141,7 +141,9 @@ def headline(grid: Grid, lines: list[Line]) -> str:
         return "There is no participant yet with both a base score and a fine-tuned score."
     gain, words = primary.gain, metric_words(grid.metric)
     pair = grid.pair(primary.condition).dropna()
-    before, after = (score(float(pair[name].median()), grid.metric) for name in ("before", "after"))
+    before, after = (
+        score_text(float(pair[name].median()), grid.metric) for name in ("before", "after")
+    )
     verb = "changes"
     if gain.significant and gain.estimate.value != 0:
         verb = "improves" if gain.estimate.value > 0 else "worsens"
@@ -297,11 +299,12 @@ def sensitivity_words(grid: Grid, found: Sensitivity | None) -> str:
     """What a test of this size could have found."""
     if found is None:
         return ""
+    sd = score_text(found.sd, grid.metric)
+    gain = score_text(found.gain, grid.metric, signed=True)
     return (
-        f"Sensitivity: with n = {found.n} and an SD of the gains of {score(found.sd, grid.metric)},"
-        f" a true gain of {score(found.gain, grid.metric, signed=True)} is the smallest that the"
-        " exact test would call reliable in 80 % of simulated samples (normal gains). A smaller"
-        " one may exist unseen."
+        f"Sensitivity: with n = {found.n} and an SD of the gains of {sd}, a true gain of {gain} is"
+        " the smallest that the exact test would call reliable in 80 % of simulated samples (normal"
+        " gains). A smaller one may exist unseen."
     )
 
 
@@ -317,4 +320,4 @@ def draws_words(grid: Grid, found: Draws | None) -> str:
 
 
 def _sd(value: float) -> str:
-    return score(value, signed=True).removeprefix("+")
+    return score_text(value, signed=True).removeprefix("+")

@@ -23,7 +23,7 @@ from common.report.wording import (
     fixed_words,
     headline,
     people_words,
-    score,
+    score_text,
     settings_words,
     time_text,
 )
@@ -612,12 +612,12 @@ def test_filters_take_several_values_and_numbers_in_any_form() -> None:
     ],
 )
 def test_scores_are_printed_without_the_zero(value: float | None, text: str) -> None:
-    assert score(value) == text
+    assert score_text(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0714, "+.071"), (-0.02, "−.020"), (0.0, ".000")])
 def test_differences_have_a_sign_and_a_digit_more(value: float, text: str) -> None:
-    assert score(value, signed=True) == text
+    assert score_text(value, signed=True) == text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from common.report.figures import spread
 from common.report.predictions import (
     Bout,
     EventRules,
-    Windows,
+    Predictions,
     confusion_counts,
     event_columns,
     no_events,
@@ -19,7 +19,7 @@ from common.report.predictions import (
 from common.report.run_figures import curve, runs_of
 
 
-def windows(called: str, *, sessions: str | None = None, step: float = 1.0) -> Windows:
+def windows(called: str, *, sessions: str | None = None, step: float = 1.0) -> Predictions:
     """Windows every `step` seconds; '1' is a probability of .9. Times are as of 2023, in Unix
     seconds.
     """
@@ -37,7 +37,7 @@ def bout(start: float, end: float, session: str = "a") -> Bout:
     return session, 1.7e9 + start, 1.7e9 + end, "test"
 
 
-def scores(table: Windows, bouts: list[Bout], **rules: float) -> dict[str, float | None]:
+def scores(table: Predictions, bouts: list[Bout], **rules: float) -> dict[str, float | None]:
     """Event scores at .5 with windows of 1 s."""
     return event_columns(table, bouts, 1.0, "p", 0.5, EventRules(**rules))[0]
 

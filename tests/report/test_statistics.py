@@ -19,8 +19,8 @@ from common.report.statistics import (
     median_level,
     p_text,
     paired,
+    pairwise_share,
     rank_biserial,
-    share,
     signed_rank_level,
     wilcoxon_exact,
 )
@@ -134,23 +134,23 @@ def test_levels_are_at_least_95_percent(n: int) -> None:
 
 def test_below_six_there_is_no_interval() -> None:
     five = np.arange(5.0)
-    for estimate in (median_interval(five), hodges_lehmann(five), share(five, five + 1)):
+    for estimate in (median_interval(five), hodges_lehmann(five), pairwise_share(five, five + 1)):
         assert np.isfinite(estimate.value)
         assert np.isnan([estimate.low, estimate.high]).all()
     assert np.isnan(median_interval(np.array([])).value)
 
 
 def test_a_share_is_no_mean_of_ratios() -> None:
-    found = share(np.array([0.1, 0.1]), np.array([0.1, 0.3]))
+    found = pairwise_share(np.array([0.1, 0.1]), np.array([0.1, 0.3]))
     assert found.value == pytest.approx(0.5)  # of 1, .5 and 1/3; the mean of the ratios is .667
     ones = np.ones(9)
     values = np.random.default_rng(4).normal(size=9).round(3)
-    same, plain = share(values, ones), hodges_lehmann(values)
+    same, plain = pairwise_share(values, ones), hodges_lehmann(values)
     assert (same.value, same.low, same.high) == pytest.approx((plain.value, plain.low, plain.high))
 
 
 def test_a_share_of_nothing_is_undefined() -> None:
-    assert np.isnan(share(np.array([0.1]), np.array([0.0])).value)
+    assert np.isnan(pairwise_share(np.array([0.1]), np.array([0.0])).value)
 
 
 def test_the_effect_size_is_the_favourable_less_the_unfavourable_rank_sum() -> None:
