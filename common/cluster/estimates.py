@@ -13,11 +13,11 @@ from common.jobs import identity
 from common.jobs.job_files import Job
 from common.paths import Paths, split_file
 
-# Before the first run: an epoch over 100 MB takes about 4 s on one core, and early stopping ends
+# Before the first run: an epoch over 100 MB takes about 1 s on one core, and early stopping ends
 # most trainings after some 40 epochs.
-SECONDS_PER_BYTE = 4e-8
+SECONDS_PER_BYTE = 1e-8
 EPOCHS = 40
-OVERHEAD_SECONDS = 0.2
+OVERHEAD_SECONDS = 0.4
 JOBS_SEEN = 200  # the latest jobs of a kind and of a node that count
 
 

@@ -49,6 +49,7 @@ from common.training.stopping import Stopped, stopping
 
 LOG_TAIL = 16_384
 PROGRESS_SECONDS = 1.0
+MEASURE_SECONDS = 60.0  # at most, for importing torch, building the kernel and measuring
 Message = dict[str, Any]
 
 
@@ -345,16 +346,23 @@ def _import(path: Path) -> Any:
 
 
 def _measured(device: str) -> dict[str, float]:
-    """The speed of the slot, for the hello; empty where it cannot be measured: then a job will say
-    why nothing works here.
+    """The speed of the slot, for the hello; empty where it cannot be measured or takes too long: a
+    busy node must not miss its hello, and a job will report what does not work here.
     """
-    try:
-        from common.training.setup import measured_speed
+    found: dict[str, float] = {}
 
-        return {"speed": measured_speed(device)}
-    except Exception:  # noqa: BLE001
-        traceback.print_exc()
-        return {}
+    def measure() -> None:
+        try:
+            from common.training.setup import measured_speed
+
+            found["speed"] = measured_speed(device)
+        except Exception:  # noqa: BLE001
+            traceback.print_exc()
+
+    thread = threading.Thread(target=measure, name="measure", daemon=True)
+    thread.start()
+    thread.join(MEASURE_SECONDS)
+    return dict(found)
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from itertools import islice
 
 from common.cluster.scheduler.states import JobRecord, NodeRecord
 
-_PRIOR_JOBS = 0.1  # estimates may be wrong by any factor: one finished job counts more
+# How many jobs a prior weighs: estimates may be wrong by any factor, kinds differ less.
+_ALL_PRIOR, _KIND_PRIOR = 0.1, 1.0
 _SPEED_DOUBT = 0.3  # standard deviation of the logarithm of a speed given by the caller
 _ROUNDS, _SAMPLE = 8, 100  # of the expectation over running jobs, and how many of them are used
 
@@ -31,11 +32,11 @@ class Ratio:
         self.observed += observed
         self.estimated += estimated
 
-    def towards(self, prior: float) -> float:
-        """The ratio, with `prior` weighing as much as _PRIOR_JOBS jobs."""
+    def towards(self, prior: float, weight: float) -> float:
+        """The ratio, with `prior` weighing as much as `weight` jobs."""
         if not self.jobs:
             return prior
-        doubt = _PRIOR_JOBS * self.estimated / self.jobs
+        doubt = weight * self.estimated / self.jobs
         return (self.observed + doubt * prior) / (self.estimated + doubt)
 
 
@@ -59,9 +60,9 @@ class Learning:
         """Seconds at speed 1 for each estimated second; 1 before anything is known."""
         known = self._factors.get(kind)
         if known is None:
-            common = self._all.towards(1.0)
-            seen = self._kinds.get(kind)
-            known = self._factors[kind] = seen.towards(common) if seen is not None else common
+            common = self._all.towards(1.0, _ALL_PRIOR)
+            seen = self._kinds.get(kind, Ratio())
+            known = self._factors[kind] = seen.towards(common, _KIND_PRIOR)
         return known
 
     def moved(self) -> bool:
@@ -84,9 +85,11 @@ class Learning:
         """Seconds of the job and its longest dependant at speed 1."""
         return self.work(record) + self.tail(record)
 
-    def observe(self, record: JobRecord, host: NodeRecord, seconds: float) -> bool:
+    def observe(
+        self, record: JobRecord, host: NodeRecord, seconds: float, *, alone: bool = False
+    ) -> bool:
         """A whole training took `seconds` on `host`. Returns True when the node's speed changed by
-        more than 1 %.
+        more than 1 %. alone: there is no other node to compare it with.
 
         The speed is the posterior mean of its logarithm: the prior is the speed given when the node
         joined, the noise is the scatter of all jobs around their corrected estimates. The first job
@@ -94,7 +97,7 @@ class Learning:
         """
         seconds *= host.speed
         self._add(record, seconds)
-        if self._kinds[record.job.kind].jobs == 1:
+        if alone or self._kinds[record.job.kind].jobs == 1:
             return False
         residual = math.log(seconds / self.work(record))
         self._squares += residual * residual

@@ -36,6 +36,11 @@ class Nodes:
         """Every node that ever joined."""
         return self._records.values()
 
+    @property
+    def single(self) -> bool:
+        """Whether only one node ever joined."""
+        return len(self._records) == 1
+
     # ---- joining and leaving
 
     def join(self, now: float, host: NodeRecord) -> None:

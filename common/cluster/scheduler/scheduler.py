@@ -88,7 +88,7 @@ class Scheduler:
         seconds *= copy.share if copy is not None else 1.0
         if seconds <= 0:
             return
-        if self.learning.observe(record, host, seconds):
+        if self.learning.observe(record, host, seconds, alone=self._nodes.single):
             self._slots.refresh(host)
         if self.learning.moved():
             self._slots.correct(self.learning.factor)

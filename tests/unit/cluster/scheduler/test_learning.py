@@ -31,7 +31,7 @@ def test_a_kind_of_which_no_job_is_done_is_corrected_by_all_others() -> None:
     assert learning.factor("finetune") == pytest.approx(4, rel=0.1)
     for _ in range(5):
         learning.observe(record(10.0, "finetune"), node(), 10.0)
-    assert learning.factor("finetune") == pytest.approx(1, rel=0.2)
+    assert learning.factor("finetune") == pytest.approx(1, rel=0.3)
     assert learning.factor("base") == pytest.approx(4, rel=0.1)
 
 
