@@ -17,6 +17,7 @@ from common.paths import SPLITS
 COLOURS = {"train": "#56B4E9", "val": "#E69F00", "test": "#009E73", "": "#DDDDDD"}
 POSITIVE, UNKNOWN = "#000000", "#CC79A7"
 WIDTH_INCHES, ROW_INCHES, MOST_ROWS, DPI = 11.0, 0.24, 200, 110
+LETTER_POINTS = 5.5  # room for a letter of a session's name
 MAX_NAME = 28  # letters of a session's name
 Ranges = list[tuple[float, float]]
 
@@ -120,6 +121,7 @@ def _label_rows(axes: Any, bars: Sequence[SessionBar]) -> None:
     short = [b.name if len(b.name) <= MAX_NAME else b.name[: MAX_NAME - 3] + "..." for b in bars]
     axes.set_yticks(range(len(bars)), short, fontsize=8, parse_math=False)
     axes.tick_params(axis="y", length=0)
+    beside = -16 - LETTER_POINTS * max(map(len, short))
     for row, bar in enumerate(bars):
         if row and bars[row - 1].participant == bar.participant:
             continue
@@ -127,11 +129,12 @@ def _label_rows(axes: Any, bars: Sequence[SessionBar]) -> None:
             bar.participant,
             (0, row),
             xycoords=("axes fraction", "data"),
-            xytext=(-170, 0),
+            xytext=(beside, 0),
             textcoords="offset points",
             fontsize=9,
             fontweight="bold",
             va="center",
+            ha="right",
             parse_math=False,
         )
         if row:
