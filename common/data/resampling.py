@@ -28,6 +28,7 @@ EVEN = (0.4, 1.6)
 END_STEPS = 3  # at each end of a stretch, where a spline knows only one side
 FASTER = 1.05  # times the grid's rate: what was sampled faster than this is low-passed
 LOW_PASS = 0.45  # of the grid's rate
+MIRRORED = 10  # grid samples beyond both ends, from where the low pass swings in
 BLOCK_SAMPLES = 1 << 17
 REACH = 256  # samples of the slower of both rates, beyond which nothing is felt any more
 
@@ -124,7 +125,8 @@ def _low_passed(
     if np.abs(even - times).max() > SAME_TIME_S:
         values = interpolate(even, times, values)
     low = butter(8, LOW_PASS * rate, fs=sampled_at, output="sos")
-    passed = sosfiltfilt(low, values, axis=0, padlen=min(27, len(times) - 1))
+    beyond = min(max(27, round(MIRRORED * sampled_at / rate)), len(times) - 1)
+    passed = sosfiltfilt(low, values, axis=0, padlen=beyond)
     return even, np.clip(passed, values.min(axis=0), values.max(axis=0))
 
 

@@ -15,9 +15,11 @@ import torch
 
 import prepare_data
 from common.cli import run_script
+from common import artifacts
 from common.data import prepare, staging
 from common.data.manifest import file_sha256, listed_bouts, read_manifest
 from common.data.preparation import Preparation
+from common.paths import Paths
 from tests.conftest import demo_wheel
 
 WINDOWS = ("--sampling_rate", "10", "--window_seconds", "2", "--stride_seconds", "1")
@@ -633,6 +635,20 @@ def test_a_second_one_at_the_same_time_is_refused(call, rec, project):
         assert everything(project) == before
         (folder / "dataset.json").write_text("{}")
     assert (project / "data" / "mine" / "dataset.json").read_text() == "{}"
+
+
+def test_data_that_a_run_reads_are_not_replaced_unless_forced(call, rec, project):
+    assert call(*MINE)[0] == 0
+    lock = Paths(project).data_lock("data/mine")
+    with artifacts.lock(lock, wait=False, shared=True, owner="a run, process 7 on head"):
+        before = everything(project)
+        code, out, err = call(*MINE, "--split_seed", "7", "--overwrite")
+        assert (code, out) == (2, "")
+        assert "data/mine: is used by a run, process 7 on head; wait for it to end" in err
+        assert "--force" in err
+        assert everything(project) == before
+        assert call(*MINE, "--split_seed", "7", "--overwrite", "--force")[0] == 0
+    assert call(*MINE, "--split_seed", "8", "--overwrite")[0] == 0
 
 
 def test_data_behind_a_link_stays_behind_it(call, rec, project, tmp_path):
