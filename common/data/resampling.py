@@ -29,6 +29,7 @@ END_STEPS = 3  # at each end of a stretch, where a spline knows only one side
 FASTER = 1.05  # times the grid's rate: what was sampled faster than this is low-passed
 LOW_PASS = 0.45  # of the grid's rate
 MIRRORED = 10  # grid samples beyond both ends, from where the low pass swings in
+AT_THE_LEVEL, CLIPPED_TIMES = 5, 3.0  # samples, and times the usual number of equal ones
 BLOCK_SAMPLES = 1 << 17
 REACH = 256  # samples of the slower of both rates, beyond which nothing is felt any more
 
@@ -127,7 +128,7 @@ def _low_passed(
     low = butter(8, LOW_PASS * rate, fs=sampled_at, output="sos")
     beyond = min(max(27, round(MIRRORED * sampled_at / rate)), len(times) - 1)
     passed = sosfiltfilt(low, values, axis=0, padlen=beyond)
-    return even, np.clip(passed, values.min(axis=0), values.max(axis=0))
+    return even, np.clip(passed, *clip_levels(values))
 
 
 def interpolate(at: Floats, times: Floats, values: Floats) -> Floats:
@@ -163,7 +164,25 @@ def _between(at: Floats, left: Ints, times: Floats, values: Floats) -> Floats:
             made[inside] = _spline(at[inside], times[begin : end + 1], values[begin : end + 1])
     held = _at_a_level(values)[left] | ~np.isfinite(made)
     bounds = np.minimum(lower, upper), np.maximum(lower, upper)
+    made = np.clip(made, *clip_levels(values))
     return np.where(held, np.clip(np.nan_to_num(made), *bounds), made)
+
+
+def clip_levels(values: Floats) -> tuple[Floats, Floats]:
+    """The levels [channels] that a signal is clipped at below and above, infinite where it is not.
+
+    It is where its lowest or highest value comes again and again, more often than its values do.
+    """
+    low, high = values.min(axis=0), values.max(axis=0)
+    for levels, none in ((low, -np.inf), (high, np.inf)):
+        often = np.count_nonzero(values == levels, axis=0)
+        for channel in range(values.shape[1]):
+            usual = AT_THE_LEVEL
+            if often[channel] >= AT_THE_LEVEL:
+                usual = CLIPPED_TIMES * len(values) / len(np.unique(values[:, channel]))
+            if often[channel] < max(usual, AT_THE_LEVEL):
+                levels[channel] = none
+    return low, high
 
 
 def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:

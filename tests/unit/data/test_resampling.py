@@ -56,3 +56,56 @@ def test_a_pause_shorter_than_the_given_gap_is_bridged():
         len(make_session("s", 0.0, times, times[:, None], NO_BOUTS, RATE, max_gap_s=0.5).pieces)
         == 2
     )
+
+
+def through(rate, frequency, level=9.0, pause=None, seconds=30.0):
+    """A sine, clipped at `level`, sampled at `rate` and put on a grid of 50 Hz: (made, truth)."""
+    times = np.arange(round(seconds * rate)) / rate
+    if pause:
+        times = times[(times < pause[0]) | (times > pause[1])]
+
+    def truth(t):
+        return np.clip(np.sin(2 * np.pi * frequency * t + 0.7), -level, level)
+
+    made = make_session("s", 0.0, times, truth(times)[:, None], NO_BOUTS, 50.0)
+    return made, truth(np.arange(len(made.values)) / 50)
+
+
+@pytest.mark.parametrize("rate", [31.25, 49.5, 52, 100, 128])
+def test_a_component_of_10_hz_keeps_98_percent(rate):
+    made, _ = through(rate, 10)
+    at = np.arange(len(made.values))[50:-50] / 50
+    basis = np.stack([np.sin(20 * np.pi * at), np.cos(20 * np.pi * at)], axis=1)
+    parts = np.linalg.lstsq(basis, made.values[50:-50, 0].astype(float), rcond=None)[0]
+    assert np.hypot(*parts) > 0.98
+
+
+@pytest.mark.parametrize("rate", [25, 31.25, 49.5, 100, 1000])
+@pytest.mark.parametrize("frequency", [0.5, 2, 5])
+def test_nothing_overshoots_where_a_signal_is_clipped_or_has_a_gap(rate, frequency):
+    made, truth = through(rate, frequency, level=0.8)
+    assert np.abs(made.values).max() <= 0.8 * 1.01
+    assert np.abs(made.values[:, 0] - truth)[25:-25].max() < 0.15
+    made, truth = through(rate, frequency, pause=(10, 13))
+    assert len(made.pieces) == 2
+    assert np.nanmax(np.abs(made.values)) <= 1.01
+    for begin, end in made.pieces:
+        error = np.abs(made.values[begin:end, 0] - truth[begin:end])
+        assert error[12:-12].max() < 0.01
+
+
+def test_long_recordings_are_worked_through_in_blocks_that_cannot_be_seen(monkeypatch):
+    times = np.arange(6000) / 80
+    values = np.random.default_rng(0).normal(size=(6000, 2)).cumsum(axis=0)
+    whole = make_session("s", 0.0, times, values, NO_BOUTS, 50.0).values
+    monkeypatch.setattr("common.data.resampling.BLOCK_SAMPLES", 700)
+    np.testing.assert_allclose(
+        make_session("s", 0.0, times, values, NO_BOUTS, 50.0).values, whole, atol=1e-4
+    )
+
+
+def test_a_regular_clock_in_epoch_seconds_is_exact():
+    times = 1_700_000_000.0 + np.arange(500) / 50
+    values = np.random.default_rng(0).normal(size=(500, 1))
+    made = make_session("s", times[0], times - times[0], values, NO_BOUTS, 50.0)
+    np.testing.assert_array_equal(made.values, values.astype(np.float32))

@@ -1,12 +1,16 @@
 """Splits of sessions, without files."""
 
 import warnings
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.splits import spans, time_blocks
+from common.data.sessions import covered
+from common.data.splits import FRACTIONS, SplitRule, spans, split_sessions, time_blocks
+from common.data.windowing import Labelling
 from common.errors import InputError
 from tests.unit.data.made_sessions import RATE, cut, session, split, split_of_samples
 
@@ -152,3 +156,73 @@ def test_session_split_fills_every_split_without_a_warning(count, bouts):
         parts = split([session(f"s{k}", bouts=bouts) for k in range(count)], "session", 600)
     assert all(parts.values())
     assert sum(map(len, parts.values())) == count
+
+
+def shares(parts, measure):
+    """Share of each split."""
+    sums = {name: sum(map(measure, own)) for name, own in parts.items()}
+    return {name: value / sum(sums.values()) for name, value in sums.items()}
+
+
+def positive(part):
+    """Positive samples of a part."""
+    return float(covered(part.session.bouts, np.array([part.begin]), part.end - part.begin)[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_give_each_split_its_share_of_positive_time_in_a_protocol(seed):
+    # Two sessions in which all of the positive class comes at the end, as 12 bouts of 15 s.
+    bouts = [(400 + 17 * k, 415 + 17 * k) for k in range(12)]
+    sessions = [session(f"s{k}", seconds=620, bouts=bouts, start_s=1000 * k) for k in range(2)]
+    parts = split(sessions, "blocks", 20, seed=seed, block=200)
+    for name, share in shares(parts, positive).items():
+        assert FRACTIONS[name] / 2 <= share <= FRACTIONS[name] * 2
+    for name, share in shares(parts, lambda part: part.end - part.begin).items():
+        assert FRACTIONS[name] / 1.5 <= share <= FRACTIONS[name] * 1.5
+    # The time split leaves training without any.
+    assert shares(split(sessions, "time", 20), positive)["train"] < 0.1
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2990), st.integers(1, 400)), max_size=12),
+    st.integers(2, 40),
+    st.integers(0, 9),
+)
+def test_blocks_keep_a_gap_and_never_cut_a_bout(bouts, length, seed):
+    ranges = [(a / RATE, min(a + d, 2999) / RATE) for a, d in bouts if a > 0]
+    whole = session(seconds=300, bouts=ranges, gaps=[(100, 104)])
+    try:
+        parts = split([whole], "blocks", length, seed=seed, block=4 * length)
+    except InputError:
+        return
+    found = sorted((part.begin, part.end, name) for name, own in parts.items() for part in own)
+    for (_, end, name), (begin, _, after) in pairwise(found):
+        assert begin >= end + (length if name != after else 0)
+    for start, end in whole.bouts:
+        inside = [(b, e) for b, e, _ in found if min(end, e) > max(start, b)]
+        assert len(inside) <= 1
+        assert all(b <= start and end <= e for b, e in inside)
+
+
+@pytest.mark.parametrize("rule", ["session", "blocks"])
+def test_with_folds_each_session_or_block_is_tested_once(rule):
+    sessions = [session(f"s{k}", bouts=[(10, 20)], start_s=100 * k) for k in range(7)]
+    folds = split_sessions(sessions, SplitRule(rule, 3, 100, folds=4), Labelling(10, 5))
+    assert len(folds) == 4
+    tested = [
+        (p.session.name, k) for parts in folds for p in parts["test"] for k in range(p.begin, p.end)
+    ]
+    assert len(tested) == len(set(tested))
+    # What the gaps between blocks take is not tested.
+    assert len(tested) >= (1 if rule == "session" else 0.75) * 7 * 600
+    for parts in folds:
+        assert all(parts.values())
+        assert shares(parts, positive)["test"] == pytest.approx(1 / 4, abs=0.15)
+
+
+def test_too_few_blocks_or_sessions_for_the_folds_are_named():
+    with pytest.raises(InputError, match=r"2 session\(s\), but --split session needs 4 to test"):
+        split_sessions([session("a"), session("b")], SplitRule("session", folds=4), Labelling(9, 9))
+    with pytest.raises(InputError, match=r"only 1 block\(s\) of 60 s that cut no bout"):
+        split([session("a")], "blocks", 20, block=600)

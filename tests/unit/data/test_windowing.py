@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.sessions import Part, merge_ranges
-from common.data.windowing import Labelling, covered_hours, label_windows
+from common.data.windowing import (
+    Labelling,
+    bouts_without_window,
+    covered_hours,
+    label_windows,
+    place_windows,
+)
 from tests.unit.data.made_sessions import RATE, cut, session
 
 
@@ -82,3 +88,21 @@ def test_covered_hours_count_each_second_of_a_session_once(places, seconds):
         (session, second) for session, start in places for second in range(start, start + seconds)
     }
     assert covered_hours(places, seconds) == pytest.approx(len(once) / 3600)
+
+
+def test_windows_covered_too_little_or_of_unknown_label_are_left_out():
+    whole = session(seconds=60, bouts=[(10, 20)], unknown=[(40, 45)])
+    how = Labelling(40, 40, 0.5, exclude_partial=True)
+    placed = place_windows([Part(whole, 0, 600)], how, 2)
+    # From 8 s the bout covers half of a window; from 20 s none; those from 40 and 44 s are unknown.
+    assert dict(zip(placed.starts_s(), placed.y.tolist(), strict=True)) == {
+        second: int(8 <= second < 20) for second in range(0, 60, 4) if second not in (40, 44)
+    }
+    partly = replace(whole, bouts=np.array([[110.0, 200.0]]))
+    assert 8.0 not in place_windows([Part(partly, 0, 600)], how, 2).starts_s()
+
+
+def test_bouts_that_label_no_window_are_found():
+    whole = session(seconds=60, bouts=[(10, 20), (30, 30.5), (59.9, 70)])
+    placed = place_windows([Part(whole, 0, 300)], Labelling(40, 40, 0.5), 2)
+    assert bouts_without_window(whole, [placed], 40) == [(300, 305), (599, 700)]
