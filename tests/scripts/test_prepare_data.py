@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import prepare_data
-from common.cli import run_script
 from common import artifacts
+from common.cli import run_script
 from common.data import prepare, staging
 from common.data.manifest import file_sha256, listed_bouts, read_manifest
 from common.data.preparation import Preparation
