@@ -177,10 +177,12 @@ def clip_levels(values: Floats) -> tuple[Floats, Floats]:
     for levels, none in ((low, -np.inf), (high, np.inf)):
         often = np.count_nonzero(values == levels, axis=0)
         for channel in range(values.shape[1]):
-            usual = AT_THE_LEVEL
             if often[channel] >= AT_THE_LEVEL:
-                usual = CLIPPED_TIMES * len(values) / len(np.unique(values[:, channel]))
-            if often[channel] < max(usual, AT_THE_LEVEL):
+                distinct = len(np.unique(values[:, channel]))
+                clipped = often[channel] >= CLIPPED_TIMES * len(values) / distinct
+            else:
+                clipped = False
+            if not clipped:
                 levels[channel] = none
     return low, high
 
