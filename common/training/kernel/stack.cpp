@@ -51,6 +51,7 @@ constexpr int DEEP = 4;         // output channels of one tile
 constexpr int PAIR = WIDE / 2;  // input channels of one tile of the filters' gradient
 constexpr int SLOTS = 16;       // sums of gradients, and so the most threads
 constexpr long GROUP_SAMPLES = 1024;  // windows share a group up to about this length
+constexpr long THREAD_WORK = 8000000;  // products of a forward pass that are worth a thread
 constexpr float EPSILON = 1e-5f;
 
 typedef float V __attribute__((vector_size(4 * LANES)));
@@ -155,6 +156,7 @@ struct Shape {
   std::vector<Block> blocks;
   int hidden, features;      // of the head: 0 for one linear layer; channels after the last block
   long group;                // windows
+  long work;                 // products in the forward pass of a window
   long packed, slot;         // floats
   long head, head_bias, out, out_bias;  // of the head, in a slot: first layer, second layer
   int rows() const { return hidden ? hidden : 1; }
@@ -197,7 +199,9 @@ void set_levels(Shape& shape, int channels, long samples, const int64_t* blocks,
 
 void set_sizes(Shape& shape) {
   long packed = 0, slot = 0;
+  shape.work = 0;
   for (Block& b : shape.blocks) {
+    shape.work += 3L * b.inputs * b.outputs * shape.levels[&b - shape.blocks.data()].samples;
     b.forward = packed;
     b.backward = b.forward + b.filter_count();
     packed = b.backward + b.filter_count();
@@ -758,7 +762,8 @@ void pass_slots(Stack& stack, Workspace& work, const Call& call, int first, int 
 
 void pass_batch(Stack& stack, const Call& call) {
   const long groups = (call.batch + stack.shape.group - 1) / stack.shape.group;
-  const int count = (int)std::max(1L, std::min({(long)call.threads, (long)SLOTS, groups}));
+  const long worth = call.batch * stack.shape.work / THREAD_WORK;
+  const int count = (int)std::max(1L, std::min({(long)call.threads, (long)SLOTS, groups, worth}));
   if ((int)stack.workspaces.size() < count) stack.workspaces = std::vector<Workspace>(count);
   for (int t = 0; t < count; ++t) prepare(stack.workspaces[t], stack.shape, call.gradients);
   std::vector<std::thread> others;

@@ -132,7 +132,7 @@ def test_a_window_that_is_not_finite_spoils_itself_and_the_loss_alone(bad, hidde
 
 
 @pytest.mark.parametrize("name", ["test", "cnn64"])
-@pytest.mark.parametrize("samples", [100, 700])
+@pytest.mark.parametrize("samples", [100, 2000])
 def test_threads_and_batches_change_no_byte(name, samples):
     shape = {"channels": 6, "samples": samples, "batch": 70, "seed": 2, "normalised": True}
     form = networks.NETWORKS[name](None, None)
