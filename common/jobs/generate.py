@@ -135,6 +135,9 @@ def generate(paths: Paths, data: Data, origin: Origin, folder: Path) -> tuple[li
 def read_analysis(path: Path) -> dict[str, Any]:
     """The `analysis` part of the grid that fine-tune jobs came from: `metric`, `mode`,
     `target_data_pct`, those that were given. Empty where there is none, or no such file.
+
+    Raises:
+        InputError: the part was edited by hand into something else.
     """
     try:
         entries = read_json(path, "a job file")
@@ -142,7 +145,7 @@ def read_analysis(path: Path) -> dict[str, Any]:
         return {}
     first = entries[0] if isinstance(entries, list) and entries else None
     found = first.get("_analysis") if isinstance(first, dict) else None
-    return found if isinstance(found, dict) else {}
+    return GridSpec.parse({"analysis": found or {}}, f"{path}: _analysis").analysis
 
 
 def _keep_what_is_replaced(folder: Path, finetunes: Sequence[Job]) -> list[str]:

@@ -132,6 +132,10 @@ def test_the_analysis_is_written_into_each_fine_tune_job() -> None:
     entries = json.loads(Path(FINETUNE_JOBS).read_bytes())
     assert [entry["_analysis"] for entry in entries] == [analysis] * 6
     assert read_analysis(Path(FINETUNE_JOBS)) == analysis
+    for spoilt in ({"metrik": "f1"}, {"target_data_pct": "0.5"}, ["macro_f1"]):
+        Path("spoilt.json").write_text(json.dumps([{**entries[0], "_analysis": spoilt}]))
+        with pytest.raises(InputError, match=r"^spoilt\.json: _analysis: "):
+            read_analysis(Path("spoilt.json"))
     before = jobs()
     Path("mine.json").write_text(json.dumps(GRID))
     call()
