@@ -1,4 +1,4 @@
-"""The flags and the course that both orchestrator scripts share."""
+"""The flags of both orchestrator scripts, and what they do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from common.jobs.inputs import all_data_files
 from common.jobs.job_files import Job
 from common.paths import CLUSTER_CONFIG, Paths
 
-# Base jobs, the others, and somebody else's script.
+# Base jobs, the others, and a user's own script.
 Read = Callable[[Data], tuple[list[Job], list[Job], Path | None]]
 
 

@@ -23,7 +23,7 @@ from common.cli import visible
 from common.errors import InputError, NodeError
 from common.validation import first_problem, kind_of, read_json
 
-AUTO_SLOTS = 256  # of a node whose number of slots nobody wrote down
+AUTO_SLOTS = 256  # of a node whose number of slots is not configured
 MAX_BYTES = 1 << 20  # a thousand nodes take a tenth of this
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SECRETS = re.compile(r"pass(word|wd|phrase|code)?$|^pw$|secret", re.IGNORECASE)
@@ -313,7 +313,7 @@ class Gpu:
 
     id: str  # its index or UUID, as CUDA_VISIBLE_DEVICES takes it
     name: str = ""
-    used_by: str = ""  # who else computes on it ("user ann, process 4711"), empty when nobody does
+    used_by: str = ""  # another user of it ("user ann, process 4711"), or empty
 
 
 @dataclass(frozen=True)
@@ -345,7 +345,7 @@ def slots(server: Server, probe: Probe) -> SlotPlan:
     """The slots of `server` on a node that has what `probe` says.
 
     GPUs first (each `jobs_per_gpu` times, one round over all GPUs before the second), then
-    `cpu_slots`. With neither given, `auto`: every GPU that nobody else uses; a node without GPUs
+    `cpu_slots`. With neither given, `auto`: every GPU that is not in use; a node without GPUs
     has one slot a core; at most AUTO_SLOTS of these. Raises NodeError when the node lacks a GPU
     that the file names or has none free.
     """

@@ -1,9 +1,8 @@
-"""What nodes say, brought into a known form before anything is done with it: the facts of a probe,
-messages of workers, the records beside results.
+"""Validate node messages: the facts of a probe, messages of workers, the records beside results.
 
-A node is trusted with its own work only. What it says may be wrong in every way: another type,
-another job's name, a number that is none, control characters for a person's terminal. Whatever is
-not needed is dropped, whatever is needed is checked. No torch, no I/O.
+A node is trusted with its own work only. Its messages may be wrong in every way: another type,
+another job's name, no number, control characters for a terminal. What is not needed is dropped,
+what is needed is checked. No torch, no I/O.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CAUSES = (
     "gpu_gone",
     "disk",
 )
-CURVES = ("train_loss", "val_loss", "val_macro_f1")  # of the epoch that a worker tells of
+CURVES = ("train_loss", "val_loss", "val_macro_f1")  # of the epoch that a worker reports
 
 Text = Annotated[str, AfterValidator(lambda text: one_line(text)[:MAX_TEXT])]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -66,7 +65,7 @@ class _Facts(_Checked):
 
 
 def node_facts(answer: object) -> Json:
-    """What a probe told. Raises ValueError where it is not of that form."""
+    """The facts of a probe. Raises ValueError where they are not of that form."""
     return _Facts.model_validate(answer).model_dump()
 
 
@@ -91,7 +90,7 @@ def message(said: object, given: Collection[str]) -> Json:
             job = said[what]
             if not isinstance(job, str) or job not in given:
                 raise ValueError(
-                    f"it told of a job that it was not given: {one_line(repr(job))[:200]}"
+                    f"it reported a job that it was not given: {one_line(repr(job))[:200]}"
                 )
             return {what: job, **read(said)}
     return {"yields": True} if said.get("yields") is True else {}
@@ -364,7 +363,7 @@ def _same_options(job: Job, there: object, model: type[O], fields: Callable[[O],
     except (InputError, IndexError, TypeError, AssertionError):
         same = False
     if not same:
-        raise CorruptArtifact(f"{job.id}: its record tells of other options: it is not used")
+        raise CorruptArtifact(f"{job.id}: its record names other options: it is not used")
 
 
 def _form(job: Job, model: type[_Checked], record: Mapping[str, Any]) -> None:

@@ -40,8 +40,8 @@ class Request:
     config_path: Path
     config: ClusterConfig
     bases: Sequence[Job] = ()
-    others: Sequence[Job] = ()  # fine-tunes, or jobs of somebody else's script
-    script: Path | None = None  # somebody else's
+    others: Sequence[Job] = ()  # fine-tunes, or jobs of a user's own script
+    script: Path | None = None  # a user's own
     train_bases: bool = True
     sync: bool = True
     wait_for_all_bases: bool = False

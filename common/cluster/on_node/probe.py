@@ -73,11 +73,11 @@ def user_of(pid: int) -> str:
 
         return pwd.getpwuid(os.stat(f"/proc/{pid}").st_uid).pw_name
     except (OSError, KeyError, ImportError):
-        return "somebody"
+        return "unknown"
 
 
 def gpus() -> list[dict[str, str]]:
-    """Every GPU, and who else computes on it."""
+    """Every GPU, and which other process computes on it."""
     mine = workers()
     users: dict[str, str] = {}
     for row in query("compute-apps", "gpu_uuid,pid"):
@@ -129,7 +129,7 @@ def code() -> dict[str, str | None]:
 
 
 def main() -> None:
-    """Look, and tell."""
+    """Print the facts."""
     driver = query("gpu", "driver_version")
     answer = {
         "host": platform.node(),

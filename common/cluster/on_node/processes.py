@@ -1,4 +1,4 @@
-"""Processes of ours on this machine: who descends from whom, and how to end all of them. Linux
+"""Processes on this machine: their descendants, and how to end all of them. Linux
 (/proc) only; stdlib only.
 """
 
@@ -75,7 +75,7 @@ def in_session(leader: int) -> list[int]:
 
 
 def end(pids: Iterable[int], with_signal: int = signal.SIGKILL) -> None:
-    """Signal each of `pids` that is still there and ours."""
+    """Signal each of `pids` that still runs and belongs to this user."""
     for pid in pids:
         try:
             os.kill(pid, with_signal)

@@ -1,8 +1,8 @@
 """The lock of a slot. It lies on the node's own disk and names the head and project that hold it;
 the kernel releases it with its worker's end.
 
-Two projects of one user take turns: who waits for a slot holds the lock of its queue, and the
-worker that fills the slot gives it up after its job, once it has had it for a turn.
+Two projects of one user take turns: the worker that waits for a slot holds the lock of its queue;
+the worker that fills the slot gives it up after a job, once its turn is over.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.errors import ProjectError
 
 WAIT_SECONDS = 0.2  # between two tries to take a slot
 PATIENCE_SECONDS = 10.0  # for an older worker of the same project to be gone
-IDLE_SECONDS = 5.0  # without a job, after which a slot is given up to who waits
+IDLE_SECONDS = 5.0  # without a job, after which a slot is given up to a waiting worker
 
 
 class SlotHeld(ProjectError):
@@ -40,7 +40,7 @@ def slot_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"ml-customization-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise ProjectError(f"{folder}: belongs to somebody else: have it removed, or set TMPDIR")
+        raise ProjectError(f"{folder}: belongs to another user: have it removed, or set TMPDIR")
     return folder
 
 

@@ -13,7 +13,7 @@ Out:  {"waiting": {"holder": owner, "since": time}}: another project fills the s
 With --measure the hello says how fast the slot is: "speed", bytes of windows per second.
 
 The protocol has a duplicate of standard output to itself, after a marker line; the real standard
-output and standard error point to the slot's log, so that prints do no harm. A worker that hears
+output and standard error point to the slot's log: prints do not disturb it. A worker that hears
 nothing for `--silence` seconds, or whose input ends, ends itself and all that it started.
 """
 
@@ -54,7 +54,7 @@ Message = dict[str, Any]
 
 
 class Cancelled(BaseException):
-    """The head no longer wants the running job. Not an Exception: no job may swallow it."""
+    """The head cancelled the running job. Not an Exception: no job may swallow it."""
 
 
 # -- the connection to the head
@@ -83,11 +83,11 @@ class Head:
         threading.Thread(target=self._beating, name="beat", daemon=True).start()
 
     def send(self, message: Message) -> None:
-        """One message, whole. A head that is gone ends us."""
+        """Send one message, whole. Ends the worker when the head has ended."""
         self._write(json.dumps(message).encode() + b"\n")
 
     def check_cancelled(self, job: str) -> None:
-        """Raises Cancelled when the head no longer wants `job`."""
+        """Raises Cancelled when the head has cancelled `job`."""
         if self._cancelled == job:
             raise Cancelled
 
@@ -156,7 +156,7 @@ def end_everything() -> NoReturn:
 
 
 def cause_of(error: BaseException) -> str:
-    """Whose fault an error is: the job's ('error'), the node's ('disk', 'gpu_gone'), memory's, or a
+    """The cause of an error: the job's ('error'), the node's ('disk', 'gpu_gone'), memory's, or a
     base model that has to be sent (again).
     """
     name, text = type(error).__name__, str(error)
@@ -185,7 +185,7 @@ def cause_of(error: BaseException) -> str:
 
 
 class Listener(Protocol):
-    """Whom a worker tells of its jobs."""
+    """Receives the messages of a worker."""
 
     def send(self, message: Message) -> None: ...
 
@@ -200,7 +200,7 @@ class Worker:
         self._runs: dict[str, Callable[..., Mapping[str, Any]] | None] = {}
 
     def serve(self, head: Head, slot: SlotLock) -> NoReturn:
-        """Job after job, until the head is gone or another project's turn has come."""
+        """Run jobs until the head has ended or another project's turn has come."""
         while True:
             self._log.truncate(0)
             try:
@@ -225,18 +225,18 @@ class Worker:
                 end_everything()
 
     def outcome(self, message: Message) -> Message:
-        """Run one job; whatever happens to it is in the answer."""
+        """Run one job; the outcome holds whatever happened."""
         job, began = message["job"], time.monotonic()
         try:
             self._load(message["script"])
-            began = time.monotonic()  # importing torch, once a worker, says nothing about jobs
+            began = time.monotonic()  # without the import of torch, once a worker
             result = self._run(job, message["script"], message["values"])
-            # what JSON cannot say is the job's error
+            # a result that JSON cannot hold is the job's error
             outcome: Message = {"done": job, "result": json.loads(json.dumps(dict(result or {})))}
         except Cancelled:
             outcome = {"failed": job, "cause": "cancelled", "error": "cancelled"}
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            # the log's disk is full: whose fault that is has to be told all the more
+            # the log's disk may be full: report the error all the same
             with contextlib.suppress(OSError):
                 traceback.print_exc()
             said = (
@@ -270,7 +270,7 @@ class Worker:
         return self._runs[script]
 
     def _place(self, script: str) -> Path:
-        """A user's own script lies in the project folder, ours with the code."""
+        """A user's own script lies in the project folder, ours lie with the code."""
         own = Path(script).absolute()
         return own if own.is_file() else self._code / script
 

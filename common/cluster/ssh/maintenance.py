@@ -1,4 +1,4 @@
-"""Nodes looked at, built and cleaned outside a run: --check, --setup-nodes, --clean-nodes."""
+"""Check, set up and clean nodes outside a run: --check, --setup-nodes, --clean-nodes."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _compare(files: Sequence[File], there: Sequence[str | None], sha256: DataSha
     if not files:
         return "not compared"
     if len(there) != len(files):
-        raise NodeError(f"it told of {len(there)} data files, {len(files)} were asked for")
+        raise NodeError(f"it listed {len(there)} data files, {len(files)} were asked for")
     try:
         differ = sum(found != sha256(*file) for file, found in zip(files, there, strict=True))
     except InputError:

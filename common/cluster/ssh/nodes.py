@@ -20,7 +20,7 @@ from common.errors import ProjectError
 from common.jobs.inputs import File
 from common.paths import BASE_MODELS
 
-CONFIG_SECONDS = 2.0  # how often cluster_config.json is looked at
+CONFIG_SECONDS = 2.0  # between two looks at cluster_config.json
 REJOIN_SECONDS = (5.0, 60.0)  # first and longest pause before a lost node is tried again
 SILENCE = ("heartbeat_seconds", "suspect_seconds", "close_seconds")
 Item = str | File  # a base model's hash, or a data file
@@ -57,7 +57,7 @@ class Node:
         self.shared = False  # results are on the head as soon as they are published there
         self.plan = SlotPlan(())
         self.workers: dict[int, WorkerLink] = {}  # by slot
-        self.gone: set[int] = set()  # slots that get no worker any more
+        self.gone: set[int] = set()  # slots that get no new worker
         self.lacking: set[Item] = set()  # data files
         self.holds: set[str] = set()  # base models that were sent to it
         self.expected: set[str] = set()  # results found there that are being fetched

@@ -39,8 +39,8 @@ from common.jobs.job_files import Job
 
 SAVE_SECONDS = 5.0  # that trainings have to reach the end of an epoch and save a checkpoint
 END_SECONDS = 5.0  # that workers have to end themselves when the run is over
-DATA_SECONDS = 2.0  # how often the head's data are looked at
-AT_ONCE = 1_000  # events that are handled before everything else is looked at again
+DATA_SECONDS = 2.0  # between two looks at the head's data
+AT_ONCE = 1_000  # events handled before the rest of a turn
 
 SHOW_SECONDS = 0.25  # between two looks at all nodes, for the bar and --status
 TOLD = ("epoch", "of", *CURVES)  # what is shown of a running job

@@ -328,7 +328,7 @@ class Ssh(Connection):
     def _sees_our_folder(self) -> bool:
         """A shared file system: a file that we write here is read there."""
         token, content = self.project / f".token-{secrets.token_hex(16)}", secrets.token_hex(16)
-        token.write_text(content)  # not the name, which the node is told
+        token.write_text(content)  # not the name, which the node learns
         try:
             return self.run(["cat", token.name]).text == content
         finally:
@@ -398,7 +398,7 @@ class Ssh(Connection):
                 self._lower_cap(shared)
             except (paramiko.SSHException, EOFError, OSError) as error:
                 self._release(shared)
-                shared.link.close()  # a link that does not answer serves nobody
+                shared.link.close()  # a link that does not answer is useless
                 raise ConnectError(
                     "lost", f"the link was lost: {error or 'no answer'}", node=self.name
                 ) from None
@@ -433,7 +433,7 @@ class Ssh(Connection):
             shared = _Shared(self._open_patiently(), sessions=1)
             try:
                 with self._guard:
-                    self._refuse_if_closed()  # meanwhile: nobody would close this link
+                    self._refuse_if_closed()  # closed meanwhile: this link would stay open
                     self._links.append(shared)
             except ConnectError:
                 shared.link.close()

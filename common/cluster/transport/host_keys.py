@@ -137,8 +137,8 @@ def _check_plain(s: SshSettings, offered: paramiko.PKey, known: Sequence[KnownKe
         raise ConnectError(
             "host_key",
             f"THE HOST KEY HAS CHANGED: {path} knows {old}, the node offers {kind}"
-            f" {shown}; somebody may be in between. Nothing was sent. If the node was set up anew:"
-            f" {shlex.join(['ssh-keygen', '-R', s.known_as, '-f', path])}, then connect once"
+            f" {shown}; another machine may be answering. Nothing was sent. If the node was set up"
+            f" anew: {shlex.join(['ssh-keygen', '-R', s.known_as, '-f', path])}, then connect once"
             " by hand",
             node=s.name,
         )

@@ -159,7 +159,7 @@ class _Agent(AgentSSH):
                 sock.connect(path)
                 self._connect(sock)  # type: ignore[attr-defined]  # what paramiko.Agent itself does
             except (OSError, paramiko.SSHException):
-                # a dead agent is as good as none; the message about keys tells what was tried
+                # a dead agent counts as none; the message about keys says what was tried
                 sock.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A running command on a node, here or over SSH: lines out, bytes in, and an end that is told apart
+"""A running command on a node, here or over SSH: lines out, bytes in, and an end that is distinct
 from a lost link.
 """
 
@@ -26,7 +26,7 @@ MAX_LINE = 16 << 20
 TAIL = 16 << 10  # of standard error
 START_SECONDS = 2 * CONNECT_SECONDS  # for login files to run
 CHUNK = 64 << 10
-TICK = 0.25  # how long a paramiko call may block before deadlines are looked at
+TICK = 0.25  # how long a paramiko call may block before deadlines are checked
 # for output still under way after the exit status; a grandchild may hold the pipe for ever
 GRACE = 2.0
 

@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
 
 
 def _end_with_the_head() -> None:
-    """End the copy, here and so on the node, when whoever started rsync is gone: it may have been
-    killed without a chance to do it itself.
+    """End the copy, here and so on the node, when the process that started rsync has ended: it may
+    have been killed.
     """
     head = _parent(os.getppid())
     while not threading.Event().wait(WATCH_SECONDS):

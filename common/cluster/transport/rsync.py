@@ -160,7 +160,7 @@ def copy(
     attempts: int = 3,
 ) -> int:
     """Run rsync for `files`; bytes of content moved. Raises NodeError with rsync's last words.
-    `alive` is told each process, so that it can be killed.
+    `alive` gets each process, so that it can be killed.
     """
     moved = 0
     for attempt in range(attempts):

@@ -385,5 +385,5 @@ def test_the_slot_folder_of_somebody_else_is_not_used(
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / f"ml-customization-{os.getuid()}")
-    with pytest.raises(ProjectError, match="belongs to somebody else"):
+    with pytest.raises(ProjectError, match="belongs to another user"):
         slot_folder()

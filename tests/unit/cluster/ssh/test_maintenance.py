@@ -104,8 +104,8 @@ def test_check_has_a_line_for_each_node_whatever_one_says(
     lines, good = check_nodes(config, paths, FILES, Data(paths).sha256)
     assert [line.partition(", torch")[0] for line in lines] == [
         f"localhost: CANNOT WORK: no project folder: {paths.root}/file/x: Not a directory",
-        "few: CANNOT WORK: it told of 1 data files, 2 were asked for",
-        "many: CANNOT WORK: it told of 3 data files, 2 were asked for",
+        "few: CANNOT WORK: it listed 1 data files, 2 were asked for",
+        "many: CANNOT WORK: it listed 3 data files, 2 were asked for",
         "gone: CANNOT WORK: [Errno 104] reset",
         "good: ok: python 3.11",
     ]
