@@ -144,6 +144,7 @@ def facts(collection: Collection) -> list[tuple[str, str]]:
     found = {
         "Experiments": f"{len(table):,} read from {roots}",
         "Base models": f"{bases:,} published, {_trainings(projects):,} distinct trainings",
+        "Networks": "; ".join(_networks(table)),
         "Data fingerprint": digest(sorted(data), 12),
         "Code fingerprints": ", ".join(sorted(f"{name} {sha[:12]}" for name, sha in code)),
         "Versions": "; ".join(_tally(table["versions"])),
@@ -168,6 +169,15 @@ def _trainings(projects: Iterable[Project]) -> int:
     return sum(
         len({base.get("training_key") for base in project.bases.values()}) for project in projects
     )
+
+
+def _networks(table: pd.DataFrame) -> list[str]:
+    """Each network with its number of parameters, where its results say it."""
+    named = []
+    for name, numbers in table.groupby("model")["parameters"]:
+        sizes = ", ".join(f"{size:,}" for size in sorted(numbers.dropna().astype(int).unique()))
+        named.append(f"{name} ({sizes} parameters)" if sizes else str(name))
+    return named
 
 
 def _tally(column: pd.Series) -> list[str]:
