@@ -1,0 +1,152 @@
+"""Tables as people and their apps write them; the layouts of known exports with made-up numbers."""
+
+import gzip
+import unicodedata
+
+import pytest
+
+from common.data.clock import StampReader
+from common.data.recordings import Layout, Recordings, list_recordings
+from common.data.tables import open_table
+from common.errors import InputError
+
+
+def table(tmp_path, content, name="rec.csv", **how):
+    """Columns, separator and rows as numbers."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    opened = open_table(path, **how)
+    rows = [row for block in opened.blocks() for row in block.to_numpy().tolist()]
+    return opened.columns, opened.separator, rows
+
+
+ROWS = [[0, 1.5], [1, 2.5]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"t,x\n0,1.5\n1,2.5\n",
+        b"\xef\xbb\xbft,x\r\n0,1.5\r\n1,2.5\r\n",
+        "t,x\n0,1.5\n1,2.5\n".encode("utf-16"),
+        b"t;x\n0;1,5\n1;2,5\n",
+        b"t\tx\n0\t1.5\n1\t2.5\n",
+        b"sep=;\nt;x\n0;1,5\n1;2,5\n",
+        b"t, x\n0, 1.5\n1, 2.5\n",
+        b'"t","x"\n"0","1.5"\n"1","2.5"\n',
+    ],
+)
+def test_encodings_separators_and_decimal_marks(tmp_path, content):
+    columns, _, rows = table(tmp_path, content)
+    assert columns == ("t", "x")
+    assert [[float(cell) for cell in row] for row in rows] == ROWS
+
+
+def test_compressed_tables_and_row_names(tmp_path):
+    assert table(tmp_path, gzip.compress(b"t,x\n0,1.5\n1,2.5\n"), "rec.CSV.GZ")[2] == ROWS
+    assert table(tmp_path, '"t","x"\n"1",0,1.5\n"2",1,2.5\n')[0] == ("", "t", "x")
+    assert table(tmp_path, "t,x\n0,1.5,\n1,2.5,\n")[0] == ("t", "x", "")
+    assert table(tmp_path, "Unnamed: 0,t,x\n0,0,1.5\n")[0] == ("", "t", "x")
+    assert table(tmp_path, "0,1.5\n1,2.5\n", names=["t", "x"])[2] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("t,x,Höhe\n0,1,2\n".encode("latin-1"), "line 1 is not UTF-8 (byte 0xf6); it looks like L"),
+        ("t,x\n0,1\n".encode("utf-16-le"), "looks like UTF-16 without its byte order mark"),
+        (b"t,x\n0,1,2\n1,2,3\n", "rows have 3 cells, the header 2"),
+        (b"t,x\n0,1\n1,2,3,4\n", "not a readable CSV table"),
+        (b"t;x\n0;1,5\n1;2.5\n", "decimal comma (1,5 in row 1) and a decimal point (2.5 in row 2)"),
+        (b"0,1.5\n1,2.5\n", "line 1 is no header but holds values (0, 1.5)"),
+        (b"", "it is empty"),
+        (b"not a gzip file", "not a readable CSV table"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, content, said):
+    with pytest.raises(InputError) as caught:
+        table(tmp_path, content, "rec.csv.gz" if b"gzip" in content else "rec.csv")
+    assert said in str(caught.value)
+
+
+def test_names_are_compared_in_one_form_of_accents(tmp_path):
+    for form, name in (("NFD", "José"), ("NFC", "Zoë")):
+        folder = tmp_path / unicodedata.normalize(form, name)
+        folder.mkdir()
+        (folder / "s.csv").write_text("time,x\n0,1\n1,2\n")
+    assert list(list_recordings(tmp_path)) == ["José", "Zoë"]
+    rows = "participant,session,start,end\n" + unicodedata.normalize("NFC", "José") + ",s,0,1\n"
+    (tmp_path / "bouts.csv").write_text(rows)
+    Recordings(tmp_path, Layout("time", "s", "label", None, 10.0, None))
+
+
+@pytest.mark.parametrize(
+    ("cell", "seconds", "form"),
+    [
+        ("2019-07-24T14:06:17.412Z", 1563977177.412, "date with zone"),
+        ("2016-09-28 17:24:32.385 +0200", 1475076272.385, "date with zone"),
+        ("2013-03-01 15:15:00.000", 1362150900.0, "date"),
+        ("2013-03-01 15:15:00,5", 1362150900.5, "date"),
+        ("1e3", 1000.0, "number"),
+    ],
+)
+def test_stamps(cell, seconds, form):
+    import pandas as pd
+
+    reader = StampReader("rec", "time", "s", None)
+    reader.add(pd.Series([cell, cell], dtype=object))
+    stamps = reader.stamps()
+    assert (stamps.ticks[0] / stamps.per_second, stamps.form) == (pytest.approx(seconds), form)
+
+
+# Header and first row of each export, as their makers document them, and what has to be said
+EXPORTS = {
+    "ActiGraph, raw": ("Timestamp,Accelerometer X,Accelerometer Y,Accelerometer Z", "Timestamp"),
+    "Axivity, no header": ("2013-03-01 15:15:00.000,0.035,0.282,1.033", "Time"),
+    "Empatica EmbracePlus": ("unix_timestamp,x,y,z", "unix_timestamp"),
+    "Sensor Logger": ("time,z,y,x", "time"),
+    "SensorLog": ("loggingTime;motionUserAccelerationX;motionUserAccelerationY", "loggingTime"),
+}
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_layouts_of_exports_are_read(tmp_path, export):
+    header, time_column = EXPORTS[export]
+    separator = ";" if ";" in header else ","
+    width = header.count(separator)
+    stamps = {
+        "ActiGraph, raw": "2024-02-01 10:00:{:06.3f}",
+        "Axivity, no header": "2013-03-01 15:15:{:06.3f}",
+        "Empatica EmbracePlus": "{:.0f}",
+        "Sensor Logger": "{:.0f}",
+        "SensorLog": "2016-09-28 17:24:{:06.3f} +0200",
+    }[export]
+    scale = {"Empatica EmbracePlus": 10**6, "Sensor Logger": 10**9}.get(export, 1)
+    units = {10**6: "us", 10**9: "ns", 1: "s"}
+    lines = [] if "no header" in export else [header]
+    if export == "ActiGraph, raw":
+        lines = ["----- Data File Created By ActiGraph -----", "Serial Number: X", *lines]
+    for k in range(500):
+        cells = [stamps.format(k * 0.02 * scale), *(f"{(k * 7 + c) % 13}.5" for c in range(width))]
+        lines.append(separator.join(cells))
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "s.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "bouts.csv").write_text("participant,session,start,end\n")
+    layout = Layout(
+        time_column,
+        units[scale],
+        "label",
+        None,
+        50.0,
+        None,
+        columns=("Time", "x", "y", "z") if "no header" in export else None,
+        header_line=3 if export == "ActiGraph, raw" else None,
+    )
+    (reading,) = Recordings(tmp_path, layout).sessions("p")
+    assert reading.session.values.shape == (500, width)
+    assert reading.session.values[1, 0] == 7.5
+
+
+def test_an_empatica_e4_file_is_refused_with_what_it_lacks(tmp_path):
+    with pytest.raises(InputError, match="line 1 is no header but holds values"):
+        table(tmp_path, "1544027337.0,1544027337.0,1544027337.0\n32.0,32.0,32.0\n-2,3,64\n")
