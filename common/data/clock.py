@@ -332,9 +332,9 @@ def _first_set_back(times: Floats, usual: float, begin: int) -> tuple[int, float
         if end - row > LATE_ROWS or depth > LATE_SECONDS:
             return row, depth
         first = int(np.searchsorted(latest[:row], times[row:end].min()))
-        steps = np.diff(np.sort(times[first:end]))
-        if float(np.median(steps)) < 0.75 * usual:  # sorting would interleave two stretches
-            return row, depth
+        mixed = times[first:end]
+        if float(np.ptp(mixed)) < 0.75 * usual * (len(mixed) - 1):
+            return row, depth  # sorting would interleave two stretches
     return None
 
 
