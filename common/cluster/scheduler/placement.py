@@ -19,7 +19,9 @@ from common.cluster.scheduler.states import JobRecord, NodeRecord
 
 _LOOK = 16  # jobs that may be passed over in a round before the rest is left for the next one
 _MARGIN = 0.15  # waiting must gain this share of the job's time: estimates are not exact
-_SAFETY = 1.5  # how much longer than expected a chain may take and still be done in time
+# How much longer than expected a chain may take and still be done in time: more where an error
+# costs more, on slots that are several times slower than the fastest.
+_SAFETY, _SAFETY_SLOW, _SLOW = 1.5, 2.0, 4.0
 
 
 class ReadyQueue:
@@ -74,6 +76,7 @@ class Round:
     sound: int
     ready: Floats
     horizon: float
+    fastest: float  # speed of a slot
     passed: list[JobRecord] = field(default_factory=list)
 
 
@@ -86,7 +89,9 @@ class Placement:
     def begin(self, now: float, todo: dict[str, float], sound: int) -> Round:
         """Start a round. todo: estimated seconds of all jobs without a working copy, by kind."""
         ready = self._slots.expected_free(now)
-        return Round(now, sound, ready, self._horizon(now, ready, todo, self._learning))
+        fastest = float(self._slots.speeds().max(initial=0.0))
+        horizon = self._horizon(now, ready, todo, self._learning)
+        return Round(now, sound, ready, horizon, fastest)
 
     def _horizon(
         self, now: float, ready: Floats, todo: dict[str, float], learning: Learning
@@ -115,7 +120,8 @@ class Placement:
         """The free slot on which to start the job, or None when it waits for a busy one or may run
         on no free one.
         """
-        seconds = self._slots.seconds(record, self._learning.work(record))
+        work = self._learning.work(record)
+        seconds = self._slots.seconds(record, work)
         for host in self._barred(record, this.sound):
             seconds[list(host.rows.values())] = math.inf
         end = this.ready + seconds
@@ -123,7 +129,9 @@ class Placement:
         if end[free] == math.inf or free not in self._slots.free:
             return None
         tail = self._learning.tail(record)
-        if this.now + _SAFETY * (float(seconds[free]) + tail) <= this.horizon:
+        slow = float(seconds[free]) * this.fastest > _SLOW * work
+        safety = _SAFETY_SLOW if slow else _SAFETY
+        if this.now + safety * (float(seconds[free]) + tail) <= this.horizon:
             return free
         first = int(end.argmin())
         if end[first] >= end[free] - _MARGIN * seconds[free]:
