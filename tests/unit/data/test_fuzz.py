@@ -90,7 +90,8 @@ def spoil(truth, rng):
     truth.order = np.arange(count)
     if truth.fault == "disorder":
         for row in rng.integers(1, count - 3, 5):
-            truth.order[row : row + 3] = truth.order[row : row + 3][::-1]
+            if truth.t[row + 2] - truth.t[row] < 1.5:  # not across a gap: that would be a set-back
+                truth.order[row : row + 3] = truth.order[row : row + 3][::-1]
 
 
 def read(truth, repair):
@@ -167,7 +168,7 @@ def check_signal(truth, windows, starts):
         edges.append(truth.t[truth.joint])
     distance = np.min([np.abs(at - edge) for edge in edges], axis=0)
     late = 2 * np.pi * truth.frequency * 1.6 * truth.stamp_error_s
-    uneven = {"jitter": 0.03, "equal": 0.1}.get(truth.fault, 0.0)
+    uneven = {"jitter": 0.05, "equal": 0.1}.get(truth.fault, 0.0)
     slow = 12 / min(truth.rate, truth.grid)
     bound = np.where(distance < slow, 0.12, 0.01) + late + uneven
     assert (error <= bound).all(), (
