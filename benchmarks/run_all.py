@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from rows import Row  # noqa: E402
 
@@ -63,12 +63,14 @@ def table(rows: list[Row]) -> str:
 
 
 def device() -> str:
-    """What this was measured on: a CPU claim is no GPU claim."""
+    """What this was measured on, the kernel's vector width included: a CPU claim is no GPU claim."""
     import torch
+
+    from common.training.kernel.build import kernel
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{os.cpu_count()} cores {platform.machine()}, {gpu}, Python {platform.python_version()},"
+        f"{os.cpu_count()} cores {platform.machine()}, {kernel().name}, {gpu}, Python {platform.python_version()},"
         f" torch {version('torch')}"
     )
 
