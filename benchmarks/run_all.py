@@ -63,15 +63,15 @@ def table(rows: list[Row]) -> str:
 
 
 def device() -> str:
-    """What this was measured on, the kernel's vector width included: a CPU claim is no GPU claim."""
+    """What this was measured on, with the vector width: a CPU claim is no GPU claim."""
     import torch
 
     from common.training.kernel.build import kernel
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{os.cpu_count()} cores {platform.machine()}, {kernel().name}, {gpu}, Python {platform.python_version()},"
-        f" torch {version('torch')}"
+        f"{os.cpu_count()} cores {platform.machine()}, {kernel().name}, {gpu},"
+        f" Python {platform.python_version()}, torch {version('torch')}"
     )
 
 
