@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -112,10 +113,8 @@ def export(model: FinishedModel, out: Path, kind: str, root: Path, *, quantize: 
     difference = _compare(model, run, windows)
     card = _card(model, kind, content, windows, difference, seconds_per_window(run, windows.x))
     if quantize:
-        small = quantized(model, content, root)
-        card["quantized"] = small.card
-        write_file(out / QUANTIZED, small.path.read_bytes())
-        small.path.unlink()
+        small, card["quantized"] = quantized(model, content, root)
+        write_file(out / QUANTIZED, small)
     write_file(out / FILES[kind], content)
     write_file(out / CARD, to_json(card))
     return Exported(out / FILES[kind], card)
@@ -123,10 +122,9 @@ def export(model: FinishedModel, out: Path, kind: str, root: Path, *, quantize: 
 
 def own_windows(model: FinishedModel, root: Path) -> Windows:
     """The model's own test windows where the data set is here, else made ones."""
-    found = model.windows(root, "test")
+    found = model.windows(root, "test", CHECKED)
     if found is not None:
-        x, y = found
-        return Windows(x[:CHECKED], y[:CHECKED], f"{min(len(x), CHECKED)} of its test windows")
+        return Windows(*found, f"{len(found[0])} of its test windows")
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(256, model.channels, model.options.window_size, generator=generator)
     mean, sd = model.network.mean[:, None], model.network.sd[:, None]
@@ -322,7 +320,7 @@ _RUN = {"onnx": _run_onnx, "torch": _run_torch, "executorch": _run_executorch}
 # -- quantisation
 
 
-def quantized(model: FinishedModel, content: bytes, root: Path) -> Exported:
+def quantized(model: FinishedModel, content: bytes, root: Path) -> tuple[bytes, dict[str, Any]]:
     """The ONNX file with 8-bit weights and activations, calibrated on the model's training windows,
     and what that costs on its validation windows.
 
@@ -331,17 +329,16 @@ def quantized(model: FinishedModel, content: bytes, root: Path) -> Exported:
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    calibration, validation = model.windows(root, "train"), model.windows(root, "val")
+    calibration, validation = model.windows(root, "train", 512), model.windows(root, "val")
     if calibration is None or validation is None:
         raise InputError(
             "--quantize int8: the activations' ranges are measured on the model's own training"
             f" windows, but {model.options.data_path} is not here as it was; run it in the project"
             " folder"
         )
-    folder = _scratch()
-    source, target = folder / "source.onnx", folder / "target.onnx"
-    source.write_bytes(content)
-    with _quiet():
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source.onnx", Path(folder) / "target.onnx"
+        source.write_bytes(content)
         quantize_static(
             str(source),
             str(target),
@@ -351,8 +348,7 @@ def quantized(model: FinishedModel, content: bytes, root: Path) -> Exported:
             weight_type=QuantType.QInt8,
             per_channel=True,
         )
-    source.unlink()
-    small = target.read_bytes()
+        small = target.read_bytes()
     x, y = validation
     scores = [
         metrics.threshold_scores(y.numpy(), run(x.numpy()), 0.5)[0]["macro_f1"]
@@ -367,23 +363,16 @@ def quantized(model: FinishedModel, content: bytes, root: Path) -> Exported:
         "validation_macro_f1": scores[1],
         "validation_macro_f1_before": scores[0],
     }
-    return Exported(target, card)
+    return small, card
 
 
 class _Calibration:
     """Training windows, a batch at a time, as the quantiser asks for them."""
 
     def __init__(self, x: Tensor) -> None:
-        step = max(1, len(x) // 512)
-        self._batches = iter(torch.split(x[::step], 64))
+        self._batches = iter(torch.split(x, 64))
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch, or None."""
         x = next(self._batches, None)
         return None if x is None else {"samples": x.numpy()}
-
-
-def _scratch() -> Path:
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="ml-customization-export-"))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from common import artifacts
 from common.data.dataset import open_split
+from common.data.manifest import file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.options import FinetuneOptions
 from common.paths import BASE_MODELS, EXPERIMENT_METRICS, Paths
@@ -64,23 +65,26 @@ class FinishedModel:
                 found.append(torch.sigmoid(backend.logits(x)).numpy())
         return np.concatenate(found)
 
-    def windows(self, root: Path, split: str) -> tuple[Tensor, Tensor] | None:
-        """X and y of the windows of `split` that the model was scored on; None where the data
-        folder is not below `root`, or no longer that of the model.
+    def windows(
+        self, root: Path, split: str, most: int | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """X and y of its people's windows of `split`, about `most` of them, evenly taken; None
+        where the data folder is not below `root`, or no longer that of the model.
         """
         x, y = list[Tensor](), list[Tensor]()
         for person in self.people:
             file = f"{person}_{split}.pt"
             path = root / self.options.data_path / file
             try:
-                same = artifacts.sha256(path.read_bytes()) == self.fingerprints.get(file)
+                same = file_sha256(path) == self.fingerprints.get(file)
             except OSError:
                 return None
             if not same:
                 return None
             opened = open_split(path.parent, person, split)
-            x.append(opened.x)
-            y.append(opened.y)
+            step = 1 if most is None else max(1, len(opened) * len(self.people) // most)
+            x.append(opened.x[::step])
+            y.append(opened.y[::step])
         return torch.cat(x), torch.cat(y)
 
 
