@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common.training.adam import Adam
 from common.training.kernel.build import kernel
 from common.training.kernel.stack import AdamState, Given, Stack
+from common.training.metrics import confusion
 from common.training.networks import Network
 
 EVALUATED_BYTES = 8 << 20  # windows that the kernel evaluates in one call
@@ -46,6 +47,12 @@ class Backend(Protocol):
 
     def logits(self, x: Tensor) -> Tensor:
         """[batch], without dropout and without gradients."""
+        ...
+
+    def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
+        """float64 [5] on the device: the sum of the unweighted losses, and counts [tn, fp, fn, tp]
+        at probability 0.5.
+        """
         ...
 
     def evaluation_batch(self, samples: int) -> int:
@@ -125,6 +132,13 @@ class AutogradBackend:
             logits: Tensor = forward(x).reshape(len(x))
             return logits
 
+    def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
+        """As in Backend."""
+        with torch.inference_mode():
+            logits = self.logits(x)
+            loss = F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+            return torch.cat((loss.double()[None], confusion(logits, y)))
+
     def evaluation_batch(self, samples: int) -> int:
         """What a CPU's caches hold; eight times that on a GPU."""
         piece = self._cached_batch(samples)
@@ -179,6 +193,14 @@ class KernelBackend:
         out, threads = torch.empty(len(x)), torch.get_num_threads()
         given = Given(x.data_ptr(), x.stride(), len(x), threads=threads)
         self._stack(x).logits(given, out.data_ptr())
+        return out
+
+    def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
+        """As in Backend."""
+        out, labels = torch.empty(5, dtype=torch.float64), y.contiguous()
+        threads = torch.get_num_threads()
+        given = Given(x.data_ptr(), x.stride(), len(x), labels.data_ptr(), threads=threads)
+        self._stack(x).evaluate(given, out.data_ptr())
         return out
 
     def _training(self, x: Tensor, y: Tensor) -> tuple[Given, list[Tensor | None]]:

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
@@ -27,7 +26,7 @@ from common.errors import CorruptArtifact, InputError, TrainingError
 from common.training.adam import Adam
 from common.training.augment import Augment
 from common.training.backends import Backend, backend_for
-from common.training.metrics import confusion, macro_f1
+from common.training.metrics import macro_f1
 from common.training.networks import Model
 
 CHECKPOINT_SECONDS = 60.0
@@ -423,7 +422,11 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     were.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # torch.manual_seed also prepares GPUs that are not used, which takes longer than an epoch's
+        # validation.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         yield
 
 
@@ -441,10 +444,7 @@ def _keep_freed_memory() -> None:
 def evaluate(backend: Backend, windows: Windows) -> Evaluation:
     """Score a set of windows with one transfer to the host."""
     total = torch.zeros(5, dtype=torch.float64, device=windows.device)
-    with torch.inference_mode():
-        for x, y in windows.batches(backend.evaluation_batch(windows.samples)):
-            logits = backend.logits(x)
-            total[0] += F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
-            total[1:] += confusion(logits, y)
+    for x, y in windows.batches(backend.evaluation_batch(windows.samples)):
+        total += backend.evaluate(x, y)
     loss, *counts = total.tolist()
     return Evaluation(loss / len(windows), [int(count) for count in counts])

@@ -1035,6 +1035,26 @@ int stack_logits(void* handle, const Batch* batch, float* logits) {
   }
 }
 
+// sums: of the losses, then counts of true negatives, false positives, false negatives and true
+// positives, where a window is positive from probability 0.5, as a float, on.
+int stack_evaluate(void* handle, const Batch* batch, double* sums) {
+  try {
+    std::vector<float> logits(batch->windows);
+    if (!stack_logits(handle, batch, logits.data())) return 0;
+    std::fill_n(sums, 5, 0.0);
+    for (int64_t n = 0; n < batch->windows; ++n) {
+      double loss;
+      of_logit(logits[n], batch->y[n], 1.0, loss);
+      const bool positive = (float)(1 / (1 + std::exp(-(double)logits[n]))) >= 0.5f;
+      sums[0] += loss;
+      sums[1 + 2 * (batch->y[n] > 0) + positive] += 1;
+    }
+    return 1;
+  } catch (...) {
+    return 0;
+  }
+}
+
 // loss: the sum of the unweighted losses.
 int stack_gradient(void* handle, const Batch* batch, double* loss) {
   try {

@@ -76,6 +76,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.stack_close.argtypes = [_ADDRESS]
     library.stack_close.restype = None
     library.stack_logits.argtypes = [_ADDRESS] * 3
+    library.stack_evaluate.argtypes = [_ADDRESS] * 3
     library.stack_gradient.argtypes = [_ADDRESS] * 3
     library.stack_train.argtypes = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS]
     library.stack_augment.argtypes = [_ADDRESS, _INT, _INT, _ADDRESS, _ADDRESS, ctypes.c_uint64]
@@ -123,6 +124,12 @@ class Stack:
     def logits(self, given: Given, out: int) -> None:
         """Write logits [windows] to the address `out`, without dropout."""
         self._check(self._library.stack_logits(self._handle, self._take(given), out))
+
+    def evaluate(self, given: Given, out: int) -> None:
+        """Write the sum of the losses and the counts [tn, fp, fn, tp] at probability 0.5, float64
+        [5], to the address `out`.
+        """
+        self._check(self._library.stack_evaluate(self._handle, self._take(given), out))
 
     def gradient(self, given: Given) -> float:
         """Overwrite the gradients with those of the mean weighted loss; the sum of the unweighted

@@ -147,6 +147,21 @@ def test_threads_and_batches_change_no_byte(name, samples):
     assert torch.equal(pieces, seen[0][1])
 
 
+def test_evaluation_sums_losses_and_counts_as_the_stock_operators_do():
+    shape = {"channels": 3, "samples": 40, "batch": 50, "seed": 6, "normalised": True}
+    network, x, y = made(shape | {"blocks": [Block(6, 1, True)], "hidden": 0})
+    with torch.no_grad():
+        network.head.bias.sub_(network(x).median())
+    ours = kernel_of(network).evaluate(x, y)
+    stock = backends.AutogradBackend(network).evaluate(x, y)
+    assert all(stock[1:] > 0)
+    assert torch.equal(ours[1:], stock[1:])
+    torch.testing.assert_close(ours[0], stock[0], rtol=1e-5, atol=0)
+    network.head.weight.data.zero_()
+    network.head.bias.data.fill_(-1e-9)  # probability 0.5 as a float
+    assert kernel_of(network).evaluate(x, y)[1::2].sum() == 0
+
+
 def test_frozen_parameters_get_no_gradient_and_change_no_other():
     form = networks.NETWORKS["test"](None, None)
     shape = {"channels": 6, "samples": 50, "batch": 20, "seed": 3, "normalised": False}
@@ -278,13 +293,14 @@ for number in range(120):
     bound = stack.Stack(library, channels, samples, blocks, hidden,
         [address(p) for p in parameters], [address(g) if g else None for g in found],
         (address(mean), address(sd)) if rng.random() < .5 else None)
-    length = rng.randint(1, 99)
+    length, sums = rng.randint(1, 99), array("d", [0.0] * 5)
     vectors = [floats(length), floats(length), floats(length), floats(length), floats(1)]
     adam = stack.AdamState(*map(address, vectors), length, .1, .1)
     for threads in (1, 3):
         bound.logits(stack.Given(address(x), strides, batch, threads=threads), address(out))
         given = stack.Given(
             address(x), strides, batch, address(y), address(dropout), 2.0, threads)
+        bound.evaluate(given, address(sums))
         bound.gradient(given)
         bound.train(given, [batch - batch // 2, batch // 2][: 1 + (batch > 1)], adam)
 print("clean")
