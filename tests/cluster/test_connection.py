@@ -131,10 +131,11 @@ def authentications(hosts: Hosts, name: str) -> int:
 def test_every_word_arrives_as_it_is_and_none_is_executed(
     node: Connection, words: list[str]
 ) -> None:
+    before = node.run(["ls", "-A"]).stdout
     result = node.run(["printf", "%s\\0", *words, "end"])
     assert result.stdout == b"".join(os.fsencode(word) + b"\0" for word in [*words, "end"])
     assert result.stderr == b""
-    assert node.run(["ls", "-A"]).stdout == b""
+    assert node.run(["ls", "-A"]).stdout == before
 
 
 def test_a_project_folder_with_a_hostile_name_is_only_a_name(hosts: Hosts, head: Path) -> None:
