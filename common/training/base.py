@@ -46,7 +46,7 @@ Publish = Callable[[bytes, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class _Task:
+class _BaseTraining:
     """A base training with all that its result depends on."""
 
     options: BaseOptions
@@ -106,7 +106,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             _make_way(paths, base_hash, verdict)
             artifacts.publish_base_model(paths, base_hash, weights, metadata)
 
-        task = _Task(options, base_hash, key, fingerprints)
+        task = _BaseTraining(options, base_hash, key, fingerprints)
         resumed = _train(paths, task, progress, unchanged, publish)
     return {"base_model_hash": base_hash, "resumed": resumed}
 
@@ -118,7 +118,11 @@ def _make_way(paths: Paths, base_hash: str, verdict: Verdict) -> None:
 
 
 def _train(
-    paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish
+    paths: Paths,
+    task: _BaseTraining,
+    progress: Progress,
+    unchanged: Callable[[], None],
+    publish: Publish,
 ) -> bool:
     options, people = task.options, task.people
     device, started, began = prepare(options), now(), time.monotonic()
@@ -166,7 +170,7 @@ def _train(
 
 
 def _metadata(
-    task: _Task, fitted: loop.FitResult, learnt: Windows, chosen: Windows
+    task: _BaseTraining, fitted: loop.FitResult, learnt: Windows, chosen: Windows
 ) -> dict[str, Any]:
     return {
         "training_key": task.key,
