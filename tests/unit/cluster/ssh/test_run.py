@@ -451,3 +451,13 @@ def test_a_training_without_an_epoch_for_long_counts_as_lost_on_its_node(play: A
     assert run.worker(1 - slot).jobs == ["b"]  # a user's own script has no epochs
     assert run.state("a") is JobState.READY
     assert "a finished no epoch in 30 minutes (stall_minutes)" in run.scheduler.cause("a")
+
+
+def test_an_idle_slot_that_is_given_up_gets_no_job(play: Any) -> None:
+    run = play(script("a"), {"host": "n", "cpu_slots": 2})
+    run.join()
+    (busy,) = [index for index in (0, 1) if run.worker(index).jobs]
+    run.say({"yields": True}, 1 - busy)
+    run.tell(Ended(run.worker(busy), 137, "killed"))
+    assert run.state("a") is JobState.READY
+    assert run.scheduler.job_at(SlotId("n", 1 - busy)) is None
