@@ -107,6 +107,8 @@ class OurLoop:
         self.run = loop._Run(
             networks.build(model, channels=CHANNELS, seed=0), windows, None, settings
         )
+        if isinstance(self.run.backend, backends.KernelBackend):
+            torch.set_num_threads(1)  # as loop.fit does: the kernel has its own
         self.run.start()
         self.windows = windows
 

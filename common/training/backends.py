@@ -164,7 +164,8 @@ class AutogradBackend:
 
 class KernelBackend:
     """The fused kernel, for the built-in networks on a CPU. Its bytes depend on the number of
-    vector lanes, and not on threads or on how windows are batched.
+    vector lanes, and not on threads or on how windows are batched. It takes as many threads as
+    PyTorch has when it is made.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class KernelBackend:
     ) -> None:
         self.model, self.name = model, name
         self._library, self._pos_weight = library, pos_weight
+        self.threads = torch.get_num_threads()
         self._stacks: dict[int, Stack] = {}
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
@@ -190,16 +192,16 @@ class KernelBackend:
 
     def logits(self, x: Tensor) -> Tensor:
         """As in Backend."""
-        out, threads = torch.empty(len(x)), torch.get_num_threads()
-        given = Given(x.data_ptr(), x.stride(), len(x), threads=threads)
+        out = torch.empty(len(x))
+        given = Given(x.data_ptr(), x.stride(), len(x), threads=self.threads)
         self._stack(x).logits(given, out.data_ptr())
         return out
 
     def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
         """As in Backend."""
         out, labels = torch.empty(5, dtype=torch.float64), y.contiguous()
-        threads = torch.get_num_threads()
-        given = Given(x.data_ptr(), x.stride(), len(x), labels.data_ptr(), threads=threads)
+        place = labels.data_ptr()
+        given = Given(x.data_ptr(), x.stride(), len(x), place, threads=self.threads)
         self._stack(x).evaluate(given, out.data_ptr())
         return out
 
@@ -209,9 +211,8 @@ class KernelBackend:
         if dropout > 0:
             mask = F.dropout(torch.ones(len(x), self.model.blocks[-1].channels), dropout)
         place = None if mask is None else mask.data_ptr()
-        threads = torch.get_num_threads()
         given = Given(
-            x.data_ptr(), x.stride(), len(x), y.data_ptr(), place, self._pos_weight, threads
+            x.data_ptr(), x.stride(), len(x), y.data_ptr(), place, self._pos_weight, self.threads
         )
         return given, [x, y, mask]
 

@@ -25,7 +25,7 @@ from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
 from common.errors import CorruptArtifact, InputError, TrainingError
 from common.training.adam import Adam
 from common.training.augment import Augment
-from common.training.backends import Backend, backend_for
+from common.training.backends import Backend, KernelBackend, backend_for
 from common.training.metrics import macro_f1
 from common.training.networks import Model
 
@@ -170,6 +170,17 @@ def fit(
     _keep_freed_memory()
     run = _Run(model, train, val, settings)
     run.resume(checkpoint)
+    with _torch_threads(run.backend):
+        _epochs(run, progress, checkpoint, clock)
+    return run.result()
+
+
+def _epochs(
+    run: _Run,
+    progress: Callable[[dict[str, Any]], None] | None,
+    checkpoint: Checkpoint | None,
+    clock: Callable[[], float],
+) -> None:
     if run.epoch < 0:
         run.start()
     saved = clock()
@@ -180,11 +191,25 @@ def fit(
         if (
             checkpoint is not None
             and run.stopped_by is None
-            and (checkpoint.wanted or clock() - saved >= settings.checkpoint_seconds)
+            and (checkpoint.wanted or clock() - saved >= run.settings.checkpoint_seconds)
         ):
             checkpoint.save(run.payload())
             saved = clock()
-    return run.result()
+
+
+@contextmanager
+def _torch_threads(backend: Backend) -> Iterator[None]:
+    """One thread for PyTorch while the kernel runs its own: PyTorch's idle threads spin and take
+    the cores from them.
+    """
+    threads = torch.get_num_threads()
+    if isinstance(backend, KernelBackend):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 @dataclass
@@ -208,6 +233,7 @@ class _Run:
     ) -> None:
         self.model, self.train, self.val, self.settings = model, train, val, settings
         self.device = next(model.parameters()).device
+        self.threads = torch.get_num_threads()
         parameters = model.trained(head_only=settings.head_only, freeze=settings.freeze)
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is trained for trained in parameters))
@@ -337,9 +363,7 @@ class _Run:
             self.train.samples,
             len(self.val) if self.val else 0,
         ]
-        return repr(
-            (settings, shape, torch.__version__, torch.get_num_threads(), self.backend.name)
-        )
+        return repr((settings, shape, torch.__version__, self.threads, self.backend.name))
 
     def payload(self) -> bytes:
         """A checkpoint of everything that the next epoch depends on."""
