@@ -416,8 +416,19 @@ class BaseOptions(Options):
 
 
 Mode = Literal[
-    "full_fine_tuning", "target_only_fine_tuning", "head_only_fine_tuning", "target_only"
+    "full_fine_tuning",
+    "target_only_fine_tuning",
+    "head_only_fine_tuning",
+    "target_only",
+    "majority",
+    "forest_target_only",
+    "forest_base",
 ]
+# Modes without a network, and those that start from no base model.
+WITHOUT_NETWORK = frozenset({"majority", "forest_target_only", "forest_base"})
+FROM_SCRATCH = WITHOUT_NETWORK | {"target_only"}
+# Modes that learn from nobody but the target.
+TARGET_ALONE = FROM_SCRATCH - {"forest_base"}
 
 
 def own(name: str) -> Any:
@@ -436,7 +447,8 @@ class FinetuneOptions(Options):
     )
     mode: Mode = option(
         "target_only_fine_tuning",
-        "what is learnt, from which data ('target_only': from scratch)",
+        "what is learnt, from which data ('target_only': from scratch; 'majority' and the random"
+        " forests: baselines without a network)",
         "never",
     )
     target_data_pct: Fraction = option(
@@ -494,10 +506,13 @@ class FinetuneOptions(Options):
 
     @model_validator(mode="after")
     def _base_or_none(self) -> FinetuneOptions:
-        if self.mode == "target_only" and self.base_model_hash is not None:
-            raise ValueError("mode: target_only trains from scratch, it takes no base_model_hash")
-        if self.mode != "target_only" and self.n_base_participants == 0:
-            raise ValueError("n_base_participants: 0 is only for mode target_only")
+        if self.mode in FROM_SCRATCH and self.base_model_hash is not None:
+            raise ValueError(f"mode: {self.mode} trains from scratch, it takes no base_model_hash")
+        if self.mode not in TARGET_ALONE and self.n_base_participants == 0:
+            raise ValueError(
+                "n_base_participants: 0 is only for mode target_only, majority or"
+                " forest_target_only"
+            )
         return self
 
 

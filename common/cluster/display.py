@@ -20,6 +20,7 @@ from common.cli import time_span, visible
 from common.errors import CorruptArtifact
 from common.jobs.choosing import CONTEXT, choose_settings, reported_base_count, setting_names
 from common.jobs.job_files import Job
+from common.options import TARGET_ALONE
 from common.paths import EXPERIMENT_METRICS, Paths
 
 PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
@@ -177,6 +178,8 @@ SHORT = {
     "target_only_fine_tuning": "fine-tuned",
     "head_only_fine_tuning": "head only",
     "target_only": "from scratch",
+    "forest_target_only": "forest",
+    "forest_base": "forest of base",
 }
 TITLE = (
     "test macro F1 at threshold 0.5 (fractions count training windows; stopping uses the selection"
@@ -196,7 +199,8 @@ class Column(NamedTuple):
         """As the head of the column."""
         if self == BASE:
             return self.mode
-        return f"{SHORT.get(self.mode, self.mode)} {100 * self.fraction:g} %{self.budget}"
+        share = f" {100 * self.fraction:g} %" if self.fraction else ""
+        return f"{SHORT.get(self.mode, self.mode)}{share}{self.budget}"
 
 
 BASE = Column("base")
@@ -257,13 +261,14 @@ def _results(paths: Paths, jobs: Sequence[Job], about: list[str]) -> list[_Resul
 def _base_count(job: Job) -> float | None:
     """None where there is no base model."""
     count = job.values.get("n_base_participants")
-    return None if job.values["mode"] == "target_only" or not isinstance(count, int) else count
+    return None if job.values["mode"] in TARGET_ALONE or not isinstance(count, int) else count
 
 
 def _scores(job: Job, metrics: Mapping[str, Any], names: Sequence[str]) -> list[_Result]:
     """The scores of an experiment, and those of the base that it started from."""
     setting = ", ".join(f"{name} {job.values.get(name)}" for name in names)
     options = job.finetune
+    fraction = 0.0 if options.mode == "forest_base" else options.target_data_pct
     budget = "".join(
         f" {value}"
         for value, usual in ((options.target_val, "full"), (options.target_order, "random"))
@@ -280,7 +285,7 @@ def _scores(job: Job, metrics: Mapping[str, Any], names: Sequence[str]) -> list[
         )
         for column, side, model in (
             (BASE, "base_", str(job.needs)),
-            (Column(options.mode, options.target_data_pct, budget), "", job.id),
+            (Column(options.mode, fraction, budget), "", job.id),
         )
         if metrics.get(f"{side}test_macro_f1") is not None
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from common.jobs import identity
 from common.jobs.job_files import Job
+from common.options import WITHOUT_NETWORK
 from common.paths import Paths, split_file
 
 # Before the first run: an epoch over 100 MB takes about 1 s on one core, and early stopping ends
@@ -83,6 +84,8 @@ class Estimates:
         if job.kind == "script":
             return 0.0
         epochs = min(int(job.values["max_epochs"]), EPOCHS)
+        if job.values.get("mode") in WITHOUT_NETWORK:
+            epochs = 1
         if job.kind == "base":
             people = identity.base_participants(job.base)
             return epochs * sum(
@@ -95,7 +98,7 @@ class Estimates:
         size = self._size(job, target, "train") * options.target_data_pct + self._size(
             job, target, "val"
         )
-        if options.mode == "full_fine_tuning":
+        if options.mode in ("full_fine_tuning", "forest_base"):
             size += sum(
                 self._size(job, name, split)
                 for name in identity.base_participants(options)

@@ -212,7 +212,7 @@ class _TrainingRecord(_Checked):
     best_epoch: WholeNumber
     epochs: WholeNumber
     updates: WholeNumber
-    stopped_by: Literal["patience", "max_epochs"]
+    stopped_by: Literal["patience", "max_epochs", "no_epochs"]
     undefined: Names
     provenance: _Provenance
 
@@ -271,7 +271,9 @@ def experiment_record(
     }
     fields = identity.experiment_fields(options)
     known = {
-        "base_participants": base.get("base_participants", []),
+        "base_participants": identity.base_participants(options)
+        if options.mode == "forest_base"
+        else base.get("base_participants", []),
         "training_key": base.get("training_key"),
         "experiment_fields": fields,
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from common.jobs.identity import BASE_ONLY
+from common.jobs.identity import has_effect
 from common.options import FinetuneOptions, shapes_result
 
 # Options with rows or columns of their own, those that repeat a measurement, and those that name
@@ -36,16 +36,15 @@ class Choice:
 
 def setting_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Options that `rows` vary and that are neither factors, repeats nor without influence on the
-    result. What only a base has keeps its default from scratch, which is no variation.
+    result. An option without effect in a mode has its default there, which is no variation.
     """
     apart = {*FACTORS, *REPEATS, *CONTEXT}
-    based = [row for row in rows if row["mode"] != "target_only"]
     return [
         name
         for name in FinetuneOptions.model_fields
         if shapes_result(name)
         and name not in apart
-        and len({repr(row.get(name)) for row in (based if name in BASE_ONLY else rows)}) > 1
+        and len({repr(row.get(name)) for row in rows if has_effect(name, row["mode"])}) > 1
     ]
 
 

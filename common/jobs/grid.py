@@ -23,7 +23,16 @@ from common.data.data_sets import Data
 from common.errors import InputError, nearest
 from common.jobs import identity
 from common.jobs.job_files import Job, add_job, base_job, finetune_job
-from common.options import OWN, BaseOptions, FinetuneOptions, Options, hashed
+from common.options import (
+    OWN,
+    TARGET_ALONE,
+    WITHOUT_NETWORK,
+    BaseOptions,
+    FinetuneOptions,
+    Options,
+    hashed,
+    shapes_result,
+)
 from common.validation import kind_of, read_json
 
 BASELINES = ("target_only", "head_only_fine_tuning")
@@ -225,12 +234,33 @@ def _drop_ineffective(entry: dict[str, Any], axes: Collection[str]) -> dict[str,
         if not (name.endswith(OWN) and name != f"seed{OWN}")
         or value != (defaults | entry).get(name.removesuffix(OWN))
     }
-    return _without_base(entry) if entry.get("mode") == "target_only" else entry
+    mode = entry.get("mode")
+    if mode in WITHOUT_NETWORK:
+        entry = _without_network(entry)
+    return _without_base(entry) if mode in TARGET_ALONE else entry
+
+
+def _without_network(entry: dict[str, Any]) -> dict[str, Any]:
+    """`entry` without what only a network has; for a forest of base participants also without the
+    target's fraction, which is of its training windows, unless it limits the selection too.
+    """
+    seed = entry.get("seed_finetune")
+    entry = {**entry, "seed_finetune": entry.get("seed", 0) if seed is None else seed}
+    kept = set(identity.OF_BASELINES)
+    if entry["mode"] == "forest_base" and entry.get("target_val") != "matched":
+        kept -= {"target_data_pct", "target_order"}
+    return {
+        name: value
+        for name, value in entry.items()
+        if name in kept
+        or name not in FinetuneOptions.model_fields
+        or not (shapes_result(name) or name == "compile")
+    }
 
 
 def _without_base(entry: dict[str, Any]) -> dict[str, Any]:
-    """`target_only` has no base model: it is never crossed with options that only a base has, and
-    its options are all its own.
+    """A mode that learns from the target alone is never crossed with options that only a base has,
+    and its options are all its own.
     """
     seed = entry.get("seed_finetune")
     own = {

@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from common.options import OWN, BaseOptions, FinetuneOptions, Options, hashed, shapes_result
+from common.options import (
+    OWN,
+    TARGET_ALONE,
+    WITHOUT_NETWORK,
+    BaseOptions,
+    FinetuneOptions,
+    Options,
+    hashed,
+    shapes_result,
+)
 from common.paths import CODE_ROOT, SPLITS, split_file
 
 # Code that shapes a training's result, whatever its key: reuse across versions of these files is
@@ -34,6 +43,7 @@ CODE_FILES = (
     "training/setup.py",
     "training/base.py",
     "training/finetune.py",
+    "training/baselines.py",
     "jobs/identity.py",  # seeds; the base participants and their order
     "options.py",  # a changed default is in no hash
     "data/windowing.py",  # hours
@@ -47,6 +57,21 @@ BASE_ONLY = frozenset(
         "base_order_seed",
         "seed",
         "init_weights",
+    }
+)
+# Options that have an effect where there is no network.
+OF_BASELINES = frozenset(
+    {
+        "mode",
+        "data_path",
+        "window_size",
+        "target_data_pct",
+        "target_val",
+        "target_order",
+        "seed_finetune",
+        "n_base_participants",
+        "base_order_seed",
+        "base_selection",
     }
 )
 
@@ -131,6 +156,13 @@ def base_data_files(options: Options) -> list[str]:
 
 def finetune_data_files(options: FinetuneOptions, base: Iterable[str]) -> list[str]:
     """Exactly the files that a fine-tune reads, `base` being the base model's participants."""
+    if options.mode == "forest_base":  # the target's are only tuned and scored on
+        learnt = [
+            split_file(name, split)
+            for name in base_participants(options)
+            for split in base_learning_splits(options)
+        ]
+        return [split_file(target(options), split) for split in ("val", "test")] + learnt
     files = [split_file(target(options), split) for split in SPLITS]
     if options.mode == "full_fine_tuning":
         files += [split_file(name, split) for name in base for split in ("train", "val")]
@@ -145,6 +177,13 @@ def fingerprints(files: Iterable[str], sha256: Sha256) -> dict[str, str]:
 def effective_seed(options: FinetuneOptions) -> int:
     """The seed of a fine-tune's subset, order and initialisation."""
     return options.seed if options.seed_finetune is None else options.seed_finetune
+
+
+def has_effect(name: str, mode: str) -> bool:
+    """Whether an option can shape a result of this mode."""
+    if name in BASE_ONLY and mode in TARGET_ALONE:
+        return False
+    return mode not in WITHOUT_NETWORK or name in OF_BASELINES
 
 
 def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
@@ -163,7 +202,7 @@ def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
             not shapes_result(name)
             or augmentation_off
             or (name.endswith(OWN) and values[name] == values.get(name.removesuffix(OWN)))
-            or (options.mode == "target_only" and name in BASE_ONLY)
+            or not has_effect(name, options.mode)
         ):
             continue
         always = name in ("mode", "target_data_pct", "seed_finetune") or (

@@ -13,7 +13,7 @@ from common.artifacts import to_json, write_file
 from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs import identity
-from common.options import BaseOptions, FinetuneOptions
+from common.options import FROM_SCRATCH, BaseOptions, FinetuneOptions
 from common.paths import experiment_name
 from common.validation import kind_of, read_json
 
@@ -105,7 +105,7 @@ def finetune_job(entry: dict[str, Any], where: str, data: Data, number: int = 0)
     """A fine-tune from its options."""
     options = data.resolve(FinetuneOptions.parse(entry, where, strict=True))
     needs = None
-    if options.mode != "target_only":
+    if options.mode not in FROM_SCRATCH:
         needs = identity.base_hash(options)
         _check_hash(options.base_model_hash, needs, where)
     prefix = options.prefix or identity.experiment_prefix(options)

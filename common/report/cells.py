@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from common.jobs.choosing import choose_settings, reported_base_count
+from common.options import FROM_SCRATCH
 from common.report.conditions import (
     BASE,
-    FROM_SCRATCH,
     LOWER_IS_BETTER,
     MODES,
     RECALIBRATED,
@@ -27,8 +27,8 @@ SCORES = ("test_", "val_", "base_test_", "base_val_", "train_", "selection_")
 
 
 def with_base(rows: pd.DataFrame, n_base: float | None) -> pd.DataFrame:
-    """Those with so many base participants, and those from scratch."""
-    return rows[rows["mode"].isin(FROM_SCRATCH) | (rows["n_base_participants"] == n_base)]
+    """Those with so many base participants, and those of the target alone."""
+    return rows[rows["n_base_participants"].isna() | (rows["n_base_participants"] == n_base)]
 
 
 def from_base(rows: pd.DataFrame) -> pd.DataFrame:
@@ -41,6 +41,8 @@ def reported_base(rows: pd.DataFrame, notes: list[str]) -> float | None:
     run may just have begun. None: all is from scratch.
     """
     based = from_base(rows)
+    if not len(based):
+        based = rows[rows["n_base_participants"].notna()]
     people = {
         float(count): set(part["target_participant"])
         for count, part in based.groupby(based["n_base_participants"].astype(float))

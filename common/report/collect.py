@@ -20,7 +20,7 @@ from common.data.manifest import Manifest, listed_bouts, listed_windows, read_ma
 from common.errors import CorruptArtifact, InputError, ProjectError
 from common.jobs.generate import read_analysis
 from common.jobs.identity import digest, effective_seed
-from common.options import FinetuneOptions
+from common.options import FROM_SCRATCH, TARGET_ALONE, FinetuneOptions
 from common.paths import (
     EXPERIMENT_METRICS,
     EXPERIMENTS,
@@ -69,7 +69,7 @@ class Run:
         """Epoch of the first loss: from scratch there is no untouched base that would be epoch
         0.
         """
-        return int(self.config["options"]["mode"] == "target_only")
+        return int(self.config["options"]["mode"] in FROM_SCRATCH)
 
     def windows(self, split: str) -> Predictions:
         """Labels, times and probabilities of a split, as they stand on disk now."""
@@ -248,7 +248,7 @@ def _row(run: Run, project: Project, rules: EventRules) -> Json:
     """One tidy row: place, options, scores, counts, times, marks."""
     config, metrics = run.config, run.metrics
     options = FinetuneOptions.parse(config["options"], "config.json")
-    from_scratch = options.mode == "target_only"
+    from_scratch = options.mode in FROM_SCRATCH
     row: Json = {
         "project": project.label,
         "folder": str(run.folder.relative_to(project.paths.root)),
@@ -260,8 +260,11 @@ def _row(run: Run, project: Project, rules: EventRules) -> Json:
         "fold": config["fold"],
         "seed_finetune": effective_seed(options),
     }
-    row["n_base_participants"] = None if from_scratch else len(config["base_participants"])
-    row["base_participants"] = " ".join(config["base_participants"])
+    people = config["base_participants"]
+    row["n_base_participants"] = None if options.mode in TARGET_ALONE else len(people)
+    if options.mode == "forest_base":  # learns from none of the target's windows
+        row["target_data_pct"] = 0.0
+    row["base_participants"] = " ".join(people)
     row |= {
         key: config.get(key)
         for key in ("base_model_hash", "base_weights_sha256", "training_key", "experiment_key")

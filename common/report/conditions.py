@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MODES = ("target_only_fine_tuning", "full_fine_tuning", "head_only_fine_tuning", "target_only")
-FROM_SCRATCH = frozenset({"target_only"})
+from common.options import FROM_SCRATCH
+
+MODES = (
+    "target_only_fine_tuning",
+    "full_fine_tuning",
+    "head_only_fine_tuning",
+    "target_only",
+    "forest_target_only",
+    "forest_base",
+    "majority",
+)
 UNTOUCHED, RECALIBRATED = "base", "base_tuned"
 MODE_WORDS = {
     UNTOUCHED: "untouched base",
@@ -14,6 +23,9 @@ MODE_WORDS = {
     "full_fine_tuning": "fine-tuned, with base data",
     "head_only_fine_tuning": "fine-tuned, head only",
     "target_only": "from scratch",
+    "forest_target_only": "random forest, target only",
+    "forest_base": "random forest, base participants",
+    "majority": "majority class",
 }
 VAL_WORDS = {"full": "", "matched": ", matched selection", "none": ", no selection"}
 ORDER_WORDS = {"random": "", "time": ", earliest windows"}
@@ -36,8 +48,8 @@ LOWER_IS_BETTER = frozenset(
 class Condition(NamedTuple):
     """A mode and the labelling budget that it had: the fraction of the target's training windows,
     which of the target's windows chose the epoch (`target_val`), and in which order the fraction
-    was taken (`target_order`). Both bases have fraction 0, but a threshold that was tuned on a
-    matched selection has that fraction.
+    was taken (`target_order`). Both bases and a forest of base participants have fraction 0, but a
+    threshold that was tuned on a matched selection has that fraction.
     """
 
     mode: str

@@ -36,6 +36,9 @@ LOOKS: dict[str, dict[str, Any]] = {
         "linestyle": (0, (5, 1.5, 1, 1.5)),
     },
     "target_only": {"color": "#CC79A7", "marker": "v", "linestyle": (0, (2, 1))},
+    "forest_target_only": {"color": "#E69F00", "marker": "X", "linestyle": (0, (3, 1, 1, 1))},
+    "forest_base": {"color": "#8A6100", "marker": "p", "linestyle": (0, (1, 1))},
+    "majority": {"color": "#888888", "marker": "d", "linestyle": (0, (4, 4))},
 }
 STYLE = {
     "font.size": 8,

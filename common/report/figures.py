@@ -336,7 +336,7 @@ def by_base_participants(grid: Grid) -> Made | None:
 
 def order_unset(grid: Grid) -> bool:
     """Whether the number of base participants is confounded with who they are."""
-    tuned = grid.rows[grid.rows["mode"] != "target_only"]
+    tuned = grid.rows[grid.rows["n_base_participants"].notna()]
     return bool(
         tuned["n_base_participants"].nunique() > 1 and tuned["base_order_seed"].isna().any()
     )

@@ -19,7 +19,7 @@ import pandas as pd
 from common.errors import InputError, nearest
 from common.jobs import choosing
 from common.jobs.choosing import ROUNDING, setting_names
-from common.options import FinetuneOptions
+from common.options import FROM_SCRATCH, FinetuneOptions
 from common.report.cells import (
     choose,
     chosen,
@@ -34,7 +34,6 @@ from common.report.cells import (
 )
 from common.report.conditions import (
     BASE,
-    FROM_SCRATCH,
     LOWER_IS_BETTER,
     MODES,
     RECALIBRATED,
@@ -175,7 +174,7 @@ class Grid:
 
     def series(self) -> list[Condition]:
         """The lines of a figure over fractions: trained modes, each with its labelling budget."""
-        trained = [c for c in self.conditions if c.mode in MODES]
+        trained = [c for c in self.conditions if c.mode in MODES and c.fraction]
         return list(dict.fromkeys(condition.series for condition in trained))
 
     def fractions(self, series: Condition) -> list[float]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 
 from common.cli import time_span
+from common.options import FROM_SCRATCH
 from common.report.analysis import Draws, Line, Sensitivity
-from common.report.conditions import BASE, FROM_SCRATCH, MODES, Condition, percent
+from common.report.conditions import BASE, MODES, Condition, percent
 from common.report.grids import DEFAULT_METRIC, PRIMARY_FRACTION, Grid
 from common.report.statistics import SMALLEST_N, Estimate, Paired, p_text
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ from common.jobs.verdicts import (
     refuse_conflict,
     stale_base,
 )
-from common.options import FinetuneOptions
-from common.paths import Paths, experiment_name
-from common.training import loop, metrics, plugins
+from common.options import FROM_SCRATCH, TARGET_ALONE, WITHOUT_NETWORK, FinetuneOptions
+from common.paths import SPLITS, Paths, experiment_name
+from common.training import baselines, loop, metrics, plugins
 from common.training.networks import Model
 from common.training.provenance import now, provenance
 from common.training.setup import (
@@ -75,6 +76,7 @@ _OF_THE_BASE = (
     "early_stopping_patience",
     "seed",
 )
+LEARN_FROM_BASE = ("full_fine_tuning", "forest_base")  # modes that read base participants' data
 # Taken from the base model unless given.
 _BESIDES = ("fold", "participants", "data_path")
 
@@ -99,6 +101,7 @@ class _Scores:
 
 
 Publish = Callable[[dict[str, bytes], dict[str, Any], str], None]
+Predict = Callable[[Windows], tuple[np.ndarray[Any, Any], float]]
 _bases: LruCache[dict[str, torch.Tensor]] = LruCache(4)
 _untouched: LruCache[_Scores] = LruCache(32)
 
@@ -195,8 +198,10 @@ def _judge(task: _Task, folder: Path) -> Verdict:
 def _task(paths: Paths, data: Data, options: FinetuneOptions, *, by_hand: bool) -> _Task:
     base: _Base | None = None
     people: tuple[str, ...] = ()
-    if options.mode == "target_only":
-        options = data.resolve(options.model_copy(update={"n_base_participants": 0}))
+    if options.mode in FROM_SCRATCH:
+        alone = {"n_base_participants": 0} if options.mode in TARGET_ALONE else {}
+        options = data.resolve(options.model_copy(update=alone))
+        people = tuple(identity.base_participants(options))
     elif options.base_model_hash is None:
         raise InputError(
             f"base_model_hash: mode {options.mode} starts from a base model: give --base_model_hash"
@@ -270,7 +275,7 @@ class _Sets:
     """
 
     train: Windows
-    own: Windows  # the target's part of `train`
+    own: Windows | None  # the target's part of `train`
     selection: Windows | None
     test: Windows
     rows: dict[str, tuple[Split, Rows | None]]  # of the target, by split
@@ -279,25 +284,28 @@ class _Sets:
 def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
     options, target = task.options, identity.target(task.options)
     seed = identity.effective_seed(options)
-    train, val, test = open_splits(paths, options, [target], ("train", "val", "test"), channels)
+    splits = SPLITS if options.mode != "forest_base" else ("val", "test")
+    opened = dict(zip(splits, open_splits(paths, options, [target], splits, channels), strict=True))
     if options.target_order == "time":
         require_one_clock(paths.data(options.data_path), target, "train")
-    chosen = select_subset(train.y, options.target_data_pct, order=options.target_order, seed=seed)
-    parts: list[Split | tuple[Split, Rows | None]] = [(train, chosen)]
-    if options.mode == "full_fine_tuning":
-        parts += open_splits(paths, options, task.people, ("train", "val"), train.x.shape[1])
-    rows: dict[str, tuple[Split, Rows | None]] = {"train": (train, chosen), "test": (test, None)}
+
+    def subset(split: str) -> tuple[Split, Rows | None]:
+        fraction, order = options.target_data_pct, options.target_order
+        return opened[split], select_subset(opened[split].y, fraction, order=order, seed=seed)
+
+    rows: dict[str, tuple[Split, Rows | None]] = {"test": (opened["test"], None)}
+    if "train" in opened:
+        rows["train"] = subset("train")
+    parts: list[Split | tuple[Split, Rows | None]] = [rows["train"]] if "train" in rows else []
+    if options.mode in LEARN_FROM_BASE:
+        forest = options.mode == "forest_base"
+        learnt = identity.base_learning_splits(options) if forest else ("train", "val")
+        parts += open_splits(paths, options, task.people, learnt, opened["test"].x.shape[1])
     if options.target_val != "none":
-        matched = options.target_val == "matched"
-        kept = (
-            select_subset(val.y, options.target_data_pct, order=options.target_order, seed=seed)
-            if matched
-            else None
-        )
-        rows["val"] = (val, kept)
+        rows["val"] = subset("val") if options.target_val == "matched" else (opened["val"], None)
     return _Sets(
         Windows(parts),
-        Windows([rows["train"]]),
+        Windows([rows["train"]]) if "train" in rows else None,
         Windows([rows["val"]]) if "val" in rows else None,
         Windows([rows["test"]]),
         rows,
@@ -310,19 +318,26 @@ def _train(
     options = task.options
     device, started, began = prepare(options), now(), time.monotonic()
     sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
+    baseline = options.mode in WITHOUT_NETWORK
     for windows in (sets.train, sets.selection, sets.test):
-        if windows is not None:
+        if windows is not None and not baseline:
             place(windows, device)
     unchanged()  # before anything of them is kept, for this training or for others of this worker
     seed_key = f"{identity.effective_seed(options)}/{task.key}"
     own = plugins.read(paths, options, task.fingerprints)
+    if baseline:
+        fitted, after = _baseline(options.mode, sets, loop.epoch_seed(seed_key, 0, "init"))
+        ran = provenance(options, "cpu", started, time.monotonic() - began, fitted.backend)
+        log = Log(f"{task.prefix}/{task.name}", progress)
+        _publish(paths, task, sets, fitted, None, after, ran, own, log, publish)
+        return False
     model = network(
         options.effective(), own, sets.train.channels, loop.epoch_seed(seed_key, 0, "init")
     )
     if task.base:
         _load(model, task.base)
     elif options.normalization == "train":
-        model.set_normalization(*sets.own.normalization())
+        model.set_normalization(*sets.train.normalization())
     model.to(device)
     plugins.check(own, model, sets.train)
     before = _score_of_base(task, model, sets) if task.base else None
@@ -333,26 +348,53 @@ def _train(
         fitted = loop.fit(
             model, sets.train, sets.selection, chosen, progress=log.epoch, checkpoint=checkpoint
         )
-        after = _score(model, sets, "", "threshold_tuned")
+        after = _score(partial(score, model), sets, "", "threshold_tuned")
+    seconds = time.monotonic() - began
+    ran = provenance(options, device_name(device), started, seconds, fitted.backend)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    _publish(paths, task, sets, fitted, before, after, ran, own, log, publish, parameters)
+    checkpoint.remove()
+    return fitted.resumed
+
+
+def _baseline(mode: str, sets: _Sets, seed: int) -> tuple[loop.FitResult, _Scores]:
+    """A baseline without a network, as a training of no epochs."""
+    fitted = baselines.fit(mode, sets.train, seed)
+    losses: dict[str, list[float | None]] = {"train": [], "val": [], "val_macro_f1": []}
+    result = loop.FitResult(
+        fitted.state, losses, 0, 0, 0, "no_epochs", resumed=False, backend="scikit-learn"
+    )
+    return result, _score(fitted.score, sets, "", "threshold_tuned")
+
+
+def _publish(
+    paths: Paths,
+    task: _Task,
+    sets: _Sets,
+    fitted: loop.FitResult,
+    before: _Scores | None,
+    after: _Scores,
+    ran: dict[str, Any],
+    own: plugins.Own,
+    log: Log,
+    publish: Publish,
+    parameters: int = 0,
+) -> None:
     places = _places(paths, task, sets)
     record = _metrics(task, fitted, before, after) | {
         "counts": _counts(paths, task, sets, places),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
+        "provenance": ran,
     }
-    record["provenance"] = provenance(
-        options, device_name(device), started, time.monotonic() - began, fitted.backend
-    )
     files = {
         "best_model.pt": loop.serialize(fitted.state),
         "losses.json": artifacts.to_json(fitted.losses),
         "config.json": artifacts.to_json(
-            _config(task) | {"input": model_input(paths, options), "own_code": own.record}
+            _config(task) | {"input": model_input(paths, task.options), "own_code": own.record}
         ),
         "predictions.csv": _predictions(sets, places, before, after),
     }
     publish(files, record, log.text)
-    checkpoint.remove()
-    return fitted.resumed
 
 
 def _load(model: Model, base: _Base) -> None:
@@ -384,7 +426,8 @@ def _settings(task: _Task, seed_key: str, own: plugins.Own) -> loop.TrainingSett
 
 def _score_of_base(task: _Task, model: Model, sets: _Sets) -> _Scores:
     return _untouched.get(
-        _untouched_key(task), lambda: _score(model, sets, "base_", "base_threshold_tuned")
+        _untouched_key(task),
+        lambda: _score(partial(score, model), sets, "base_", "base_threshold_tuned"),
     )
 
 
@@ -413,12 +456,12 @@ def _untouched_key(task: _Task) -> Any:
 # -- scores
 
 
-def _score(model: Model, sets: _Sets, who: str, threshold_name: str) -> _Scores:
-    """Scores of `model` on selection and test windows, at 0.5 and at the threshold that maximises
-    macro F1 on its own selection windows.
+def _score(predict: Predict, sets: _Sets, who: str, threshold_name: str) -> _Scores:
+    """Scores on selection and test windows, at 0.5 and at the threshold that maximises macro F1 on
+    the own selection windows. `predict`: probabilities and mean loss of windows.
     """
     windows = {"val": sets.selection, "test": sets.test}
-    scored = {split: score(model, part) for split, part in windows.items() if part is not None}
+    scored = {split: predict(part) for split, part in windows.items() if part is not None}
     made = _no_scores(who, threshold_name, "no selection windows")
     made.probabilities.update(
         {split: probabilities for split, (probabilities, _) in scored.items()}
@@ -528,10 +571,11 @@ def _counts(
             "positives": positives,
             "hours": _hours(manifest, places.get(split, [])),
         }
-    if task.options.mode == "full_fine_tuning":
+    if task.options.mode in LEARN_FROM_BASE:
+        mine = counts["train"]
         counts["base_train"] = {
-            "windows": len(sets.train) - len(sets.own),
-            "positives": sets.train.positives - sets.own.positives,
+            "windows": len(sets.train) - mine["windows"],
+            "positives": sets.train.positives - mine["positives"],
         }
     return counts
 

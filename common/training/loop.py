@@ -99,7 +99,7 @@ class FitResult:
     best_epoch: int
     epochs: int
     updates: int
-    stopped_by: Literal["patience", "max_epochs"]
+    stopped_by: Literal["patience", "max_epochs", "no_epochs"]
     resumed: bool
     backend: str
 

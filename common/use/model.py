@@ -17,7 +17,7 @@ from common import artifacts
 from common.data.dataset import open_split
 from common.data.manifest import file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
-from common.options import FinetuneOptions
+from common.options import WITHOUT_NETWORK, FinetuneOptions
 from common.paths import BASE_MODELS, EXPERIMENT_METRICS, Paths
 from common.training import loop, networks, plugins
 from common.training.backends import backend_for
@@ -156,6 +156,11 @@ def _experiment(folder: Path) -> FinishedModel:
     found = artifacts.open_experiment(folder)
     config, metrics = found.config, found.metrics
     options = _options(config["options"])
+    if options.mode in WITHOUT_NETWORK:
+        raise InputError(
+            f"{folder}: mode {options.mode} is a baseline for the report and has no network: give a"
+            " fine-tune or a base model"
+        )
     root = folder.resolve().parent.parent.parent  # of the project, unless the folder was copied
     return FinishedModel(
         folder.resolve().name,

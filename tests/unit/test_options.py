@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from common.cli import Parser
 from common.errors import InputError
-from common.options import BaseOptions, FinetuneOptions, add_arguments, from_flags, hashed, to_flags
+from common.options import (
+    BaseOptions,
+    FinetuneOptions,
+    Mode,
+    add_arguments,
+    from_flags,
+    hashed,
+    to_flags,
+)
 
 NAMES = st.text(
     st.characters(blacklist_categories=("C", "Z"), blacklist_characters="/\\"),
@@ -37,9 +45,7 @@ SOME: dict[str, st.SearchStrategy[Any]] = {
     "weight_decay": st.floats(0, 1),
     "lr": st.floats(1e-9, 1),
     "overwrite": st.booleans(),
-    "mode": st.sampled_from(
-        ["full_fine_tuning", "target_only_fine_tuning", "head_only_fine_tuning", "target_only"]
-    ),
+    "mode": st.sampled_from(get_args(Mode)),
     "prefix": st.none() | NAMES,
     "device": st.sampled_from(["auto", "cpu", "0", "3"]),
 }
@@ -118,6 +124,8 @@ def test_an_unknown_flag_names_the_nearest() -> None:
         ),
         ({"n_base_participants": 0}, "only for mode target_only"),
         ({"mode": "target_only", "base_model_hash": "0" * 16}, "from scratch"),
+        ({"mode": "forest_base", "base_model_hash": "0" * 16}, "from scratch"),
+        ({"mode": "forest_base", "n_base_participants": 0}, "only for mode target_only"),
         ({"base_model_hash": "xyz"}, "base_model_hash"),
         ({"magnitude_range": [1.1, 0.9]}, "lowest factor comes first"),
         ({"data_path": "../elsewhere"}, "leaves the project folder"),
