@@ -230,7 +230,7 @@ def experiment_prefix(options: FinetuneOptions) -> str:
         if key not in ("mode", "target_data_pct", "n_base_participants", "batch_size")
     }
     pct = f"{options.target_data_pct:.12g}"
-    size = options.batch_size
+    size = fields.get("batch_size", 0)
     return f"{options.mode}_pct{pct}_base{number}_bs{size}_{digest(rest, 8)}"
 
 

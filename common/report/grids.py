@@ -336,7 +336,8 @@ def primary_condition(conditions: Sequence[Condition], analysis: Analysis) -> Co
     """
     wanted = analysis.target_data_pct
     for mode in [analysis.mode] if analysis.mode else [m for m in MODES if m not in FROM_SCRATCH]:
-        mine = [c for c in conditions if c.mode == mode and wanted in (None, c.fraction)]
+        labelled = [c for c in conditions if c.mode == mode and c.fraction]
+        mine = [c for c in labelled if wanted in (None, c.fraction)]
         if mine:
             return min(
                 mine,
