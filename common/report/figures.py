@@ -161,7 +161,10 @@ def by_fraction(grid: Grid) -> Made | None:
     score_axis(axes[0, 0], grid.metric)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels) if len(panels) > 1 else 2
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), 4) if len(panels) > 1 else 2,
     )
     caption = (
         f"Median over participants (n = {len(grid.participants)}) with exact order-statistic bands"
@@ -173,12 +176,14 @@ def by_fraction(grid: Grid) -> Made | None:
 
 def _fraction_panel(axes: Axes, grid: Grid, suffix: str) -> None:
     scores = grid.scores(suffix=suffix)
-    everything = sorted({c.fraction for c in grid.conditions if c.mode in MODES})
+    trained = [c for c in grid.conditions if c.mode in MODES]
+    everything = sorted({c.fraction for c in trained if c.fraction})
     ends = [everything[0] / 1.25, everything[-1] * 1.25]
-    for base in (BASE, Condition(RECALIBRATED, 0.0)):
-        if base in scores:
-            values = finite(scores[base].to_numpy(dtype=float))
-            words = base if not suffix else Condition(RECALIBRATED, 0.0)
+    # what has no fraction of the target's windows
+    for flat in (BASE, Condition(RECALIBRATED, 0.0), *(c for c in trained if not c.fraction)):
+        if flat in scores:
+            values = finite(scores[flat].to_numpy(dtype=float))
+            words = Condition(RECALIBRATED, 0.0) if suffix and flat == BASE else flat
             _band(axes, ends, np.repeat(values[:, None], 2, axis=1), words, marker=None)
     for series in grid.series():
         fractions = grid.fractions(series)
