@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from common import artifacts
-from common.cli import time_span, visible
+from common.cli import few, time_span, visible
+from common.cluster.folds import Folds
 from common.errors import CorruptArtifact
 from common.jobs.choosing import CONTEXT, choose_settings, reported_base_count, setting_names
 from common.jobs.job_files import Job
@@ -220,24 +221,27 @@ class _Result(NamedTuple):
 
 def closing_table(paths: Paths, jobs: Iterable[Job]) -> list[str]:
     """Lines of the table that ends a run: macro F1 on the test windows, by participant, of the
-    untouched base and of each mode and fraction; a table for each data set.
+    untouched base and of each mode and fraction; a table for each data set, and one for the data
+    sets of one --split_folds.
 
     Repeats (seeds) are averaged; of several settings the one is shown that the report chooses.
     Empty without results.
     """
+    folds = Folds(paths)
     tables: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         if job.kind == "finetune":
-            tables.setdefault(tuple(job.values.get(name) for name in CONTEXT), []).append(job)
+            whole = job.values | {"data_path": folds.whole(str(job.values.get("data_path")))}
+            tables.setdefault(tuple(whole.get(name) for name in CONTEXT), []).append(job)
     lines = []
     for (data_path, *_), mine in tables.items():
         about = [str(data_path)] if len(tables) > 1 else []
-        if columns := _columns(_results(paths, mine, about)):
+        if columns := _columns(_results(paths, mine, about, folds)):
             lines += ["; ".join([TITLE, *about]), *_table(columns)]
     return lines
 
 
-def _results(paths: Paths, jobs: Sequence[Job], about: list[str]) -> list[_Result]:
+def _results(paths: Paths, jobs: Sequence[Job], about: list[str], folds: Folds) -> list[_Result]:
     """What has been published of `jobs`, with one number of base participants, which is added to
     `about` where the jobs have several.
     """
@@ -246,6 +250,9 @@ def _results(paths: Paths, jobs: Sequence[Job], about: list[str]) -> list[_Resul
         with contextlib.suppress(FileNotFoundError, CorruptArtifact):
             path = paths.experiments / job.id / EXPERIMENT_METRICS
             there.append((job, artifacts.read_sealed(path)))
+    there, lacking = folds.pooled(there)
+    if lacking:
+        about.append(f"tests of {few(lacking, 5)} lacking")
     people: dict[float, set[str]] = {}
     for job, metrics in there:
         if (count := _base_count(job)) is not None:

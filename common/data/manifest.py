@@ -8,6 +8,7 @@ import contextlib
 import csv
 import hashlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ from common.validation import first_problem, read_json
 
 MANIFEST = "dataset.json"
 SETTLED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Data set `number` of the `of` that --split_folds made from `whole`: each session or block is
+    tested in one of them.
+    """
+
+    number: int
+    of: int
+    whole: str
 
 
 class SplitCounts(BaseModel):
@@ -49,6 +61,14 @@ class Manifest(BaseModel):
         description="mended stamps, rows or packets by participant, session and kind",
     )
     files: dict[str, str] = Field(description="SHA-256 by file name")
+
+    @property
+    def fold(self) -> Fold | None:
+        """Which part of a data set prepared with --split_folds is tested here."""
+        number, of, whole = (self.split.get(key) for key in ("fold", "folds", "fold_of"))
+        if isinstance(number, int) and isinstance(of, int) and isinstance(whole, str):
+            return Fold(number, of, whole)
+        return None
 
 
 def listed_windows(folder: Path, participant: str, split: str) -> list[tuple[str, str]]:

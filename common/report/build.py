@@ -12,10 +12,12 @@ import pandas as pd
 from common.artifacts import write_file
 from common.errors import InputError
 from common.report.calibration import calibration
+from common.report.cells import run_ids
 from common.report.collect import Collection, collect, mark_duplicates
 from common.report.comparisons import Comparison, compare, groups_to_compare
 from common.report.conditions import BASE
 from common.report.figures import draw_grid
+from common.report.folds import pool_folds
 from common.report.grids import Grid, chosen_metric, filter_rows, split_grids
 from common.report.missing import MISSING_COLUMNS, mark_stale, missing_cells
 from common.report.page import render
@@ -96,7 +98,10 @@ def _grids(collection: Collection, request: ReportRequest) -> list[Grid]:
     collection.runs = {index: collection.runs[index] for index in collection.table.index}
     analyses = {project.label: project.analysis for project in collection.projects}
     metric = chosen_metric(request.metric, list(analyses.values()))
-    return split_grids(collection.table, metric, analyses)
+    table = collection.table
+    if not any(text.startswith("data_path=") for text in request.filters):
+        table = pool_folds(table, collection.runs, request.rules)
+    return split_grids(table, metric, analyses)
 
 
 def _not_compared(grids: list[Grid], compared: list[tuple[Grid, Comparison]]) -> list[str]:
@@ -158,9 +163,9 @@ def chosen_run(collection: Collection, grids: list[Grid], experiment: str | None
     condition = grid.primary or next(c for c in grid.conditions if c != BASE)
     scores = grid.scores()[condition].sort_values(kind="stable")
     person = scores.index[(len(scores) - 1) // 2]
-    return int(grid.behind(str(person), condition).index[0])
+    return run_ids(grid.behind(str(person), condition))[0]
 
 
 def _tidy(collection: Collection) -> pd.DataFrame:
     """summary.csv: what says which experiment it is first, then the rest as it came."""
-    return collection.table.drop(columns=["data_family"], errors="ignore")
+    return collection.table.drop(columns=["data_family", "part_tested"], errors="ignore")

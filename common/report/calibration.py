@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common.report.cells import run_ids
 from common.report.collect import Run
 from common.report.conditions import Condition
 from common.report.grids import Grid
@@ -31,9 +32,9 @@ def calibration(grid: Grid, runs: Mapping[int, Run]) -> Calibration | None:
     if grid.primary is None or not grid.participants:
         return None
     parts = [
-        runs[int(index)].windows("test")
+        runs[index].windows("test")
         for person in grid.participants
-        for index in grid.behind(person, grid.primary).index
+        for index in run_ids(grid.behind(person, grid.primary))
     ]
     every = {
         name: np.concatenate([part[name] for part in parts])

@@ -22,6 +22,7 @@ from common.report.conditions import (
     Condition,
 )
 
+POOLED = "pooled_runs"  # column: ids of the experiments behind a row; only where some are pooled
 KEYS = ["target_participant", "mode", "fraction", "val", "order", "setting"]
 SCORES = ("test_", "val_", "base_test_", "base_val_", "train_", "selection_")
 
@@ -29,6 +30,13 @@ SCORES = ("test_", "val_", "base_test_", "base_val_", "train_", "selection_")
 def with_base(rows: pd.DataFrame, n_base: float | None) -> pd.DataFrame:
     """Those with so many base participants, and those of the target alone."""
     return rows[rows["n_base_participants"].isna() | (rows["n_base_participants"] == n_base)]
+
+
+def run_ids(rows: pd.DataFrame) -> list[int]:
+    """The experiments behind rows."""
+    if POOLED not in rows:
+        return [int(index) for index in rows.index]
+    return [index for several in rows[POOLED] for index in several]
 
 
 def from_base(rows: pd.DataFrame) -> pd.DataFrame:

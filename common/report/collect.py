@@ -7,13 +7,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from common.artifacts import Experiment, open_experiment, published_base_hashes, read_base_metadata
 from common.data.manifest import Manifest, listed_bouts, listed_windows, read_manifest
@@ -34,6 +36,7 @@ from common.report.predictions import (
     Bout,
     EventRules,
     Predictions,
+    SplitWindows,
     confusion_counts,
     event_columns,
     no_events,
@@ -42,6 +45,7 @@ from common.report.predictions import (
 
 Json = dict[str, Any]
 COUNTED = ("train", "selection", "test", "base_train")
+MODELS = (("", "p_finetuned"), ("base_", "p_base"))  # prefix of a score, column
 SIDES = ("val", "test", "base_val", "base_test")
 
 
@@ -74,6 +78,10 @@ class Run:
     def windows(self, split: str) -> Predictions:
         """Labels, times and probabilities of a split, as they stand on disk now."""
         return read_windows((self.folder / "predictions.csv").read_text())[split]
+
+    def threshold(self, side: str) -> float | None:
+        """The tuned threshold of a model; None where none could be tuned. `side`: '' or 'base_'."""
+        return _number(self.metrics.get(f"{side}threshold_tuned"))
 
     def bouts(self, split: str) -> list[Bout] | None:
         """Annotations of the target's split."""
@@ -271,11 +279,12 @@ def _row(run: Run, project: Project, rules: EventRules) -> Json:
     }
     row |= _scores(metrics) | _counts(metrics)
     manifest = _manifest(project, options.data_path)
-    from_windows, reasons = _from_windows(run, options, rules)
-    row |= from_windows
+    scored, reasons = from_windows([run], options, rules)
+    row |= scored
     row |= {
         "split_seed": _split_seed(manifest),
         "data_family": _data_family(manifest, options.data_path),
+        "part_tested": manifest.fold if manifest else None,
     }
     ended = ("parameters", "best_epoch", "epochs", "updates", "stopped_by")
     row |= {key: metrics.get(key) for key in ended}
@@ -363,48 +372,73 @@ def _split_seed(manifest: Manifest | None) -> Any:
 
 
 def _data_family(manifest: Manifest | None, data_path: str) -> str:
-    """Equal for data sets that differ by the seed of their split alone. Where the recordings lay
-    matters to nobody: their SHA-256 is there.
+    """Equal for data sets that differ by the seed of their split alone, or are its folds. Where the
+    recordings lay matters to nobody: their SHA-256 is there.
     """
     if manifest is None:
         return data_path
     apart: Json = {
         "files": True,
         "participants": True,
-        "split": {"seed"},
+        "split": {"seed", "fold", "fold_of"},
         "source": {"folder": True, "settings": {"split_seed"}},
     }
     return digest(manifest.model_dump(exclude=apart))
 
 
-def _from_windows(run: Run, options: FinetuneOptions, rules: EventRules) -> tuple[Json, Json]:
-    """Confusion counts and event scores, named as all scores are (base_test_event_f1_tuned, ...),
-    and why some are undefined.
+def from_windows(
+    runs: Sequence[Run], options: FinetuneOptions, rules: EventRules
+) -> tuple[Json, Json]:
+    """Confusion counts and event scores over one experiment, or over those whose tests are pooled,
+    named as all scores are (base_test_event_f1_tuned, ...), and why some are undefined.
     """
     row: Json = {}
     reasons: Json = {}
-    models = [
-        ("", "p_finetuned", "", 0.5),
-        ("", "p_finetuned", "_tuned", _number(run.metrics.get("threshold_tuned"))),
-        ("base_", "p_base", "", 0.5),
-        ("base_", "p_base", "_tuned", _number(run.metrics.get("base_threshold_tuned"))),
-    ]
-    splits = read_windows((run.folder / "predictions.csv").read_text())
-    for split, windows in splits.items():
-        bouts, seconds = run.bouts(split), run.window_seconds
-        lacking = no_events(windows, bouts, seconds)
+    splits = [read_windows((run.folder / "predictions.csv").read_text()) for run in runs]
+    for split in ("val", "test"):
+        tests = [
+            SplitWindows(windows[split], run.bouts(split), run.window_seconds)
+            for windows, run in zip(splits, runs, strict=True)
+        ]
+        lacks = (no_events(test.windows, test.bouts, test.window_seconds) for test in tests)
+        lacking = next((why for why in lacks if why), None)
         if split == "test":
-            row |= {"no_events": lacking, "test_bouts": None if lacking else len(bouts or [])}
+            bouts = sum(len(test.bouts or []) for test in tests)
+            row |= {"no_events": lacking, "test_bouts": None if lacking else bouts}
         # only all selection windows are comparable with the annotations
         scored = not lacking and (split == "test" or options.target_val == "full")
-        for side, column, tuned, cut in models:
-            counts = confusion_counts(windows["label"], windows[column], cut)
-            row |= {f"{side}{split}_{name}{tuned}": value for name, value in counts.items()}
-            if scored and bouts is not None and seconds is not None:
-                values, why = event_columns(windows, bouts, seconds, column, cut, rules)
-                row |= {f"{side}{split}_{name}{tuned}": value for name, value in values.items()}
-                reasons |= {f"{side}{split}_{name}{tuned}": text for name, text in why.items()}
+        for side, column in MODELS:
+            for tuned in ("", "_tuned"):
+                cuts = [run.threshold(side) if tuned else 0.5 for run in runs]
+                name = f"{side}{split}_{{}}{tuned}".format
+                counts = _counted([test.windows for test in tests], column, cuts)
+                row |= {name(key): value for key, value in counts.items()}
+                if scored:
+                    values, why = event_columns(tests, column, cuts, rules)
+                    row |= {name(key): value for key, value in values.items()}
+                    reasons |= {name(key): text for key, text in why.items()}
     return row, reasons
+
+
+def _counted(
+    tests: Sequence[Predictions], column: str, cuts: Sequence[float | None]
+) -> dict[str, float]:
+    together = joined(tests)
+    limits = each_window(tests, cuts)
+    return confusion_counts(together["label"], together[column], limits)
+
+
+def joined(tests: Sequence[Predictions]) -> Predictions:
+    """The windows of several tests one after the other."""
+    return {name: np.concatenate([test[name] for test in tests]) for name in tests[0]}
+
+
+def each_window(tests: Sequence[Predictions], cuts: Sequence[float | None]) -> NDArray[Any] | None:
+    """The threshold of each window of `joined`: that of its test. None where a test has none."""
+    known = [cut for cut in cuts if cut is not None]
+    if len(known) < len(cuts):
+        return None
+    return np.repeat(known, [len(test["label"]) for test in tests])
 
 
 def mark_duplicates(table: pd.DataFrame) -> None:

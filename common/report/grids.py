@@ -21,6 +21,7 @@ from common.jobs import choosing
 from common.jobs.choosing import ROUNDING, setting_names
 from common.options import FROM_SCRATCH, FinetuneOptions
 from common.report.cells import (
+    POOLED,
     choose,
     chosen,
     complete_cases,
@@ -167,6 +168,12 @@ class Grid:
         for name, value in wanted.items():
             mine &= rows[name] == value
         return rows[mine]
+
+    @property
+    def tests(self) -> int:
+        """How many tests of a person are pooled into one (1: none are)."""
+        parts = self.rows["part_tested"].dropna() if POOLED in self.rows else []
+        return max((part.of for part in parts), default=1)
 
     def modes(self) -> list[str]:
         """Modes among the conditions, in their fixed order."""

@@ -17,7 +17,7 @@ from common.data.windowing import covered_hours
 from common.fonts import missing_signs_warning
 from common.jobs.identity import digest
 from common.report.analysis import draws
-from common.report.cells import from_base
+from common.report.cells import from_base, run_ids
 from common.report.collect import Collection, Project, Run
 from common.report.figures import order_unset
 from common.report.grids import Grid
@@ -214,7 +214,7 @@ def warnings(
     found += _no_events(table) + _no_font(table)
     for grid in grids:
         name = f"{grid.name}: " if grid.name else ""
-        found += [name + text for text in _grid_warnings(grid)]
+        found += [name + text for text in _grid_warnings(grid, table)]
     return found
 
 
@@ -291,8 +291,8 @@ def _set_aside(collection: Collection, missing: list[Json]) -> list[str]:
     return found
 
 
-def _grid_warnings(grid: Grid) -> list[str]:
-    rows, found = grid.rows, list(grid.notes)
+def _grid_warnings(grid: Grid, table: pd.DataFrame) -> list[str]:
+    rows, found = table.loc[run_ids(grid.rows)], list(grid.notes)
     if grid.left_out:
         found.append(
             "Too few results yet, so not compared:"
@@ -314,7 +314,7 @@ def _grid_warnings(grid: Grid) -> list[str]:
             " unset, so the first ones as listed are always taken."
         )
     found += _uneven_repeats(grid)
-    found += _undefined(rows, grid.metric)
+    found += _undefined(grid.rows, grid.metric)
     found += _one_draw(grid)
     kept = int((from_base(rows)["best_epoch"] == 0).sum())
     if kept:

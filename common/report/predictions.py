@@ -91,9 +91,11 @@ def read_windows(text: str) -> dict[str, Predictions]:
 
 
 def confusion_counts(
-    labels: NDArray[Any], p: NDArray[Any], threshold: float | None
+    labels: NDArray[Any], p: NDArray[Any], threshold: float | NDArray[Any] | None
 ) -> dict[str, float]:
-    """tn, fp, fn, tp of windows called positive from `threshold` up; nothing without one."""
+    """tn, fp, fn, tp of windows called positive from `threshold` up (one for all, or one a window);
+    nothing without one.
+    """
     if threshold is None or not len(p) or not np.isfinite(p).all():
         return {}
     cells = 2 * (labels == 1) + (p >= threshold)
@@ -115,23 +117,37 @@ def no_events(
     return None
 
 
+@dataclass(frozen=True)
+class SplitWindows:
+    """One experiment's windows of a split, with the annotations of that split and the length of a
+    window where they are known.
+    """
+
+    windows: Predictions
+    bouts: list[Bout] | None
+    window_seconds: float | None
+
+
 def event_columns(
-    windows: Predictions,
-    bouts: Sequence[Bout],
-    window_seconds: float,
+    tests: Sequence[SplitWindows],
     column: str,
-    threshold: float | None,
+    thresholds: Sequence[float | None],
     rules: EventRules,
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Event scores of one split by name of the score, and why some are undefined. `bouts`: those of
-    this split; `column` of the probability. Nothing without a threshold or a probability.
+    """Event scores over `tests` by name of the score, and why some are undefined. `column`: of the
+    probability; `thresholds`: of each test. Nothing without a threshold or a probability.
     """
-    if threshold is None or not np.isfinite(windows[column]).all():
-        return {}, {}
-    sessions = [
-        _session(windows, name, bouts, window_seconds, column, threshold, rules)
-        for name in sorted({*windows["session"].tolist(), *(bout[0] for bout in bouts)})
-    ]
+    sessions: list[SessionEvents] = []
+    for test, threshold in zip(tests, thresholds, strict=True):
+        windows, bouts, seconds = test.windows, test.bouts, test.window_seconds
+        if threshold is None or bouts is None or seconds is None:
+            return {}, {}
+        if not np.isfinite(windows[column]).all():
+            return {}, {}
+        sessions += [
+            _session(windows, name, bouts, seconds, column, threshold, rules)
+            for name in sorted({*windows["session"].tolist(), *(bout[0] for bout in bouts)})
+        ]
     loose, strict = event_scores(sessions), event_scores(sessions, rules.iou)
     values, reasons = _named(loose, MATCHED | UNMATCHED, "")
     more, more_reasons = _named(strict, MATCHED, "_iou")

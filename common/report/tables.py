@@ -189,6 +189,8 @@ def caption_of(grid: Grid, lines: Sequence[Line], tuned: bool) -> str:
     tests = ", ".join(f"{level_text(signed_rank_level(n))} at n = {n}" for n in gains if n > 5)
     base = "the own base, its threshold tuned as well" if tuned else "the own untouched base"
     first = "Exploratory score. " if grid.exploratory else ""
+    if grid.tests > 1:
+        first += f"Scores of a person's {grid.tests} tests pooled (--split_folds). "
     return (
         f"{first}Test {metric_words(grid.metric)}{name} at {at}: median over participants with"
         f" exact order-statistic interval ({levels or 'none below 6 participants'}). Gain:"

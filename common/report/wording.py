@@ -237,6 +237,20 @@ def people_words(grid: Grid) -> str:
     )
 
 
+def pooled_words(grid: Grid) -> str:
+    """How a person's several tests are one."""
+    if grid.tests == 1:
+        return ""
+    return (
+        f"Each person's score is one score over {grid.tests} tests, in each of which other sessions"
+        " or blocks are tested (--split_folds): the windows of all tests are put together, each"
+        " with the probabilities of its own model and, at tuned thresholds, that model's threshold;"
+        " events and hours are summed. Average precision and ROC AUC so rank probabilities of"
+        f" {grid.tests} models together. Numbers of training and selection windows are means over"
+        f" the {grid.tests}. Who lacks a test is left out."
+    )
+
+
 def settings_words(grid: Grid) -> str:
     """How the other options came about."""
     base = (

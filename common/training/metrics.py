@@ -1,4 +1,4 @@
-"""Scores: confusion counts on the device while training, and the final scores with scikit-learn.
+"""Scores from labels and probabilities, with scikit-learn. No torch.
 
 A score that the data leave undefined is None with a reason, never 0 or 1 by default.
 """
@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 Array = npt.NDArray[Any]
 
@@ -31,14 +29,6 @@ NEED_POSITIVES = ("macro_f1", "f1", "precision", "recall", "balanced_accuracy", 
 NEED_NEGATIVES = ("macro_f1", "precision", "specificity", "balanced_accuracy", "mcc", "pr_auc")
 
 
-def confusion(logits: Tensor, y: Tensor) -> Tensor:
-    """Counts [tn, fp, fn, tp] at probability 0.5, float64, on the device of the logits. logits, y:
-    [windows].
-    """
-    cell = 2 * y + (torch.sigmoid(logits) >= 0.5)
-    return (cell[:, None] == torch.arange(4, device=y.device)).sum(dim=0).double()
-
-
 def macro_f1(counts: Sequence[float]) -> float | None:
     """Mean of both classes' F1 from counts [tn, fp, fn, tp]; None where the labels hold one class
     only.
@@ -50,10 +40,10 @@ def macro_f1(counts: Sequence[float]) -> float | None:
 
 
 def final_scores(
-    y: Array, p: Array, *, loss: float | None = None, threshold: float = 0.5
+    y: Array, p: Array, *, loss: float | None = None, threshold: float | Array = 0.5
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """Scores of probabilities `p` [windows] for labels `y` [windows], a window counting as positive
-    from `threshold` up.
+    from `threshold` up (one for all, or one a window).
 
     Returns (every name of SCORES -> value or None, name -> reason for each None). pr_auc is average
     precision.
@@ -79,7 +69,7 @@ def final_scores(
 
 
 def threshold_scores(
-    y: Array, p: Array, threshold: float
+    y: Array, p: Array, threshold: float | Array
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """The scores of THRESHOLDED alone, as `final_scores` gives them, in one pass of scikit-learn
     over the labels.

@@ -11,6 +11,7 @@ from common.report.predictions import (
     Bout,
     EventRules,
     Predictions,
+    SplitWindows,
     confusion_counts,
     event_columns,
     no_events,
@@ -39,7 +40,7 @@ def bout(start: float, end: float, session: str = "a") -> Bout:
 
 def scores(table: Predictions, bouts: list[Bout], **rules: float) -> dict[str, float | None]:
     """Event scores at .5 with windows of 1 s."""
-    return event_columns(table, bouts, 1.0, "p", 0.5, EventRules(**rules))[0]
+    return event_columns([SplitWindows(table, bouts, 1.0)], "p", [0.5], EventRules(**rules))[0]
 
 
 def test_episodes_are_matched_one_to_one_with_the_annotations() -> None:

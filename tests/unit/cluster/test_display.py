@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from common.artifacts import seal, to_json, write_file
+from common.artifacts import read_sealed, seal, sha256, to_json, write_file
 from common.cluster.display import Display, closing_table, status_lines
+from common.data.manifest import Manifest
 from common.jobs.job_files import Job
 from common.paths import Paths
 
@@ -133,6 +134,56 @@ def test_budgets_data_sets_and_numbers_of_base_participants_are_never_averaged(
 def test_a_table_needs_results(results: Results) -> None:
     assert closing_table(results.paths, [Job("finetune", "p/fold0_ann", {"mode": TUNED})]) == []
     assert closing_table(results.paths, [Job("base", "0" * 16, {})]) == []
+
+
+def folded(results: Results, number: int, rows: str) -> None:
+    """A data set of three that dataset.json marks, and what predictions.csv of ann's job on it
+    shall hold.
+    """
+    name = f"data/x_{number}of3"
+    folder = results.paths.data(name)
+    folder.mkdir(parents=True)
+    manifest = Manifest(
+        sampling_rate_hz=20,
+        channels=["x"],
+        units=["g"],
+        window_seconds=2,
+        stride_seconds=1,
+        window_size=40,
+        labelling={},
+        split={"folds": 3, "fold": number, "fold_of": "data/x"},
+        source={},
+        participants={},
+        files={},
+    )
+    (folder / "dataset.json").write_text(manifest.model_dump_json())
+    results.add("ann", 0.1, 0.1, data_path=name, base_model_hash=f"hash {number}")
+    head = "split,index,session,start_s,label,p_base,p_finetuned\n"
+    text = head + "".join(f"test,0,s,0,{row}\n" for row in rows.split())
+    published = results.paths.experiments / results.jobs[-1].id
+    (published / "predictions.csv").write_text(text)
+    metrics = read_sealed(published / "metrics.json")
+    files = {"predictions.csv": sha256(text.encode())}
+    write_file(published / "metrics.json", to_json(seal(metrics | {"files": files})))
+
+
+def test_the_tests_of_one_preparation_are_one_table_with_their_windows_together(
+    results: Results,
+) -> None:
+    folded(results, 1, "1,0.1,0.9 0,0.1,0.9")
+    folded(results, 2, "0,0.9,0.1")
+    lines = closing_table(results.paths, results.jobs)
+    assert lines == []  # no result without all three
+    results.add("bob", 0.5, 0.5)
+    folded(results, 3, "1,0.9,0.9")
+    lines = closing_table(results.paths, results.jobs)
+    assert lines[0].endswith("; data/x")
+    # base: one of two right in each class; fine-tuned: tn 1, fp 1, fn 0, tp 2
+    assert lines[2].split() == ["ann", ".500", f"{(2 / 3 + 4 / 5) / 2:.3f}"[1:]]
+    assert [line for line in lines if line.startswith("ann")] == [lines[2]]
+    (results.paths.experiments / results.jobs[0].id / "predictions.csv").write_text("cut sh")
+    lines = closing_table(results.paths, results.jobs)
+    assert not any(line.startswith("ann") for line in lines)
 
 
 STATUS: dict[str, Any] = {

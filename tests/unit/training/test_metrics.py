@@ -7,10 +7,10 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+from common.training.backends import confusion
 from common.training.metrics import (
     SCORES,
     THRESHOLDED,
-    confusion,
     final_scores,
     macro_f1,
     tuned_threshold,
