@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 
 from common.data.manifest import Fold
-from common.options import FinetuneOptions, shapes_result
+from common.options import FROM_SCRATCH, FinetuneOptions, shapes_result
 from common.report.cells import POOLED
 from common.report.collect import MODELS, Json, Run, each_window, from_windows, joined
-from common.report.conditions import FROM_SCRATCH
 from common.report.predictions import EventRules
 from common.training.metrics import SCORES, THRESHOLDED, final_scores, threshold_scores
 
