@@ -19,8 +19,9 @@ import torch
 
 import train_base
 import train_finetune
+from common.options import to_flags
 from tests.conftest import ROOT
-from tests.scripts.projects import QUICK, Project, flags, made
+from tests.scripts.projects import QUICK, Project, made
 
 # Everything that draws random numbers is on.
 OPTIONS = QUICK | {
@@ -32,6 +33,7 @@ OPTIONS = QUICK | {
     "min_steps_per_epoch": 4,
 }
 MODES = ["target_only_fine_tuning", "full_fine_tuning", "head_only_fine_tuning"]
+BASELINES = ["majority", "forest_target_only", "forest_base"]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,11 @@ def generated(parent: Path) -> Project:
     project = made(parent)
     project.write_cluster(slots=1)
     project.generate(
-        {"mode": MODES, "target_data_pct": [0.5]}, OPTIONS, "--folds", "ann", "--with-baselines"
+        {"mode": [*MODES, *BASELINES], "target_data_pct": [0.5]},
+        OPTIONS,
+        "--folds",
+        "ann",
+        "--with-baselines",
     )
     return project
 
@@ -66,12 +72,12 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Project:
         given = {
             name: value
             for name, value in job.items()
-            if name not in ("training_key", "num_dependent_jobs") and value is not None
+            if name not in ("training_key", "num_dependent_jobs")
         }
         if script is train_base:
             del given["base_model_hash"]
-        project.run(f"{script.__name__}.py", *flags(given))
-    assert len(project.published()) == 2 + 4 * 5
+        project.run(f"{script.__name__}.py", *to_flags(given))
+    assert len(project.published()) == 2 + 7 * 5
     return project
 
 
@@ -87,7 +93,7 @@ def assert_same(project: Project, reference: Project, *only: str) -> None:
 def test_a_warm_worker_gives_the_bytes_of_the_scripts(by_hand: Project, tmp_path: Path) -> None:
     project = generated(tmp_path)
     project.run("run_two_phase_distributed.py")
-    assert sum(project.ran().values()) == 5
+    assert sum(project.ran().values()) == 8
     assert_same(project, by_hand)
 
 
@@ -115,9 +121,7 @@ KILLED = """
 import json, os, signal, sys
 from common.training import {module} as job
 plain = job.settings
-job.settings = lambda options, key, **changes: plain(
-    options, key, checkpoint_seconds=0.0, **changes
-)
+job.settings = lambda *given, **changes: plain(*given, checkpoint_seconds=0.0, **changes)
 def progress(state):
     if state["epoch"] == 4:
         os.kill(os.getpid(), signal.SIGKILL)
