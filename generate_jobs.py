@@ -25,7 +25,7 @@ def parser() -> Parser:
         "--grid",
         type=Path,
         help="grid file (default: the grid of the job files that are here, else the documented"
-        " grid); job files of other fine-tunes are kept as .bak",
+        " grid); job files of other fine-tunes are kept as .bak, .bak1, ...",
     )
     flags.add_argument(
         "--folds", nargs="+", help="only these folds, by number or participant (default: all)"

@@ -582,8 +582,8 @@ def _choices(annotation: Any) -> str | None:
 
 
 def from_flags(namespace: argparse.Namespace, model: type[O]) -> O:
-    """Options from parsed flags. `--participants a,b` is `--participants a b`: one name alone would
-    be refused in any case.
+    """Options from parsed flags. `--participants a,b` and `a, b` are `--participants a b`: one name
+    alone would be refused in any case, and no name begins or ends with a comma.
 
     Raises:
         InputError: a value is out of bounds or of the wrong kind.
@@ -591,8 +591,10 @@ def from_flags(namespace: argparse.Namespace, model: type[O]) -> O:
     values = {
         name: getattr(namespace, name) for name in model.model_fields if hasattr(namespace, name)
     }
-    if len(people := values.get("participants") or []) == 1:
-        values["participants"] = [name for name in people[0].split(",") if name]
+    people = values.get("participants") or []
+    if len(people) == 1 or any(name[:1] == "," or name[-1:] == "," for name in people):
+        parts = [part.strip() for name in people for part in name.split(",")]
+        values["participants"] = [part for part in parts if part]
     return model.parse(values, "options")
 
 

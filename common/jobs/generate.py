@@ -71,10 +71,20 @@ def choose_grid(
     before = _recorded(path)
     origin = replace(before, folds=folds or before.folds, baselines=baselines or before.baselines)
     if origin.file is None:
-        return origin, ""
+        return origin, _kept_folds(folds, before)
     if Path(origin.file).is_file():
-        return replace(origin, grid=read_grid(Path(origin.file))), f", as {path} came from it"
-    return origin, f" as recorded in {path}: the file is no longer there"
+        origin = replace(origin, grid=read_grid(Path(origin.file)))
+        return origin, f", as {path} came from it{_kept_folds(folds, before)}"
+    gone = f" as recorded in {path}: the file is no longer there"
+    return origin, gone + _kept_folds(folds, before, "--folds with every name")
+
+
+def _kept_folds(folds: list[str] | None, before: Origin, every: str | None = None) -> str:
+    """What to say where an earlier --folds still holds."""
+    if folds or not before.folds:
+        return ""
+    every = every or (f"--grid {before.file}" if before.file else "--folds with every name")
+    return f"; folds {', '.join(before.folds)} only; all: {every}"
 
 
 def _recorded(path: Path) -> Origin:
@@ -149,7 +159,7 @@ def read_analysis(path: Path) -> dict[str, Any]:
 
 
 def _keep_what_is_replaced(folder: Path, finetunes: Sequence[Job]) -> list[str]:
-    """Keep job files as .bak when the new ones lack a fine-tune of theirs."""
+    """Keep job files as .bak, .bak1, ... when the new ones lack a fine-tune of theirs."""
     path = folder / FINETUNE_JOBS
     if not path.exists():
         return []
@@ -162,11 +172,15 @@ def _keep_what_is_replaced(folder: Path, finetunes: Sequence[Job]) -> list[str]:
     lost = [entry for entry in before if _id(entry) not in new]
     if not lost:
         return []
+    suffix, number = ".bak", 0
+    while any((folder / (name + suffix)).exists() for name in (BASE_JOBS, FINETUNE_JOBS)):
+        number += 1
+        suffix = f".bak{number}"
     kept = []
     for name in (BASE_JOBS, FINETUNE_JOBS):
         if (folder / name).exists():
-            write_file(folder / f"{name}.bak", (folder / name).read_bytes())
-            kept.append(str(folder / f"{name}.bak"))
+            write_file(folder / (name + suffix), (folder / name).read_bytes())
+            kept.append(str(folder / (name + suffix)))
     record = before[0].get(RECORD) if isinstance(before[0], dict) else None
     of = f" of {record.get('file') or DOCUMENTED}" if isinstance(record, dict) else ""
     return [

@@ -27,7 +27,8 @@ NAMES = st.text(
     max_size=20,
 ).filter(
     lambda name: (
-        name[0] not in "-."
+        name[0] not in "-.,"
+        and name[-1] != ","  # on the command line these separate names
         and ".." not in name
         and len(name.encode()) <= 100
         and name.isprintable()
@@ -87,7 +88,8 @@ def test_what_was_not_given_stays_unset() -> None:
 
 
 def test_commas_work_as_spaces_in_participants() -> None:
-    for argv in (["P01,P02"], ["P01,P02,"], ["P01", "P02"]):
+    unquoted = (["P01,", "P02"], ["P01", ",P02"], ["P01", ",", "P02"], ["P01, P02"])
+    for argv in (["P01,P02"], ["P01,P02,"], ["P01", "P02"], *unquoted):
         assert parsed(BaseOptions, ["--participants", *argv]).participants == ["P01", "P02"]
     assert parsed(BaseOptions, ["--participants", "a,b", "c"]).participants == ["a,b", "c"]
     with pytest.raises(InputError, match="participants: "):

@@ -59,10 +59,12 @@ def test_without_a_grid_the_same_grid_is_expanded_again() -> None:
     call("mine.json", ["ann", "bob"], baselines=True)
     before = jobs()
     said, lines = call()
-    assert said == "mine.json, as finetune_jobs.json came from it"
+    assert said == (
+        "mine.json, as finetune_jobs.json came from it; folds ann, bob only; all: --grid mine.json"
+    )
     assert jobs() == before
     assert not any(line.startswith("replaced") for line in lines)
-    call(folds=["cyd"])
+    assert call(folds=["cyd"])[0] == "mine.json, as finetune_jobs.json came from it"
     assert {job.rpartition("_")[2] for job in jobs()} == {"cyd"}
 
 
@@ -87,6 +89,11 @@ def test_another_grid_keeps_the_old_job_files() -> None:
     Path("other.json").write_text(json.dumps(GRID | {"grid": {"lr": [0.1]}}))
     call("other.json")
     assert [Path(f"{name}.bak").read_bytes() for name in (BASE_JOBS, FINETUNE_JOBS)] == old
+    second = [Path(name).read_bytes() for name in (BASE_JOBS, FINETUNE_JOBS)]
+    _, lines = call("mine.json")
+    assert lines[0].endswith("base_training_jobs.json.bak1 and finetune_jobs.json.bak1")
+    assert [Path(f"{name}.bak").read_bytes() for name in (BASE_JOBS, FINETUNE_JOBS)] == old
+    assert [Path(f"{name}.bak1").read_bytes() for name in (BASE_JOBS, FINETUNE_JOBS)] == second
 
 
 def test_a_grid_that_only_grew_replaces_nothing() -> None:
