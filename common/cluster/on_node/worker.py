@@ -215,13 +215,11 @@ class Worker:
                 outcome = self.outcome(message)
             except Stopped:  # its checkpoint is saved
                 end_everything()
-            head.idle = True
-            if stopping.wanted:
-                end_everything()
             slot.worked()
             yields = slot.must_yield()
             head.send({**outcome, **({"yields": True} if yields else {})})
-            if yields:
+            head.idle = True
+            if yields or stopping.wanted:
                 end_everything()
 
     def outcome(self, message: Message) -> Message:

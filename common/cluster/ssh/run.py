@@ -192,7 +192,15 @@ class Runner:
         _kill(waited)
         for node in self.nodes:
             node.stop()
+        if self.interrupts >= 2:
+            self._take_arrivals(END_SECONDS)
         shutil.rmtree(self.context.paths.incoming, ignore_errors=True)
+
+    def _take_arrivals(self, seconds: float) -> None:
+        """Verify and count the results that lie here: trainings may end while they are stopped."""
+        deadline = time.monotonic() + seconds
+        while self._arrivals.pending and time.monotonic() < deadline:
+            self._arrivals.take_one()
 
     def _await_ends(self, waited: set[WorkerLink], seconds: float) -> None:
         """Remove from `waited` the workers that end within this time."""
@@ -206,7 +214,7 @@ class Runner:
                 elif isinstance(event, Ended):
                     waited.discard(event.worker)
                 elif isinstance(event, Said):
-                    event.worker.handled()
+                    self._workers.on_last_words(time.monotonic(), event)
 
     def _conclude(self) -> Outcome:
         run, outcome = self.context, self.outcome

@@ -132,6 +132,14 @@ class Workers:
         else:
             worker.end()
 
+    def on_last_words(self, now: float, event: Said) -> None:
+        """One message while the run is stopped: a result counts that needs no copying."""
+        node = self._node_of(event.worker)
+        if node is not None and node.shared and "done" in event.message:
+            self.on_said(now, event)
+        else:
+            event.worker.handled()
+
     def on_said(self, now: float, event: Said) -> None:
         """One message of a worker."""
         worker, message, jobs = event.worker, event.message, self._run.jobs

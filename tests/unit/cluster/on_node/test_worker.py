@@ -44,6 +44,11 @@ def run(options, progress):
         while True:
             progress({"epoch": 1, "of": 2})
             time.sleep(0.01)
+    if what == "last":
+        from common.training.stopping import stopping
+        progress({"epoch": 1, "of": 1})
+        while not stopping.wanted:
+            time.sleep(0.01)
     if what == "children":
         import subprocess
         argv = [sys.executable, "-S", "-c", "import time; time.sleep(1000)"]
@@ -311,6 +316,14 @@ def test_an_idle_slot_is_given_up_to_who_waits_after_a_while(
 
 def test_a_worker_that_is_told_to_stop_ends_at_once_where_it_runs_nothing(worker: Worker) -> None:
     worker.send(stop=1)
+    assert worker.process.wait(30) == 1
+
+
+def test_a_job_that_is_done_while_its_worker_stops_is_still_reported(worker: Worker) -> None:
+    worker.job("last")
+    worker.answer("progress")
+    worker.send(stop=1)
+    assert worker.answer("done")["done"] == "j0"
     assert worker.process.wait(30) == 1
 
 

@@ -461,3 +461,20 @@ def test_an_idle_slot_that_is_given_up_gets_no_job(play: Any) -> None:
     run.tell(Ended(run.worker(busy), 137, "killed"))
     assert run.state("a") is JobState.READY
     assert run.scheduler.job_at(SlotId("n", 1 - busy)) is None
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_is_done_here_while_the_run_is_stopped_counts(play: Any, *, shared: bool) -> None:
+    run = play([base("a"), base("b")])
+    run.join()
+    run.record().shared = shared
+    worker, threads = run.worker(), run.node()
+    (job,) = worker.jobs
+    run.run.interrupts = 2
+    run.run._events.put(Said(worker, {"done": job, "seconds": 1.0}))
+    run.run._events.put(Ended(worker, 1, ""))
+    run.run._stop()
+    outcome = run.run._conclude()
+    assert (outcome.done, job in outcome.left) == (int(shared), not shared)
+    assert run.run.status()["phases"]["base"].get("done", 0) == int(shared)
+    assert threads.fetching == []  # copies would keep the user waiting: the next run takes it
