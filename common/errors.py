@@ -73,7 +73,26 @@ class NodeError(ProjectError):
     """A fault of a node, not of the job."""
 
 
+# What other programs call options.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "epochs": "max_epochs",
+    "num_epochs": "max_epochs",
+    "n_epochs": "max_epochs",
+    "patience": "early_stopping_patience",
+    "batchsize": "batch_size",
+    "wd": "weight_decay",
+    "decay": "weight_decay",
+    "l2": "weight_decay",
+}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """', did you mean X?' for a mistyped name, or an empty string."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    every = list(known)
+    dashes = "--" if name.startswith("--") else ""
+    other = OTHER_NAMES.get(name.removeprefix("--").replace("-", "_").lower(), "")
+    if other and dashes + other in every:
+        return f", did you mean {dashes}{other}?"
+    close = get_close_matches(name, every, n=1, cutoff=0.6)
     return f", did you mean {close[0]}?" if close else ""

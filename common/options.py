@@ -112,6 +112,12 @@ def _own_code(text: str) -> str:
     return f"{file}:{own[1]}"
 
 
+def _hash(text: str) -> str:
+    if len(text) != 16 or set(text) - set("0123456789abcdef"):
+        raise ValueError("16 hex digits are needed, the name of a file in base_models/")
+    return text
+
+
 def _network(text: str) -> str:
     return _own_code(text) if ".py" in text else safe_name(text)
 
@@ -166,7 +172,7 @@ ProjectFile = Annotated[str, AfterValidator(_project_file)]
 OwnCode = Annotated[str, AfterValidator(_own_code)]
 Keywords = Annotated[dict[str, Any], BeforeValidator(_json_object)]
 DataPath = Annotated[str, AfterValidator(_data_path)]
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+Hash = Annotated[str, AfterValidator(_hash)]
 # 0.1 + 0.2 and 0.3 are one value, with one hash and one prefix
 Real = Annotated[float, BeforeValidator(_numbers_only), AfterValidator(_rounded)]
 Fraction = Annotated[Real, Field(gt=0, le=1)]

@@ -52,13 +52,25 @@ def parse_json(raw: bytes, where: str) -> Any:
         raise InputError(f"{where}: byte {error.start}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{where}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}; is it cut"
-            " short?"
+            f"{where}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}"
+            f"{_json_hint(error)}"
         ) from None
     except RecursionError:
         raise InputError(f"{where}: nested too deeply") from None
     except ValueError as error:  # a key given twice, NaN, a number of 5,000 digits
         raise InputError(f"{where}: {str(error).partition(';')[0][:MAX_SHOWN]}") from None
+
+
+def _json_hint(error: json.JSONDecodeError) -> str:
+    """What is probably wrong: the text ends too early, or a comma has nothing behind it."""
+    before, rest = error.doc[: error.pos].rstrip(), error.doc[error.pos :].strip()
+    if error.msg.startswith("Extra data"):
+        return ""
+    if error.msg.startswith("Unterminated") or not rest or rest.isalnum():
+        return "; is it cut short?"
+    return (
+        "; is the comma before it one too many?" if before.endswith(",") and rest[0] in "}]" else ""
+    )
 
 
 def _each_key_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def bouts_inside(
                 f" {shown_time(bout.end_s, form)} lies outside the recording {where}"
                 f" ({shown_time(clock.start_s, form)} to"
                 f" {shown_time(clock.start_s + last, form)})"
-                f"{_unit_that_fits(bouts, clock) or _offset_that_fits(placed, last)};"
+                f"{_hint(bouts, placed, clock)};"
                 f" {BOUTS} must use the same clock and unit as the time column"
             )
     labels = np.array([bout.label for bout in bouts], int)
@@ -198,6 +198,18 @@ def _on_mended_clock(table: BoutTable, bout: Bout, clock: Clock) -> tuple[float,
                 " into two files"
             )
     return bout.start_s - clock.start_s + shift, bout.end_s - clock.start_s + shift
+
+
+def _hint(bouts: Sequence[Bout], placed: Sequence[tuple[float, float]], clock: Clock) -> str:
+    """What may be wrong where a bout lies outside. Not the clock or unit where other bouts of the
+    session lie inside: then it is that one row.
+    """
+    last = float(clock.times[-1])
+    fits = any(end > 0 and start <= last for start, end in placed)
+    offset = _offset_that_fits(placed, last)
+    if fits:
+        return offset if "all its bouts" in offset else ""
+    return _unit_that_fits(bouts, clock) or offset
 
 
 def _unit_that_fits(bouts: Sequence[Bout], clock: Clock) -> str:

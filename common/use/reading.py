@@ -72,6 +72,11 @@ def find(sessions: Path, time_unit: str, date_format: str | None) -> list[Record
         if not any(path.is_dir() for path in inside) and files:
             ordered = sorted(files, key=lambda path: natural(composed(table_stem(path))))
             return [Recording(path, "", None) for path in ordered]
+    if not sessions.exists():
+        raise InputError(
+            f"{sessions}: no such file or folder; --sessions names a recording, a folder of them or"
+            " one with a folder per participant"
+        )
     people = list_recordings(sessions)
     names = {person: [table_stem(path) for path in paths] for person, paths in people.items()}
     bouts = read_bouts(sessions, names, time_unit, date_format)

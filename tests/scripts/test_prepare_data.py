@@ -445,6 +445,10 @@ SPOILT = {
         "row 1: the bout ends at 5 s, when it starts",
     ),
     "bout without end": (lambda rec: bouts(rec, "anna,s0,5,"), "end in row 1 is empty or NaN"),
+    "one bout of several outside": (
+        lambda rec: bouts(rec, "anna,s0,1,2", "anna,s0,300,320"),
+        "s); bouts.csv must use the same clock",
+    ),
     "bout on another clock": (
         lambda rec: bouts(rec, "anna,s1,5,9"),
         "bouts.csv: row 1: the bout from 5 s to 9 s lies outside the recording rec/anna/s1.csv"

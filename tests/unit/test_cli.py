@@ -5,7 +5,10 @@ traceback.
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +66,27 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("place", "raised", "code"),
+    [
+        ("script.py", "KeyboardInterrupt", 130),
+        ("script.py", "ZeroDivisionError", 1),
+        ("elsewhere/script.py", "KeyboardInterrupt", -2),
+    ],
+)
+def test_ctrl_c_while_a_script_imports(tmp_path: Path, place: str, raised: str, code: int) -> None:
+    (tmp_path / "common").symlink_to(Path("common").absolute())
+    (tmp_path / "elsewhere").mkdir()
+    script = tmp_path / place
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport common\nraise {raised}\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert ended.returncode == code
+    assert (ended.stderr == "interrupted\n") == (code == 130)
+    assert ("Traceback" in ended.stderr) == (code != 130)
+
+
 @pytest.mark.parametrize("code", [0, 1, 130])
 def test_what_main_returns_is_the_exit_code(code: int) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -100,6 +124,14 @@ def test_help_keeps_the_lines_of_its_examples() -> None:
         "\n    python3 a.py\n    python3 b.py\n"
         in Parser("What it does.\n\n    python3 a.py\n    python3 b.py\n").format_help()
     )
+
+
+def test_names_of_other_programs_are_known() -> None:
+    options = ["lr", "max_epochs", "early_stopping_patience", "weight_decay", "leakage"]
+    assert nearest("learning_rate", options) == ", did you mean lr?"
+    assert nearest("--learning-rate", [f"--{name}" for name in options]) == ", did you mean --lr?"
+    assert nearest("epochs", options) == ", did you mean max_epochs?"
+    assert nearest("learning_rate", ["learning_rat"]) == ", did you mean learning_rat?"
 
 
 def test_nearest_is_silent_where_nothing_is_near() -> None:

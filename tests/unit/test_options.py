@@ -128,7 +128,7 @@ def test_an_unknown_flag_names_the_nearest() -> None:
         ({"mode": "target_only", "base_model_hash": "0" * 16}, "from scratch"),
         ({"mode": "forest_base", "base_model_hash": "0" * 16}, "from scratch"),
         ({"mode": "forest_base", "n_base_participants": 0}, "only for mode target_only"),
-        ({"base_model_hash": "xyz"}, "base_model_hash"),
+        ({"base_model_hash": "xyz"}, "base_model_hash: 16 hex digits are needed"),
         ({"magnitude_range": [1.1, 0.9]}, "lowest factor comes first"),
         ({"data_path": "../elsewhere"}, "leaves the project folder"),
         ({"device": -1}, "device"),
