@@ -97,12 +97,13 @@ def test_the_closing_table_holds_every_person_and_the_means(
 ) -> None:
     lines = demo[1].splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("participant"))
-    assert [line.split()[0] for line in lines[start + 1 : start + 12]] == [
+    assert [line.split()[0] for line in lines[start + 1 : start + 13]] == [
         *(f"p{number:02d}" for number in range(1, 11)),
+        "n",
         "mean",
     ]
-    assert f"{mean(scores['base']):.3f}".lstrip("0") in lines[start + 11]
-    assert f"{mean(scores['tuned100']):.3f}".lstrip("0") in lines[start + 11]
+    assert f"{mean(scores['base']):.3f}".lstrip("0") in lines[start + 12]
+    assert f"{mean(scores['tuned100']):.3f}".lstrip("0") in lines[start + 12]
     assert lines[-1] == "130 done, 0 failed, 0 blocked, 0 left, 0 reused"
 
 

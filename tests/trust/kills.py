@@ -50,9 +50,9 @@ import sys, time
 sys.path.insert(0, {root!r})
 import run_two_phase_distributed
 from common.cli import run_script
-from common.cluster.ssh.node import Node
+from common.cluster.ssh.node import NodeThreads
 
-start, started = Node._start_worker, set()
+start, started = NodeThreads._start_worker, set()
 
 def slowly(node, slot):
     if slot.index in started:
@@ -60,7 +60,7 @@ def slowly(node, slot):
     started.add(slot.index)
     start(node, slot)
 
-Node._start_worker = slowly
+NodeThreads._start_worker = slowly
 run_script(run_two_phase_distributed.main)
 """
 

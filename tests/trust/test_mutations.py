@@ -150,14 +150,14 @@ BREAKS = (
         "the lock is forgotten",
         A,
         "lock",
-        "fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))",
+        "fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))",
         "pass",
         lambda f: kills.two_trainings(1, f),
     ),
     Break(
         "a stale base is reused",
         "common.jobs.verdicts",
-        "judge_base",
+        "judge_base_model",
         'model.metadata.get("training_key") != key',
         "False",
         lambda f: damage.changed_before(1, f),
@@ -218,7 +218,7 @@ def test_heads_without_their_lock_are_caught(tmp_path: Path) -> None:
     tree = mutate.broken_tree(
         tmp_path,
         "common/artifacts.py",
-        "fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))",
+        "fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))",
         "pass",
     )
     with pytest.raises(AssertionError):

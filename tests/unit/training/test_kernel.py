@@ -87,6 +87,14 @@ def truth(network: Network, x: Tensor, y: Tensor, pos_weight: float) -> tuple[Te
     return logits.detach(), loss
 
 
+def autograd_in_float32(network, x, y, pos_weight):
+    """The gradient by PyTorch's operators, as one vector in float64."""
+    network.zero_grad()
+    weight = torch.tensor(pos_weight)
+    F.binary_cross_entropy_with_logits(PlainNetwork(network)(x), y, pos_weight=weight).backward()
+    return torch.cat([g.flatten() for g in gradients(network)]).double()
+
+
 @settings(
     max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -95,12 +103,18 @@ def test_any_shape_agrees_with_autograd_in_float64(shape):
     network, x, y = made(shape)
     backend = kernel_of(network, shape["pos_weight"])
     loss, logits, ours = backend.gradient(x, y), backend.logits(x), gradients(network)
+    single = autograd_in_float32(network, x, y, shape["pos_weight"])
     wanted, wanted_loss = truth(network, x, y, shape["pos_weight"])
     torch.testing.assert_close(logits.double(), wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(loss, wanted_loss, rtol=1e-5, atol=1e-5)
     whole = torch.cat([g.flatten() for g in gradients(network)])
     found = torch.cat([g.flatten() for g in ours])
-    assert torch.linalg.norm(found - whole) <= 1e-5 * torch.linalg.norm(whole) + 1e-9
+    # Where terms cancel, or an activation lies within rounding of a ReLU's zero, float32 itself is
+    # less exact than 1e-5: then the order of autograd's own error in float32 is the measure.
+    allowed = torch.maximum(
+        1e-5 * torch.linalg.norm(whole) + 1e-9, 10 * torch.linalg.norm(single - whole)
+    )
+    assert torch.linalg.norm(found - whole) <= allowed
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
