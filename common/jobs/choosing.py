@@ -54,8 +54,9 @@ def choose_settings(
     """Choose for each person the setting with the best mean validation score over the *other*
     people who have a score of every candidate; the first in order among equals.
 
-    Settings without any score are candidates only where no setting has one. `scores`: by person
-    and setting; None or NaN where there is no score.
+    Settings without any score are candidates only where no setting has one, and of the others only
+    those that the most people have (usually: everybody), so that a choice drops as few people as
+    can be. `scores`: by person and setting; None or NaN where a result has no score.
     """
     known = {
         person: {
@@ -66,8 +67,10 @@ def choose_settings(
         for person, own in scores.items()
     }
     names = sorted({setting for own in scores.values() for setting in own})
-    candidates = sorted({setting for own in known.values() for setting in own}) or names
-    complete = {person: own for person, own in known.items() if len(own) == len(candidates)}
+    scored = {setting for own in known.values() for setting in own} or set(names)
+    people = {setting: sum(setting in own for own in scores.values()) for setting in sorted(scored)}
+    candidates = [name for name, number in people.items() if number == max(people.values())]
+    complete = {person: own for person, own in known.items() if own.keys() >= set(candidates)}
     chosen, undecided = {}, False
     for person in scores:
         others = [own for other, own in complete.items() if other != person]

@@ -6,7 +6,7 @@ chosen for a participant by the mean validation score of the *other* participant
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -161,8 +161,8 @@ def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[s
     """Setting by participant: the best mean validation score over the *other* participants; the
     first in order among equals. Never looks at test scores.
 
-    Settings that nobody has a validation score of (target_val none) are chosen only where there are
-    no others.
+    Settings that nobody has a validation score of (target_val none), or that fewer people have
+    results of than another, are chosen only where there are no others.
     """
     mine = _cells_of(cells, condition)
     column = f"val_{metric}"
@@ -175,14 +175,19 @@ def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[s
         for person, part in mine.groupby("target_participant", sort=False)
     }
     choice = choose_settings(scores, lower_is_better=metric in LOWER_IS_BETTER)
-    unscored = [setting for setting in settings if setting not in choice.candidates]
-    note = (
-        "Not chosen, for want of validation scores:"
-        f" {', '.join(f'“{setting}”' for setting in unscored)}; --filter reports such a setting by"
-        " itself."
-    )
-    if unscored and note not in notes:
-        notes.append(note)
+    others = mine[~mine["setting"].isin(choice.candidates)]
+    known = mine[mine[column].notna()] if column in mine else mine
+    scored = set((known if len(known) else mine)["setting"])
+    for reason, names in (
+        ("for want of validation scores", set(others["setting"]) - scored),
+        ("because fewer people have results of it", set(others["setting"]) & scored),
+    ):
+        note = (
+            f"Not chosen, {reason}: {', '.join(f'“{name}”' for name in sorted(names))}; --filter"
+            " reports such a setting by itself."
+        )
+        if names and note not in notes:
+            notes.append(note)
     if choice.undecided:
         lack = (
             "nobody else has a validation score of every setting yet"
@@ -246,8 +251,11 @@ def why_excluded(
     kept: Sequence[Condition],
     rows: pd.DataFrame,
     metric: str,
+    choices: Mapping[Condition, pd.Series],
 ) -> str:
-    """Why a participant lacks a compared condition."""
+    """Why a participant lacks a compared condition. `choices`: the setting that stands for each
+    person who has any result of a condition.
+    """
     needed = [c for c in kept if c.mode != RECALIBRATED]
     lacking = [c for c in needed if person not in test[c].index or not np.isfinite(test[c][person])]
     reasons = [
@@ -256,10 +264,11 @@ def why_excluded(
         for text in str(cell).split("; ")
         if f"test_{metric}" in text
     ]
-    absent = [c.words for c in lacking if person not in test[c].index]
+    absent = [c for c in lacking if person not in test[c].index]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        return f"no result yet for {absent[0]}{more}"
+        setting = choices[first].get(person) if (first := absent[0]) in choices else None
+        return f"no result {f'at {setting}' if setting else 'yet'} for {first.words}{more}"
     return reasons[0] if reasons else f"no {metric} for {lacking[0].words}"
 
 

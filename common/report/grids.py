@@ -317,7 +317,9 @@ def make_grid(name: str, rows: pd.DataFrame, metric: str, analysis: Analysis) ->
     people = sorted(map(str, folds.index), key=lambda person: (folds[person], person))
     kept, left_out, participants = complete_cases(test, people, primary)
     excluded = {
-        p: why_excluded(p, test, kept, rows_used, metric) for p in people if p not in participants
+        p: why_excluded(p, test, kept, rows_used, metric, choices)
+        for p in people
+        if p not in participants
     }
     return Grid(
         name=name,

@@ -304,6 +304,30 @@ def test_a_setting_without_validation_scores_is_not_chosen_and_keeps_no_other_fr
     ]
 
 
+def test_a_setting_that_only_some_people_have_drops_nobody(made: Made) -> None:
+    for person in made.people:
+        made.run(person, prefix="new", lr=0.003, metrics={"val_macro_f1": 0.5})
+    for person in made.people[:5]:
+        made.run(person, prefix="old", lr=0.0003, metrics={"val_macro_f1": 0.9})
+    grid = grid_of(made)
+    assert grid.participants == made.people
+    assert set(grid.choices[FULL]) == {"lr 0.003"}
+    assert (
+        "Not chosen, because fewer people have results of it: “lr 0.0003”; --filter reports"
+        " such a setting by itself."
+    ) in grid.notes
+
+
+def test_whoever_lacks_the_setting_that_was_chosen_is_left_out_by_its_name(made: Made) -> None:
+    for person in made.people[1:]:
+        made.run(person, prefix="new", lr=0.003, metrics={"val_macro_f1": 0.5})
+        if person != made.people[-1]:
+            made.run(person, prefix="old", lr=0.0003, metrics={"val_macro_f1": 0.1})
+    made.run(made.people[0], prefix="old", lr=0.0003, metrics={"val_macro_f1": 0.1})
+    text = people_words(grid_of(made))
+    assert f"Left out: {made.people[0]} (no result at lr 0.003 for " in text
+
+
 def test_where_no_setting_has_validation_scores_the_first_is_taken_and_nothing_is_awaited(
     made: Made,
 ) -> None:

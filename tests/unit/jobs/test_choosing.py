@@ -37,6 +37,21 @@ def test_only_people_with_every_candidate_vote_and_settings_without_scores_are_n
     assert choice.undecided
 
 
+def test_a_setting_that_only_some_people_have_is_no_candidate_while_all_share_another() -> None:
+    scores = {
+        "ann": {"a": 0.1, "b": 0.2, "old": 0.9},
+        "bob": {"a": 0.1, "b": 0.2, "old": 0.9},
+        "cem": {"a": 0.1, "b": 0.2},
+    }
+    choice = choose_settings(scores)
+    assert choice.candidates == ["a", "b"]
+    assert choice.settings == {"ann": "b", "bob": "b", "cem": "b"}
+    assert not choice.undecided
+    nothing_shared = {"ann": {"a": 0.1}, "bob": {"b": 0.2}}
+    assert choose_settings(nothing_shared).candidates == ["a", "b"]
+    assert choose_settings(nothing_shared | {"cem": {"b": 0.1}}).candidates == ["b"]
+
+
 @pytest.mark.parametrize("score", [None, 0.5])
 def test_equal_or_missing_scores_give_the_first_setting_in_order(score: float | None) -> None:
     scores = {person: {"b": score, "a": score} for person in ("ann", "bob")}
