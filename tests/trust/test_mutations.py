@@ -136,7 +136,7 @@ BREAKS = (
         "read_sealed",
         "and to_json(seal(record)) == raw",
         "",
-        lambda f: damage.damaged_artifacts(1, f, 100),
+        lambda f: damage.damaged_artifacts(2, f, 200),
     ),
     Break(
         "a checkpoint's checksum is not checked",
