@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common import artifacts
 from common.cli import few, time_span, visible
 from common.cluster.folds import Folds
+from common.cluster.journal import is_killed
 from common.errors import CorruptArtifact
 from common.jobs.choosing import CONTEXT, choose_settings, reported_base_count, setting_names
 from common.jobs.job_files import Job
@@ -40,15 +41,19 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         if status.get("engine") == "slurm"
         else "its orchestrator was killed or hangs"
     )
+    ended, is_ssh = bool(status.get("ended")), status.get("engine") != "slurm"
+    is_dead = not ended and is_ssh and is_killed(status)
     state = (
         "ended"
-        if status.get("ended")
+        if ended
+        else "its orchestrator was killed: run the same command again"
+        if is_dead
         else "running"
         if age < 15
         else f"no news for {time_span(age)}: {unwatched}"
     )
     head = f"run {status['run']}, process {status['pid']}: {state}"
-    if status.get("ended"):
+    if ended or is_dead:
         return [head, *_detail_lines(_at_rest(status))]
     return [head, *_detail_lines(status), f"  time left: {time_span(status['time_left'])}"]
 

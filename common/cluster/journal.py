@@ -6,15 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from common.artifacts import write_file
+from common.cluster.on_node import processes
 from common.errors import InputError, nearest
-from common.paths import EXPERIMENT_LOG, EXPERIMENTS, Paths
+from common.paths import EXPERIMENT_LOG, EXPERIMENT_METRICS, EXPERIMENTS, Paths
 
 STATUS_SECONDS = 1.0
 MAX_LOG = 64 << 10  # characters of a job's log
@@ -73,12 +75,27 @@ class Journal:
         if not force and time.monotonic() - self._status_at < STATUS_SECONDS:
             return
         self._status_at = time.monotonic()
-        told = {**status, "run": self.run_id, "pid": os.getpid(), "updated": time.time()}
+        told = {**status, **_ourselves(), "run": self.run_id, "updated": time.time()}
         write_file(self.folder / "status.json", json.dumps(told).encode(), durable=False)
 
     def close(self) -> None:
         """Close the event log."""
         self._events.close()
+
+
+def _ourselves() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": platform.node(), "pid": pid, "process_began": processes.start_time(pid)}
+
+
+def is_killed(status: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote this status, on this machine, is gone."""
+    began = status.get("process_began")
+    return (
+        began is not None
+        and status["host"] == platform.node()
+        and processes.start_time(status["pid"]) != began
+    )
 
 
 def _file_name(job: str) -> str:
@@ -93,22 +110,44 @@ def _file_name(job: str) -> str:
 
 def log_of(paths: Paths, job: str) -> Path:
     """The log of a job: what it printed in the latest run in which it printed something, or the log
-    of its training.
+    of its training. Of a job that is done, no log of an earlier failure.
 
     Raises:
         InputError: there is none; names the job most like it.
     """
     job = job.removeprefix(f"{EXPERIMENTS}/").rstrip("/")
-    printed = [folder / "logs" / f"{_file_name(job)}.log" for folder in _runs(paths)]
-    for path in (*printed, paths.experiments / job / EXPERIMENT_LOG):
+    own = paths.experiments / job / EXPERIMENT_LOG
+    printed = {folder / "logs" / f"{_file_name(job)}.log": folder for folder in _runs(paths)}
+    is_done = _has_succeeded(paths, job)
+    logs = [log for log, run in printed.items() if not (is_done and _failed_in(run, job))]
+    for path in (*logs, own):
         if path.is_file():
             return path
+    if is_done:
+        raise InputError(f"{job}: done; no log")
     known = {str(event["job"]) for event in past_events(paths) if "job" in event}
     if job in known:
         raise InputError(f"{job}: has no log: it is running, or it printed nothing")
     raise InputError(
         f"{job}: no run has started such a job{nearest(job, known)}; give its id, such as"
         " PREFIX/fold0_NAME or a base model's hash"
+    )
+
+
+def _has_succeeded(paths: Paths, job: str) -> bool:
+    """Whether its result is published, and it has not failed since."""
+    failed_at = _event_time(last_failures(paths).get(job, {}))
+    for result in (paths.experiments / job / EXPERIMENT_METRICS, paths.base_metadata(job)):
+        with contextlib.suppress(OSError):
+            return result.stat().st_mtime >= failed_at
+    return False
+
+
+def _failed_in(run: Path, job: str) -> bool:
+    """Whether an attempt of the job failed in this run, or its worker died."""
+    events = [event for log in run.glob("events*.jsonl") for event in parse_events(log)]
+    return any(
+        event.get("job") == job and event.get("event") in ("failed", "worker") for event in events
     )
 
 

@@ -4,7 +4,6 @@ and the flags of both orchestrators.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -103,12 +102,8 @@ def test_a_killed_orchestrator_takes_its_workers_along_and_status_says_so(projec
         run.kill()
         run.wait()
         wait_until(lambda: not project.processes(), what="the end of the workers")
-    (status,) = project.folder.glob("runs/*/status.json")
-    record = json.loads(status.read_text())
-    status.write_text(json.dumps({**record, "updated": record["updated"] - 60}))
     said = project.run("run_two_phase_distributed.py", "--status").stdout
-    assert f"process {run.pid}: no news for 1 min" in said
-    assert "killed" in said
+    assert f"process {run.pid}: its orchestrator was killed" in said
     release(project)
     assert (
         project.run(*OWN).stdout.splitlines()[-1] == "4 done, 0 failed, 0 blocked, 0 left, 0 reused"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from common.artifacts import read_sealed, seal, sha256, to_json, write_file
 from common.cluster.display import Display, closing_table, status_lines
+from common.cluster.journal import Journal, latest_status
 from common.data.manifest import Manifest
 from common.jobs.job_files import Job
 from common.paths import Paths
@@ -223,6 +225,19 @@ def test_the_status_of_a_run_that_has_ended_shows_nothing_running_and_no_time_le
         "  gpu1: open, 2 slots, 2 done, 1 failed, 1.0 MB/s; idle",
         "  base: 2 done, 0 running, 0 failed, 0 blocked, 4 waiting",
     ]
+
+
+def test_a_status_whose_process_is_gone_says_so_at_once(tmp_path: Path) -> None:
+    with closing(Journal(Paths(tmp_path), "r")) as journal:
+        journal.status(STATUS)
+    status = latest_status(Paths(tmp_path))
+    assert status is not None
+    assert status_lines(status)[0].endswith(": running")
+    gone = {**status, "process_began": "1"}  # its id was given to another process
+    assert "its orchestrator was killed" in status_lines(gone)[0]
+    assert "idle" in status_lines(gone)[1]
+    assert status_lines({**gone, "host": "elsewhere"})[0].endswith(": running")
+    assert status_lines({**gone, "engine": "slurm"})[0].endswith(": running")
 
 
 def test_failed_and_blocked_jobs_are_no_progress_of_the_bar(

@@ -66,6 +66,29 @@ def test_the_log_of_a_job_is_that_of_the_latest_run_that_kept_one(tmp_path: Path
         log_of(paths, "p/fold0_an")
 
 
+@pytest.mark.parametrize("event", ["failed", "worker"])
+def test_of_a_job_that_failed_and_is_done_since_the_failure_is_not_its_log(
+    tmp_path: Path, event: str
+) -> None:
+    paths, job, base = Paths(tmp_path), "p/fold0_ann", "0123456789abcdef"
+    with closing(Journal(paths, "1")) as journal:
+        for name in (job, base):
+            journal.event(event, job=name)
+            journal.job_log(name, "the failure")
+    assert log_of(paths, job).read_text() == log_of(paths, base).read_text() == "the failure"
+    own = paths.experiments / job
+    own.mkdir(parents=True)
+    paths.base_models.mkdir()
+    for result in (own / "train.log", own / "metrics.json", paths.base_metadata(base)):
+        result.write_text("the result")
+    assert log_of(paths, job) == own / "train.log"
+    with pytest.raises(InputError, match="done; no log"):
+        log_of(paths, base)
+    with closing(Journal(paths, "2")) as journal:
+        printed = journal.job_log(job, "printed")
+    assert log_of(paths, job) == tmp_path / printed
+
+
 def test_the_status_says_how_long_a_job_has_been_running(tmp_path: Path) -> None:
     with closing(Journal(Paths(tmp_path), "run")) as journal:
         journal.event("started", job="a")
