@@ -408,6 +408,16 @@ def _choose_gpus(server: Server, wanted: object, probe: Probe) -> tuple[list[str
 
 def load_config(path: str | Path) -> ClusterConfig:
     """Read and check a cluster_config.json; InputError in one line naming the file and the key."""
+    try:
+        Path(path).stat()
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: not found; copy the one beside the scripts (this machine), or write one:"
+            " docs/clusters.md",
+            path=Path(path),
+        ) from None
+    except OSError:  # read_json says why
+        pass
     data = read_json(Path(path), "a cluster configuration", MAX_BYTES)
     if not isinstance(data, dict):
         raise InputError(

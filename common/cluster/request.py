@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -328,12 +329,24 @@ def signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
+def _failures(outcome: Outcome) -> list[str]:
+    """A line for each cause, whichever base model it names. Each failure was said when it happened,
+    so that of many one is named here.
+    """
+    causes: dict[str, list[str]] = {}
+    for job, (cause, _) in outcome.failed.items():
+        causes.setdefault(re.sub(r"\b[0-9a-f]{16}\b", "", cause), []).append(job)
+    lines = []
+    for job, *others in causes.values():
+        cause, log = outcome.failed[job]
+        who = f"{job} and {len(others):,} more" if others else job
+        lines.append(f"{who}: {cause}" + (f" (log: {log})" if log else ""))
+    return lines
+
+
 def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]:
     """How it ended, for a person. `only`: as in the request."""
-    lines = [
-        f"{job}: {cause}" + (f" (log: {log})" if log else "")
-        for job, (cause, log) in outcome.failed.items()
-    ]
+    lines = _failures(outcome)
     if outcome.blocked:
         lines.append(
             f"{len(outcome.blocked):,} jobs were blocked: their base model failed or is missing"

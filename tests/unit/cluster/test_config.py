@@ -325,3 +325,8 @@ def test_users_of_a_domain_are_plain_names(user: str) -> None:
 def test_a_user_that_a_shell_could_misread_is_refused(user: str) -> None:
     with pytest.raises(ValidationError, match="may not"):
         Server(host="a", user=user)
+
+
+def test_a_configuration_that_is_not_there_comes_with_the_way_to_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none.json: not found; copy .* docs/clusters.md"):
+        load_config(tmp_path / "none.json")

@@ -8,9 +8,10 @@ import pytest
 
 from common import artifacts
 from common.cluster.config import ClusterConfig, Server
-from common.cluster.request import Request, without_their_base
+from common.cluster.request import Request, conclude, without_their_base
 from common.cluster.work import Outcome
 from common.jobs.job_files import Job
+from common.jobs.plan import Plan
 from common.paths import Paths
 
 BASES = [Job("base", name * 16, {}) for name in "abc"]
@@ -52,3 +53,13 @@ def test_the_later_run_decides_about_what_it_repeated() -> None:
     later = Outcome(done=2, left=["x"], why="because")
     outcome.add(later, [FINETUNES[0], FINETUNES[2]])
     assert outcome == Outcome(done=4, failed=failed(B), left=["x"], why="because")
+
+
+def test_jobs_that_failed_for_one_reason_are_one_line() -> None:
+    made = {f"p/fold{base.id[0]}": (f"no base: {base.id}.pt", "x.log") for base in BASES}
+    lines = conclude(Outcome(failed={**made, "q": ("a bug", "")}), Plan())
+    assert lines == [
+        "p/folda and 2 more: no base: aaaaaaaaaaaaaaaa.pt (log: x.log)",
+        "q: a bug",
+        "0 done, 4 failed, 0 blocked, 0 left, 0 reused",
+    ]
