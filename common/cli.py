@@ -60,6 +60,11 @@ def few(texts: Iterable[str], most: int = 3, separator: str = ", ") -> str:
     return separator.join(every[:most]) + more
 
 
+def number_of(count: int, thing: str) -> str:
+    """'1 fine-tune', '1,008 fine-tunes'."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def time_span(seconds: float | None) -> str:
     """'1 h 05 min', '3 min 10 s', '12 s', or '?'."""
     if seconds is None:

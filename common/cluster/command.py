@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser
+from common.cli import Parser, number_of
 from common.cluster.config import ClusterConfig, load_config
 from common.cluster.curves import Curves, add_flag, check_package
 from common.cluster.display import Display, closing_table, status_lines
@@ -204,8 +204,8 @@ def _run(
         outcome = engine.run(request, prepared, say, show)
         if again := without_their_base(request, outcome):
             display.say(
-                f"{len(again.bases):,} base models were deleted during the run: they are trained"
-                f" again, and {len(again.others):,} fine-tunes that need them run again"
+                f"{number_of(len(again.bases), 'base model')} deleted during the run: trained"
+                f" again, then {number_of(len(again.others), 'fine-tune')} that need it"
             )
             replanned = plan_request(again, data, fingerprints)
             outcome.add(engine.run(again, replanned, say, show), again.others)

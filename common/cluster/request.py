@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from common import artifacts
+from common.cli import number_of
 from common.cluster.config import ClusterConfig
 from common.cluster.journal import last_failures
 from common.cluster.results import Results
@@ -196,13 +197,14 @@ def describe(prepared: Prepared, *, verbose: bool = False) -> list[str]:
     if made.bases:
         copies = f", {len(made.copies):,} copied from equal trainings" if made.copies else ""
         lines.append(
-            f"base models: {counted(made.bases)}; {len(work.bases):,} trainings to run{copies}"
+            f"base models: {counted(made.bases)};"
+            f" {number_of(len(work.bases), 'training')} to run{copies}"
         )
     if made.finetunes:
         lines.append(f"fine-tunes: {counted(made.finetunes)}; {len(work.others):,} to run")
     if made.missing_base:
         lines.append(
-            f"{len(made.missing_base):,} fine-tunes are blocked:"
+            f"blocked: {number_of(len(made.missing_base), 'fine-tune')}:"
             f" {made.finetunes[next(iter(made.missing_base))].reason}"
         )
     lines += [

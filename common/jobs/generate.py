@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.artifacts import write_file
+from common.cli import number_of
 from common.data.data_sets import Data
 from common.data.subsets import subset_sizes
 from common.errors import InputError
@@ -184,8 +185,8 @@ def _keep_what_is_replaced(folder: Path, finetunes: Sequence[Job]) -> list[str]:
     record = before[0].get(RECORD) if isinstance(before[0], dict) else None
     of = f" of {record.get('file') or DOCUMENTED}" if isinstance(record, dict) else ""
     return [
-        f"replaced: {len(before):,} fine-tunes{of}, {len(lost):,} of them not in this grid; the old"
-        f" job files are kept as {' and '.join(kept)}"
+        f"replaced: {number_of(len(before), 'fine-tune')}{of}, {len(lost):,} of them not in this"
+        f" grid; the old job files are kept as {' and '.join(kept)}"
     ]
 
 
@@ -203,9 +204,9 @@ def _sizes(
 ) -> Iterable[str]:
     sizes = sorted(set(Counter(job.needs for job in finetunes if job.needs).values()))
     each = "-".join(map(str, dict.fromkeys(sizes[:1] + sizes[-1:])))
-    yield f"{folder / FINETUNE_JOBS}: {len(finetunes):,} fine-tunes"
-    yield f"{folder / BASE_JOBS}: {len(bases):,} base models" + (
-        f", {each} fine-tunes each" if each else ""
+    yield f"{folder / FINETUNE_JOBS}: {number_of(len(finetunes), 'fine-tune')}"
+    yield f"{folder / BASE_JOBS}: {number_of(len(bases), 'base model')}" + (
+        f", {each} fine-tune{'' if each == '1' else 's'} each" if each else ""
     )
     yield f"distinct trainings: {made.trainings():,}" + (
         f" (by configuration; the data were not looked at: {made.unseen})" if made.unseen else ""
@@ -241,9 +242,10 @@ def _cost_of_a_new_participant(
     depend = [job for job in several if job.values["n_base_participants"] == number]
     trainings = {made.keys[job.needs] for job in depend if job.needs}
     yield (
-        f"n_base_participants all: one more participant means {len(trainings):,} trainings and"
-        f" {len(depend):,} fine-tunes again; with a number (n_base_participants {number} is the"
-        " same today) a participant added at the end costs only its own"
+        "n_base_participants all: one more participant means"
+        f" {number_of(len(trainings), 'training')} and {number_of(len(depend), 'fine-tune')} again;"
+        f" with a number (n_base_participants {number} is the same today) a"
+        " participant added at the end costs only its own"
     )
 
 

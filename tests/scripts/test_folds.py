@@ -47,7 +47,7 @@ def test_the_tests_of_a_person_are_one_from_the_recordings_to_the_report(tmp_pat
     project.write_cluster()
     planned = project.run("generate_jobs.py", "--grid", "grid.json").stdout
     assert "finetune_jobs.json: 18 fine-tunes" in planned
-    assert "base_training_jobs.json: 9 base models, 1 fine-tunes each" in planned
+    assert "base_training_jobs.json: 9 base models, 1 fine-tune each" in planned
     ended = project.run("run_two_phase_distributed.py", timeout=300).stdout.splitlines()
     (title,) = (place for place, line in enumerate(ended) if line.startswith("test macro F1"))
     project.run("report.py")

@@ -293,7 +293,7 @@ def test_a_base_model_that_is_deleted_during_a_run_is_trained_again_in_it(tmp_pa
         for path in (project.folder / "base_models").glob(f"{base}*"):
             path.unlink()
         assert run.wait(120) == 0, project.output
-    assert "1 base models were deleted during the run" in project.output
+    assert "1 base model deleted during the run" in project.output
     ran = project.ran() - before
     assert [job for job in ran if "/" not in job] == [base]
     assert project.run("run_two_phase_distributed.py").stdout.endswith("8 results are there\n")

@@ -97,7 +97,7 @@ def test_what_the_table_says_is_what_would_run(done: Project, tmp_path: Path, ch
     project = Project(folder)
     CHANGES[change](project)
     said = project.run("run_two_phase_distributed.py", "--dry-run").stdout
-    trainings = re.search(r"(\d+) trainings to run", said)
+    trainings = re.search(r"(\d+) trainings? to run", said)
     finetunes = re.search(r"fine-tunes: .*; (\d+) to run", said)
     assert trainings
     assert finetunes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import Parser, one_line, run_script
+from common.cli import Parser, number_of, one_line, run_script
 from common.errors import (
     BaseModelNotFound,
     Conflict,
@@ -124,6 +124,11 @@ def test_help_keeps_the_lines_of_its_examples() -> None:
         "\n    python3 a.py\n    python3 b.py\n"
         in Parser("What it does.\n\n    python3 a.py\n    python3 b.py\n").format_help()
     )
+
+
+def test_one_thing_is_not_many() -> None:
+    said = [number_of(count, "fine-tune") for count in (0, 1, 1008)]
+    assert said == ["0 fine-tunes", "1 fine-tune", "1,008 fine-tunes"]
 
 
 def test_names_of_other_programs_are_known() -> None:

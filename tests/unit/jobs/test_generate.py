@@ -122,7 +122,7 @@ def test_job_files_of_an_unknown_grid_are_not_replaced_by_the_documented_one() -
         assert Path(FINETUNE_JOBS).read_bytes() == before
     _, lines = call("mine.json")
     assert Path(f"{FINETUNE_JOBS}.bak").read_bytes() == before
-    assert lines[0].startswith("replaced: 1 fine-tunes, 1 of them")
+    assert lines[0].startswith("replaced: 1 fine-tune, 1 of them")
 
 
 def test_documented_job_files_of_an_earlier_version_are_known() -> None:
