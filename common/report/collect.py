@@ -170,7 +170,7 @@ def collect(folders: list[Path], rules: EventRules | None = None) -> Collection:
     collection.table = pd.DataFrame(rows)
     if rows:
         mark_duplicates(collection.table)
-        _mark_versions(collection.table, collection.runs)
+        mark_versions(collection.table, collection.runs)
     return collection
 
 
@@ -456,8 +456,11 @@ def mark_duplicates(table: pd.DataFrame) -> None:
             first[where] = str(table.at[index, "folder"])
 
 
-def _mark_versions(table: pd.DataFrame, runs: dict[int, Run]) -> None:
-    """Name the rows whose data, code or libraries are not those of most others."""
+def mark_versions(table: pd.DataFrame, runs: dict[int, Run]) -> None:
+    """Name the rows whose data, code or libraries are not those of most others (stale ones, where
+    they are known, do not count among these).
+    """
+    counted = table.index[table["stale"].isna()] if "stale" in table else table.index
     data = {
         index: {
             f"{table.at[index, 'data_path']}/{name}": sha
@@ -470,7 +473,7 @@ def _mark_versions(table: pd.DataFrame, runs: dict[int, Run]) -> None:
         index: dict(runs[index].metrics.get("provenance", {}).get("versions", {})) for index in runs
     }
     for column, facts in (("other_data", data), ("other_code", code), ("other_versions", versions)):
-        common = _most_common(facts, table["project"])
+        common = _most_common({index: facts[index] for index in counted}, table["project"])
         table[column] = [
             _differing(facts[index], common[str(table.at[index, "project"])])
             for index in table.index

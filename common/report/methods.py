@@ -126,7 +126,20 @@ def _splits(folder: Path, person: str, manifest: Manifest) -> list[tuple[str, st
 
 
 def _pairs(values: Json) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
+    """'rule session, fractions (train 0.6, test 0.4), repaired yes'; nothing of what is unset."""
+    return ", ".join(
+        f"{key} {text}" for key, value in values.items() if (text := _plain(value)) != ""
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return f"({pairs})" if (pairs := _pairs(value)) else ""
+    if isinstance(value, list):
+        return " and ".join(filter(None, map(_plain, value)))
+    return "" if value is None else str(value)
 
 
 def facts(collection: Collection) -> list[tuple[str, str]]:
@@ -249,7 +262,7 @@ def _no_font(table: pd.DataFrame) -> list[str]:
 
 def _mixed(table: pd.DataFrame) -> list[str]:
     words = {"other_data": "data files", "other_code": "code", "other_versions": "library versions"}
-    found = []
+    table, found = table[table["duplicate_of"].isna() & table["stale"].isna()], []
     for column, what in words.items():
         differing = table[table[column] != ""]
         if len(differing):

@@ -15,7 +15,7 @@ from common.jobs.job_files import Job, read_jobs
 from common.jobs.verdicts import changed
 from common.options import FinetuneOptions
 from common.paths import FINETUNE_JOBS, Paths
-from common.report.collect import Collection, Project, Run
+from common.report.collect import Collection, Project, Run, mark_versions
 
 MISSING_COLUMNS = (
     "project",
@@ -35,7 +35,7 @@ Sha256 = Callable[[str, str], str | None]
 
 def mark_stale(collection: Collection) -> None:
     """Add the column `stale`: why a result no longer stands for today's data or base model; None
-    where it does.
+    where it does. What most others were made with is then told from those that stand.
     """
     reasons: dict[int, str | None] = {}
     for project in collection.projects:
@@ -44,6 +44,8 @@ def mark_stale(collection: Collection) -> None:
             if collection.table.at[index, "project"] == project.label:
                 reasons[index] = _stale(run, project, sha256)
     collection.table["stale"] = [reasons[index] for index in collection.table.index]
+    if reasons:
+        mark_versions(collection.table, collection.runs)
 
 
 def known_sha256(data: Data) -> Sha256:

@@ -191,7 +191,7 @@ def beside_headline(grid: Grid, lines: list[Line]) -> str:
     )
     share = (
         f", {share_text(primary.share)} of what lay between the base and a perfect score"
-        if primary.share
+        if share_text(primary.share) != NOTHING
         else ""
     )
     zeros = f"; {gain.zeros} unchanged" if gain.zeros else ""
@@ -314,7 +314,7 @@ def sensitivity_words(grid: Grid, found: Sensitivity | None) -> str:
     """What a test of this size could have found."""
     if found is None:
         return ""
-    sd = score_text(found.sd, grid.metric)
+    sd = score_text(found.sd, grid.metric, signed=True).removeprefix("+")
     gain = score_text(found.gain, grid.metric, signed=True)
     return (
         f"Sensitivity: with n = {found.n} and an SD of the gains of {sd}, a true gain of {gain} is"

@@ -11,12 +11,12 @@ import pytest
 from common.errors import InputError
 from common.report.analysis import contrasts, draws, main_lines, sensitivity
 from common.report.build import chosen_run
-from common.report.collect import Collection, collect
+from common.report.collect import Collection, collect, mark_versions
 from common.report.comparisons import compare, groups_to_compare
 from common.report.conditions import BASE, Condition
 from common.report.figures import heat_map
 from common.report.grids import Analysis, Grid, filter_rows, split_grids
-from common.report.methods import warnings
+from common.report.methods import _pairs, warnings
 from common.report.missing import mark_stale
 from common.report.wording import (
     beside_headline,
@@ -24,6 +24,7 @@ from common.report.wording import (
     headline,
     people_words,
     score_text,
+    sensitivity_words,
     settings_words,
     time_text,
 )
@@ -579,6 +580,45 @@ def test_mixed_data_code_and_versions_are_flagged_by_name(made: Made) -> None:
     assert "Mixed code: 1 of 9" in text
     assert "training.py" in text
     assert "Mixed library versions: 1 of 9" in text
+
+
+def test_stale_experiments_neither_count_as_mixed_nor_as_most_others(made: Made) -> None:
+    for lr in (0.1, 0.2):
+        made.run("dora", prefix=f"old{lr}", lr=lr, data={"dora_train.pt": "e" * 64})
+    for person in made.people:
+        made.run(person, prefix="new")
+    collection = read(made.root)
+    collection.table["stale"] = None
+    mark_versions(collection.table, collection.runs)
+    assert "Mixed data files: 1 of 9" in " ".join(warnings(collection, [], [], []))
+    old = collection.table["folder"].str.contains("old")
+    collection.table["stale"] = old.map({True: "data changed since", False: None})
+    mark_versions(collection.table, collection.runs)
+    assert "Mixed" not in " ".join(warnings(collection, [], [], []))
+
+
+def test_a_share_that_does_not_exist_is_not_mentioned_and_a_small_sd_has_digits(
+    made: Made,
+) -> None:
+    for person in made.people:
+        made.run(person, base=1.0, fine=0.996 if person == "dora" else 1.0)
+    grid = grid_of(made)
+    lines = main_lines(grid)
+    assert "what lay between" not in beside_headline(grid, lines)
+    assert "an SD of the gains of .002," in sensitivity_words(grid, sensitivity(grid))
+
+
+def test_settings_of_the_data_are_plain_words() -> None:
+    values = {
+        "rule": "session",
+        "fractions": {"train": 0.6, "test": 0.4},
+        "clock": False,
+        "channels": None,
+        "columns": ["x", "y"],
+        "settings": {"units": None},
+    }
+    words = "rule session, fractions (train 0.6, test 0.4), clock no, columns x and y"
+    assert _pairs(values) == words
 
 
 def test_runs_that_hit_max_epochs_are_flagged_but_not_those_that_were_meant_to(made: Made) -> None:
