@@ -42,7 +42,7 @@ class Baseline:
         return p, float(-np.log(np.clip(likelihood, SMALLEST, 1 - SMALLEST)).mean())
 
 
-def fit(mode: str, train: Windows, seed: int) -> Baseline:
+def fit_baseline(mode: str, train: Windows, seed: int) -> Baseline:
     """The baseline `mode`, learnt from `train`."""
     return _majority(train) if mode == "majority" else _forest(train, seed)
 

@@ -359,7 +359,7 @@ def _train(
 
 def _baseline(mode: str, sets: _Sets, seed: int) -> tuple[loop.FitResult, _Scores]:
     """A baseline without a network, as a training of no epochs."""
-    fitted = baselines.fit(mode, sets.train, seed)
+    fitted = baselines.fit_baseline(mode, sets.train, seed)
     losses: dict[str, list[float | None]] = {"train": [], "val": [], "val_macro_f1": []}
     result = loop.FitResult(
         fitted.state, losses, 0, 0, 0, "no_epochs", resumed=False, backend="scikit-learn"

@@ -304,7 +304,9 @@ def run(options, progress):
             progress({"epoch": 1, "of": 2})
             time.sleep(0.02)
     except BaseException as reason:
-        Path("stopped-" + str(options["number"])).write_text(type(reason).__name__)
+        written = Path("stopping-" + str(options["number"]))
+        written.write_text(type(reason).__name__)
+        written.rename("stopped-" + str(options["number"]))
         raise
     seen = {
         "cuda": os.environ.get("CUDA_VISIBLE_DEVICES"),

@@ -12,8 +12,22 @@ from tests.slurm.cluster import SlurmCluster
 from tests.slurm.conftest import write_config
 from tests.slurm.runs import ONE_PHASE, command, events, started
 
-# Long enough to be interrupted several times: some seconds without an end to its patience.
-LONG = {**QUICK, "max_epochs": 600, "early_stopping_patience": 1_000_000}
+# However fast a machine trains, this training lasts as long as a test wants: its augmentation waits
+# while the file "slowly" is there.
+PACED = {
+    **QUICK,
+    "max_epochs": 40,
+    "early_stopping_patience": 1_000_000,
+    "use_augmentation": True,
+    "augmentation": "paced.py:paced",
+}
+PACE = """import pathlib, time
+
+def paced(x, generator):
+    if pathlib.Path("slowly").exists():
+        time.sleep(0.2)
+    return x
+"""
 
 
 def preempt(slurm: SlurmCluster, requeued: Callable[[], object]) -> None:
@@ -31,8 +45,11 @@ def preempt(slurm: SlurmCluster, requeued: Callable[[], object]) -> None:
 def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_preemption_and_ends_in_the_same_bytes(
     slurm: SlurmCluster, slurm_project: Project, tmp_path: Path
 ) -> None:
-    job = {**LONG, "fold": 0, "n_base_participants": 1}
+    job = {**PACED, "fold": 0, "n_base_participants": 1}
     slurm_project.write("base_training_jobs.json", [job])
+    (slurm_project.folder / "paced.py").write_text(PACE)
+    slowly = slurm_project.folder / "slowly"
+    slowly.touch()
 
     def running(times: int) -> bool:
         """The training has been started so often, and this time an epoch has ended."""
@@ -58,6 +75,7 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_preemption_and_end
         wait_until(lambda: running(3), what="an epoch after the requeue")
         preempt(slurm, lambda: events(slurm_project, "job"))
         assert list(slurm_project.folder.glob("checkpoints/*.ckpt"))
+        slowly.unlink()
         wait_until(
             lambda: slurm.start_requeued() or process.poll() is not None,
             seconds=120,
@@ -74,6 +92,7 @@ def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_preemption_and_end
 
     local = made(tmp_path, "local")
     local.write("base_training_jobs.json", [job])
+    (local.folder / "paced.py").write_text(PACE)
     local.run(
         ONE_PHASE, "--jobs-config", "base_training_jobs.json", "--script-path", "train_base.py"
     )

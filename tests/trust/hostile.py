@@ -227,6 +227,7 @@ def lying_facts(seed: int, examples: int = 300) -> int:
         "versions": {"torch": "2"},
         "cores": 4,
         "gpus": [{"id": "0", "name": "n", "used_by": ""}],
+        "kernel": "kernel, x86_64, 8 lanes",
         "driver": None,
         "free_bytes": 10,
         "clock": 1.0,
@@ -241,6 +242,6 @@ def lying_facts(seed: int, examples: int = 300) -> int:
         except ValueError:
             return
         assert known.keys() == good.keys()
-        assert all(c.isprintable() for c in known["python"] + known["host"])
+        assert all(c.isprintable() for c in known["python"] + known["host"] + known["kernel"])
 
     return many(examples, seed, test, st.sampled_from(sorted(good)), values)
