@@ -42,7 +42,7 @@ Run = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrialWindows:
     """Windows that an exported file is run on. `what` says which they are."""
 
     x: Tensor
@@ -120,18 +120,18 @@ def export(model: FinishedModel, out: Path, kind: str, root: Path, *, quantize: 
     return Exported(out / FILES[kind], card)
 
 
-def own_windows(model: FinishedModel, root: Path) -> Windows:
+def own_windows(model: FinishedModel, root: Path) -> TrialWindows:
     """The model's own test windows where the data set is here, else made ones."""
     found = model.windows(root, "test", CHECKED)
     if found is not None:
-        return Windows(*found, f"{len(found[0])} of its test windows")
+        return TrialWindows(*found, f"{len(found[0])} of its test windows")
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(256, model.channels, model.options.window_size, generator=generator)
     mean, sd = model.network.mean[:, None], model.network.sd[:, None]
-    return Windows(noise * sd + mean, None, "256 random windows, since its data are not here")
+    return TrialWindows(noise * sd + mean, None, "256 random windows, since its data are not here")
 
 
-def _compare(model: FinishedModel, run: Run, windows: Windows) -> float:
+def _compare(model: FinishedModel, run: Run, windows: TrialWindows) -> float:
     """Greatest difference from the model's own probabilities, in batches of several sizes. Raises
     TrainingError where it is too great.
     """
@@ -162,7 +162,7 @@ def _card(
     model: FinishedModel,
     kind: str,
     content: bytes,
-    windows: Windows,
+    windows: TrialWindows,
     difference: float,
     seconds: float,
 ) -> dict[str, Any]:
