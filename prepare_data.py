@@ -17,7 +17,14 @@ from common.cli import Parser, run_script
 from common.data.demo import CITATION, POSITIVE, RATE_HZ, REQUIREMENT, UNITS, DemoRecordings
 from common.data.manifest import read_manifest
 from common.data.preparation import Preparation
-from common.data.prepare import DataSet, Source, by_earlier_version, hold_data, prepare, up_to_date
+from common.data.prepare import (
+    DataSet,
+    SessionSource,
+    by_earlier_version,
+    hold_data,
+    prepare,
+    up_to_date,
+)
 from common.data.recordings import Layout, Recordings
 from common.options import add_arguments
 from common.paths import SPLITS, Paths
@@ -43,7 +50,7 @@ def save(path: Path, x, y) -> None:
         os.fsync(file.fileno())
 
 
-def open_source(options: Preparation, cache: Path) -> tuple[Source, dict]:
+def open_source(options: Preparation, cache: Path) -> tuple[SessionSource, dict]:
     """The recordings, and what dataset.json says of where they come from."""
     if options.demo:
         return DemoRecordings(cache), {

@@ -62,7 +62,7 @@ class Recorded(Protocol):
     def mended(self) -> dict[str, int]: ...
 
 
-class Source(Protocol):
+class SessionSource(Protocol):
     """Where sessions come from: `recordings.Recordings` or `demo.DemoRecordings`."""
 
     @property
@@ -103,7 +103,7 @@ class DataSet:
 # -- is it there already
 
 
-def up_to_date(options: Preparation, source: Source, target: Path, fold: int = 1) -> bool:
+def up_to_date(options: Preparation, source: SessionSource, target: Path, fold: int = 1) -> bool:
     """Whether `target` already holds exactly this data set, every byte of it. False means: make it.
 
     Raises:
@@ -205,7 +205,7 @@ def hold_data(paths: Paths, data_path: str, *, force: bool = False) -> Iterator[
 
 def prepare(
     options: Preparation,
-    source: Source,
+    source: SessionSource,
     targets: Sequence[Path],
     save: Save,
     origin: dict[str, Any],
@@ -242,7 +242,11 @@ def prepare(
 
 
 def _prepare_participant(
-    options: Preparation, source: Source, participant: str, made: Sequence[DataSet], save: Save
+    options: Preparation,
+    source: SessionSource,
+    participant: str,
+    made: Sequence[DataSet],
+    save: Save,
 ) -> list[Fingerprint]:
     """Read one person's sessions and write their files into every folder."""
     with _waiting(made[0].folder) as waiting:
@@ -506,7 +510,7 @@ def _prove_splits_apart(one: DataSet, options: Preparation, recordings: int) -> 
 
 
 def _describe(
-    options: Preparation, source: Source, origin: dict[str, Any], one: DataSet, number: int
+    options: Preparation, source: SessionSource, origin: dict[str, Any], one: DataSet, number: int
 ) -> Manifest:
     channels = list(source.channels or ())
     labelling: dict[str, Any] = {

@@ -31,7 +31,7 @@ KINDS = ("model", "augmentation")
 
 
 @dataclass(frozen=True)
-class Source:
+class OwnFile:
     """NAME in a file, as it was read. kind: the option, one of KINDS. path: the copy to import."""
 
     kind: str
@@ -56,11 +56,11 @@ class Source:
 class Own:
     """The own code of one training; both None where everything is built in."""
 
-    model: Source | None = None
-    augmentation: Source | None = None
+    model: OwnFile | None = None
+    augmentation: OwnFile | None = None
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[OwnFile]:
         """Those that are there."""
         return [source for source in (self.model, self.augmentation) if source is not None]
 
@@ -99,7 +99,7 @@ def read(paths: Paths, options: Options, fingerprints: Mapping[str, str]) -> Own
 
 def _read(
     paths: Paths, kind: str, text: str | None, fingerprints: Mapping[str, str]
-) -> Source | None:
+) -> OwnFile | None:
     own = own_code(text or "")
     if own is None:
         return None
@@ -115,22 +115,22 @@ def _read(
     copy = paths.own_code(digest, os.path.basename(file))
     if not copy.is_file() or copy.read_bytes() != content:
         artifacts.write_file(copy, content)
-    return Source(kind, file, name, content, copy)
+    return OwnFile(kind, file, name, content, copy)
 
 
-def kept(record: Mapping[str, Any], folder: Path, kind: str) -> Source | None:
+def kept(record: Mapping[str, Any], folder: Path, kind: str) -> OwnFile | None:
     """The own code of a published result, from what it keeps; None where it is built in."""
     own = record.get(kind)
     if own is None:
         return None
     content = str(own["source"]).encode()
-    return Source(kind, str(own["file"]), str(own["name"]), content, folder / f"{kind}.py")
+    return OwnFile(kind, str(own["file"]), str(own["name"]), content, folder / f"{kind}.py")
 
 
 # -- importing
 
 
-def load(source: Source) -> Any:
+def load(source: OwnFile) -> Any:
     """The object that `source` names. Raises InputError."""
     module = _module(source)
     if not hasattr(module, source.name):
@@ -141,7 +141,7 @@ def load(source: Source) -> Any:
     return getattr(module, source.name)
 
 
-def _module(source: Source) -> ModuleType:
+def _module(source: OwnFile) -> ModuleType:
     name = f"own_code_{source.sha256[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -159,7 +159,7 @@ def _module(source: Source) -> ModuleType:
 
 
 @contextlib.contextmanager
-def named(source: Source, doing: str = "") -> Iterator[None]:
+def named(source: OwnFile, doing: str = "") -> Iterator[None]:
     """What the user's code raises becomes an InputError of one line."""
     try:
         yield
@@ -169,7 +169,7 @@ def named(source: Source, doing: str = "") -> Iterator[None]:
         raise InputError(_told(source, _line(source, error), error, doing)) from error
 
 
-def _told(source: Source, line: int, error: BaseException, doing: str = "") -> str:
+def _told(source: OwnFile, line: int, error: BaseException, doing: str = "") -> str:
     last = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError):
         last = f"{type(error).__name__}: {error.msg}"
@@ -177,7 +177,7 @@ def _told(source: Source, line: int, error: BaseException, doing: str = "") -> s
     return f"{source.kind}: {where}: {doing}{last}"
 
 
-def _line(source: Source, error: BaseException) -> int:
+def _line(source: OwnFile, error: BaseException) -> int:
     """The innermost line of the user's file that the error passed through; 0: none."""
     if isinstance(error, SyntaxError) and error.filename == str(source.path):
         return error.lineno or 0
@@ -199,7 +199,7 @@ class OwnNetwork(Model):
     whole_batches = True  # batch normalisation sees the batch that the options ask for
     smallest_batch = 2  # and needs two windows
 
-    def __init__(self, source: Source, net: nn.Module, channels: int) -> None:
+    def __init__(self, source: OwnFile, net: nn.Module, channels: int) -> None:
         super().__init__(channels)
         self.net = net
         self._source = source
@@ -247,7 +247,7 @@ class OwnNetwork(Model):
 
 
 def build(
-    source: Source, *, channels: int, samples: int, keywords: Mapping[str, Any], seed: int
+    source: OwnFile, *, channels: int, samples: int, keywords: Mapping[str, Any], seed: int
 ) -> OwnNetwork:
     """The user's network for windows [channels, samples], initialised from `seed` without touching
     the global random state, and run once on two windows of zeros.
@@ -269,11 +269,11 @@ def build(
         return OwnNetwork(source, net, channels)
 
 
-def _title(source: Source) -> str:
+def _title(source: OwnFile) -> str:
     return f"{source.kind}: {source.file}:{source.name}"
 
 
-def _check_logits(source: Source, logits: Any) -> None:
+def _check_logits(source: OwnFile, logits: Any) -> None:
     if not isinstance(logits, Tensor):
         raise InputError(f"{_title(source)} returns {type(logits).__name__}, not a tensor")
     if tuple(logits.shape) not in ((2,), (2, 1)):
@@ -285,7 +285,7 @@ def _check_logits(source: Source, logits: Any) -> None:
         raise InputError(f"{_title(source)} gives {logits.dtype}; float32 is needed")
 
 
-def _check_parameters(source: Source, net: nn.Module) -> None:
+def _check_parameters(source: OwnFile, net: nn.Module) -> None:
     parameters = dict(net.named_parameters())
     if not parameters:
         raise InputError(f"{_title(source)} has no parameters: there is nothing to train")
@@ -296,7 +296,7 @@ def _check_parameters(source: Source, net: nn.Module) -> None:
             )
 
 
-def check_network(model: Model, source: Source, x: Tensor) -> None:
+def check_network(model: Model, source: OwnFile, x: Tensor) -> None:
     """Try the network on two windows x of the training data, forward and backward, and leave it as
     it was.
 
@@ -370,14 +370,14 @@ def check(own: Own, model: Model, windows: Windows) -> None:
         check_augmentation(augmentation(own.augmentation), own.augmentation, x)
 
 
-def augmentation(source: Source) -> OwnAugmentation:
+def augmentation(source: OwnFile) -> OwnAugmentation:
     """The function that `source` names. Raises InputError."""
     if not callable(load(source)):
         raise InputError(f"{_title(source)} is no function (x, generator) -> x")
     return OwnAugmentation(source.file, source.name, source.sha256)
 
 
-def check_augmentation(augment: OwnAugmentation, source: Source, x: Tensor) -> None:
+def check_augmentation(augment: OwnAugmentation, source: OwnFile, x: Tensor) -> None:
     """Try the augmentation on two windows x of the training data.
 
     Raises:

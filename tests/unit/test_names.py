@@ -18,7 +18,7 @@ ALLOWED = {
 }
 # Still to be given names of their own.
 PENDING = {
-    *("Source", "build", "load", "prepare", "read"),
+    *("build", "load", "prepare", "read"),
     "settings",
 }
 
