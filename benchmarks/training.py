@@ -64,7 +64,7 @@ class PlainLoop:
     """A training as a careful person writes it first."""
 
     def __init__(self, model: str, windows: Windows, batch_size: int, seed: int = 0) -> None:
-        self.model = Plain(networks.build(model, channels=CHANNELS, seed=seed))
+        self.model = Plain(networks.build_network(model, channels=CHANNELS, seed=seed))
         data = TensorDataset(windows._parts[0].split.x.clone(), windows.y)
         self.loader = DataLoader(
             data, batch_size=batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ class OurLoop:
         settings = loop.TrainingSettings(batch_size, 1e-3, 10**6, 10**6, "benchmark")
         loop._keep_freed_memory()
         self.run = loop._Run(
-            networks.build(model, channels=CHANNELS, seed=0), windows, None, settings
+            networks.build_network(model, channels=CHANNELS, seed=0), windows, None, settings
         )
         if isinstance(self.run.backend, backends.KernelBackend):
             torch.set_num_threads(1)  # as loop.fit does: the kernel has its own
@@ -252,7 +252,9 @@ def around_the_step(repeats: int) -> Row:
         settings = loop.TrainingSettings(
             32, 1e-3, 10**6, 10**6, "benchmark", augment=Augment(time_warp_std=0)
         )
-        run = loop._Run(networks.build("test", channels=CHANNELS, seed=0), train, val, settings)
+        run = loop._Run(
+            networks.build_network("test", channels=CHANNELS, seed=0), train, val, settings
+        )
         run.start()
         inside = [0.0]
         stepped = run.backend.train
@@ -306,7 +308,7 @@ def _trained(learnt: Windows, unseen: Windows, seed: int, epochs: int, kernel: b
     """Macro F1 on `unseen` after a training by the kernel or by the stock operators."""
     found = build.kernel()
     backends.kernel = lambda: found if kernel else build.Kernel(None, "", "not wanted here")
-    model = networks.build("test", channels=CHANNELS, seed=seed)
+    model = networks.build_network("test", channels=CHANNELS, seed=seed)
     settings = loop.TrainingSettings(32, 1e-3, epochs, 1, f"seed {seed}")
     loop.fit(model, learnt, None, settings)
     scores = metrics.final_scores(unseen.y.numpy(), score(model, unseen)[0])[0]

@@ -54,7 +54,7 @@ def _cnn64(base_channels: int | None, num_blocks: int | None) -> Form:
 NETWORKS = {"test": _test, "cnn64": _cnn64}
 
 
-def build(
+def build_network(
     name: str,
     *,
     channels: int,

@@ -246,7 +246,7 @@ class OwnNetwork(Model):
         return self
 
 
-def build(
+def own_network(
     source: OwnFile, *, channels: int, samples: int, keywords: Mapping[str, Any], seed: int
 ) -> OwnNetwork:
     """The user's network for windows [channels, samples], initialised from `seed` without touching

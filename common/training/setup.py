@@ -26,7 +26,7 @@ from common.training import loop, plugins
 from common.training.augment import Augment
 from common.training.backends import backend_for
 from common.training.kernel.build import kernel
-from common.training.networks import Model, build
+from common.training.networks import Model, build_network
 from common.training.plugins import Own, OwnAugmentation
 from common.training.provenance import now
 from common.training.stopping import Stopped, stopping
@@ -99,7 +99,7 @@ def measured_speed(name: str, seconds: float = 0.3) -> float:
     """
     torch.set_num_threads(1)
     device = torch_device(name)
-    model = build("test", channels=6).to(device)
+    model = build_network("test", channels=6).to(device)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     backend = backend_for(model)
@@ -141,14 +141,14 @@ def settings(options: Options, seed_key: str, own: Own, **changes: Any) -> loop.
 def network(options: Options, own: Own, channels: int, seed: int) -> Model:
     """The network that the options name. Raises InputError."""
     if own.model is not None:
-        return plugins.build(
+        return plugins.own_network(
             own.model,
             channels=channels,
             samples=options.window_size,
             keywords=options.model_options,
             seed=seed,
         )
-    return build(
+    return build_network(
         options.model,
         channels=channels,
         base_channels=options.base_channels,

@@ -192,11 +192,11 @@ def _network(
         if source is not None:
             keywords = options.model_options
             samples = options.window_size
-            network: Model = plugins.build(
+            network: Model = plugins.own_network(
                 source, channels=channels, samples=samples, keywords=keywords, seed=0
             )
         else:
-            network = networks.build(
+            network = networks.build_network(
                 options.model,
                 channels=channels,
                 base_channels=options.base_channels,

@@ -18,7 +18,7 @@ ALLOWED = {
 }
 # Still to be given names of their own.
 PENDING = {
-    *("build", "load", "prepare", "read"),
+    *("load", "prepare", "read"),
     "settings",
 }
 

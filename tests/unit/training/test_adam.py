@@ -29,7 +29,7 @@ def test_the_kernel_updates_as_pytorch_does(monkeypatch, weight_decay, dropout):
     x, y = torch.randn(40, 3, 30), (torch.arange(40) % 2).float()
     masks = [F.dropout(torch.ones(40, 16), 0.5)]
     monkeypatch.setattr(backends.F, "dropout", lambda ones, p: masks.pop(0))
-    made = [networks.build("test", channels=3, seed=1, dropout=dropout) for _ in range(2)]
+    made = [networks.build_network("test", channels=3, seed=1, dropout=dropout) for _ in range(2)]
     adams = [Adam(list(network.parameters()), 0.01, weight_decay) for network in made]
     masks += [mask.contiguous() for mask in masks[0].split(16)]
     backends.backend_for(made[0]).train(x, y, [16, 16, 8], adams[0])

@@ -36,7 +36,9 @@ def fitted(
     resident: bool | None = None,
 ) -> loop.FitResult:
     train, val = (Windows([split]).place(device, resident=resident) for _ in range(2))
-    return loop.fit(networks.build("test", channels=2, seed=0).to(device), train, val, settings)
+    return loop.fit(
+        networks.build_network("test", channels=2, seed=0).to(device), train, val, settings
+    )
 
 
 def close(one: loop.FitResult, other: loop.FitResult) -> None:
@@ -74,7 +76,7 @@ def test_augmentation_changes_windows_on_the_device(split):
 def test_an_epoch_makes_one_transfer(split):
     """Nothing in an epoch waits for the device, except its end."""
     run = loop._Run(
-        networks.build("test", channels=2, seed=0).to(GPU),
+        networks.build_network("test", channels=2, seed=0).to(GPU),
         Windows([split]).place(GPU),
         None,
         SETTINGS,

@@ -214,7 +214,7 @@ def test_dropout_is_a_mask_on_the_features(monkeypatch):
 
 
 def test_equal_neighbours_send_their_gradient_to_the_first_as_max_pooling_does():
-    network = networks.build("test", channels=2, seed=3)
+    network = networks.build_network("test", channels=2, seed=3)
     with torch.no_grad():
         network.norms[0].weight.zero_()
         # the first block's output is 1 everywhere: every pair is equal, over different inputs
@@ -229,7 +229,7 @@ def test_equal_neighbours_send_their_gradient_to_the_first_as_max_pooling_does()
 
 
 def test_any_strides_give_the_same_bytes():
-    network = networks.build("test", channels=6, seed=0)
+    network = networks.build_network("test", channels=6, seed=0)
     x, backend = torch.randn(4, 6, 50), kernel_of(network)
     other = x.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(backend.logits(other), backend.logits(x))
@@ -397,7 +397,7 @@ def unbuilt(monkeypatch, tmp_path):
 def test_without_a_compiler_the_stock_operators_run_and_it_is_said(monkeypatch, unbuilt):
     monkeypatch.setenv("PATH", str(unbuilt))
     monkeypatch.delenv("CXX", raising=False)
-    backend = backends.backend_for(networks.build("test", channels=2))
+    backend = backends.backend_for(networks.build_network("test", channels=2))
     assert isinstance(backend, backends.AutogradBackend)
     assert "no C++ compiler" in build.kernel().reason
 

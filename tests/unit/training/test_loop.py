@@ -60,7 +60,7 @@ def without_kernel(monkeypatch) -> None:
 
 
 def network(seed: int = 0, **options) -> networks.Network:
-    return networks.build("test", channels=2, seed=seed, **options)
+    return networks.build_network("test", channels=2, seed=seed, **options)
 
 
 def change(**options) -> loop.TrainingSettings:
@@ -269,7 +269,7 @@ from common.data.dataset import Windows, open_split
 from common.training import backends, loop, networks
 torch.save((torch.randn(8, 2, 16), torch.arange(8) % 2), "a_train.pt")
 windows = Windows([open_split(".", "a", "train")])
-model = networks.build("test", channels=2)
+model = networks.build_network("test", channels=2)
 loop.fit(model, windows, windows, loop.TrainingSettings(4, 1e-3, 2, 2, "k"))
 print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
 """
