@@ -130,7 +130,7 @@ def kept(record: Mapping[str, Any], folder: Path, kind: str) -> OwnFile | None:
 # -- importing
 
 
-def load(source: OwnFile) -> Any:
+def load_own(source: OwnFile) -> Any:
     """The object that `source` names. Raises InputError."""
     module = _module(source)
     if not hasattr(module, source.name):
@@ -255,7 +255,7 @@ def own_network(
     Raises:
         InputError: it cannot be made, or its output is not one logit a window.
     """
-    make = load(source)
+    make = load_own(source)
     with torch.random.fork_rng(devices=[]), named(source):
         torch.manual_seed(seed)
         if not callable(make):
@@ -372,7 +372,7 @@ def check(own: Own, model: Model, windows: Windows) -> None:
 
 def augmentation(source: OwnFile) -> OwnAugmentation:
     """The function that `source` names. Raises InputError."""
-    if not callable(load(source)):
+    if not callable(load_own(source)):
         raise InputError(f"{_title(source)} is no function (x, generator) -> x")
     return OwnAugmentation(source.file, source.name, source.sha256)
 

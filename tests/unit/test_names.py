@@ -18,7 +18,7 @@ ALLOWED = {
 }
 # Still to be given names of their own.
 PENDING = {
-    *("load", "prepare", "read"),
+    *("prepare", "read"),
     "settings",
 }
 

@@ -46,7 +46,7 @@ def kernel() -> Kernel:
     if argv is None:
         return _none("no C++ compiler: install g++ or clang++, or name one in CXX")
     try:
-        library = stack.load(built(argv, CODE_ROOT / "cache"))
+        library = stack.load_kernel(built(argv, CODE_ROOT / "cache"))
     except (OSError, subprocess.SubprocessError) as error:
         return _none("the kernel cannot be built or loaded: " + " ".join(str(error).split()))
     source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:8]

@@ -68,7 +68,7 @@ class AdamState:
     decay: float
 
 
-def load(path: Path) -> ctypes.CDLL:
+def load_kernel(path: Path) -> ctypes.CDLL:
     """The library that `build.built` made. Raises OSError."""
     library = ctypes.CDLL(str(path.resolve()))
     library.stack_open.restype = _ADDRESS

@@ -240,7 +240,7 @@ def test_any_strides_give_the_same_bytes():
 
 def fingerprint(library: Path) -> str:
     """Of all that the library at `library` computes for two networks."""
-    loaded, digest = stack.load(library), hashlib.sha256()
+    loaded, digest = stack.load_kernel(library), hashlib.sha256()
     for name, samples in (("test", 100), ("cnn64", 131)):
         form = networks.NETWORKS[name](None, None)
         shape = {"channels": 6, "samples": samples, "batch": 33, "seed": 4, "normalised": True}
@@ -278,7 +278,7 @@ import ctypes, math, random, struct
 from array import array
 from pathlib import Path
 from common.training.kernel import stack
-library = stack.load(Path("kernel.so"))
+library = stack.load_kernel(Path("kernel.so"))
 rng = random.Random(1)
 def floats(count, bad=0):
     values = array("f", (rng.gauss(0, 1) for _ in range(count)))
