@@ -127,7 +127,9 @@ def main() -> int:
     done, refused = [], list[InputError]()
     for recording in tqdm(recordings, desc="sessions", disable=not sys.stderr.isatty()):
         try:
-            predicted = predict(models, reading.read(recording, layout, needed), needed, rules)
+            predicted = predict(
+                models, reading.read_recording(recording, layout, needed), needed, rules
+            )
         except InputError as error:
             refused.append(error)
             continue

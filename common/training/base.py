@@ -129,14 +129,14 @@ def _train(
     learnt = Windows(open_splits(paths, options, people, identity.base_learning_splits(options)))
     selection = (options.base_selection,)
     chosen = Windows(open_splits(paths, options, people, selection, learnt.channels))
-    own = plugins.read(paths, options, task.fingerprints)
+    own = plugins.read_own(paths, options, task.fingerprints)
     model = network(options, own, learnt.channels, loop.epoch_seed(task.key, 0, "init"))
     started_from = initial.start(model, paths, options.init_weights)
     if options.normalization == "train":
         model.set_normalization(*learnt.normalization())
     model.to(device)
     place(learnt, device), place(chosen, device)
-    plugins.check(own, model, learnt)
+    plugins.check_own(own, model, learnt)
     unchanged()
     checkpoint = CheckpointFile(paths, task.key, unchanged)
     title = f"base model {task.base_hash}, training {task.key}, base participants"

@@ -324,7 +324,7 @@ def _train(
             place(windows, device)
     unchanged()  # before anything of them is kept, for this training or for others of this worker
     seed_key = f"{identity.effective_seed(options)}/{task.key}"
-    own = plugins.read(paths, options, task.fingerprints)
+    own = plugins.read_own(paths, options, task.fingerprints)
     if baseline:
         fitted, after = _baseline(options.mode, sets, loop.epoch_seed(seed_key, 0, "init"))
         ran = provenance(options, "cpu", started, time.monotonic() - began, fitted.backend)
@@ -339,7 +339,7 @@ def _train(
     elif options.normalization == "train":
         model.set_normalization(*sets.train.normalization())
     model.to(device)
-    plugins.check(own, model, sets.train)
+    plugins.check_own(own, model, sets.train)
     before = _score_of_base(task, model, sets) if task.base else None
     checkpoint, origin = CheckpointFile(paths, task.key, unchanged), task.base
     log = Log(f"{task.prefix}/{task.name} from {origin.hash if origin else 'scratch'}", progress)

@@ -83,7 +83,7 @@ class Own:
             raise
 
 
-def read(paths: Paths, options: Options, fingerprints: Mapping[str, str]) -> Own:
+def read_own(paths: Paths, options: Options, fingerprints: Mapping[str, str]) -> Own:
     """The own code that `options` name, copied by content below cache/.
 
     Raises:
@@ -357,7 +357,7 @@ class OwnAugmentation:
         return function(x, generator)
 
 
-def check(own: Own, model: Model, windows: Windows) -> None:
+def check_own(own: Own, model: Model, windows: Windows) -> None:
     """Try the own code on two of the training windows. Raises InputError."""
     if not own.sources:
         return

@@ -83,7 +83,9 @@ def find(sessions: Path, time_unit: str, date_format: str | None) -> list[Record
     return [Recording(path, person, bouts) for person, paths in people.items() for path in paths]
 
 
-def read(recording: Recording, layout: Layout, model_input: Mapping[str, Any]) -> ReadSession:
+def read_recording(
+    recording: Recording, layout: Layout, model_input: Mapping[str, Any]
+) -> ReadSession:
     """One recording on the grid of `model_input`; `layout` takes channels and rate from there.
 
     Raises:

@@ -18,7 +18,7 @@ ALLOWED = {
 }
 # Still to be given names of their own.
 PENDING = {
-    *("prepare", "read"),
+    *("prepare"),
     "settings",
 }
 
