@@ -33,13 +33,13 @@ from common.training.setup import (
     Log,
     Progress,
     device_name,
+    loop_settings,
     model_input,
     network,
     open_splits,
     place,
-    prepare,
+    prepare_process,
     score,
-    settings,
 )
 
 Publish = Callable[[bytes, dict[str, Any]], None]
@@ -125,7 +125,7 @@ def _train(
     publish: Publish,
 ) -> bool:
     options, people = task.options, task.people
-    device, started, began = prepare(options), now(), time.monotonic()
+    device, started, began = prepare_process(options), now(), time.monotonic()
     learnt = Windows(open_splits(paths, options, people, identity.base_learning_splits(options)))
     selection = (options.base_selection,)
     chosen = Windows(open_splits(paths, options, people, selection, learnt.channels))
@@ -141,7 +141,7 @@ def _train(
     checkpoint = CheckpointFile(paths, task.key, unchanged)
     title = f"base model {task.base_hash}, training {task.key}, base participants"
     log = Log(f"{title} {', '.join(people)}", progress)
-    chosen_settings = settings(options, task.key, own)
+    chosen_settings = loop_settings(options, task.key, own)
     with own.explained():
         fitted = loop.fit(
             model, learnt, chosen, chosen_settings, progress=log.epoch, checkpoint=checkpoint

@@ -52,13 +52,13 @@ from common.training.setup import (
     LruCache,
     Progress,
     device_name,
+    loop_settings,
     model_input,
     network,
     open_splits,
     place,
-    prepare,
+    prepare_process,
     score,
-    settings,
 )
 
 # Taken from the base model; an option that contradicts it is refused.
@@ -316,7 +316,7 @@ def _train(
     paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish
 ) -> bool:
     options = task.options
-    device, started, began = prepare(options), now(), time.monotonic()
+    device, started, began = prepare_process(options), now(), time.monotonic()
     sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
     baseline = options.mode in WITHOUT_NETWORK
     for windows in (sets.train, sets.selection, sets.test):
@@ -413,7 +413,7 @@ def _load(model: Model, base: _Base) -> None:
 def _settings(task: _Task, seed_key: str, own: plugins.Own) -> loop.TrainingSettings:
     head_only = task.options.mode == "head_only_fine_tuning"
     patience = task.options.early_stopping_patience_target
-    return settings(
+    return loop_settings(
         task.options.effective(),
         seed_key,
         own,

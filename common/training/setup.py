@@ -84,7 +84,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def prepare(options: Options) -> torch.device:
+def prepare_process(options: Options) -> torch.device:
     """Threads and device of this process, as a training wants them."""
     if torch.get_num_threads() != options.threads:
         torch.set_num_threads(options.threads)
@@ -114,7 +114,9 @@ def measured_speed(name: str, seconds: float = 0.3) -> float:
     return steps * x.nbytes / (time.perf_counter() - began)
 
 
-def settings(options: Options, seed_key: str, own: Own, **changes: Any) -> loop.TrainingSettings:
+def loop_settings(
+    options: Options, seed_key: str, own: Own, **changes: Any
+) -> loop.TrainingSettings:
     """The loop's settings; `changes` override."""
     augment: Augment | OwnAugmentation | None = None
     if own.augmentation is not None:

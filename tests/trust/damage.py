@@ -24,7 +24,7 @@ from common.options import Options
 from common.paths import EXPERIMENT_FILES, Paths
 from common.training import base as base_training
 from common.training import finetune
-from common.training.setup import CheckpointFile, prepare
+from common.training.setup import CheckpointFile, prepare_process
 from tests.trust.checker import broken, contents
 from tests.trust.disks import checkpoint_every_epoch
 from tests.trust.kills import finetune_values, here
@@ -351,7 +351,7 @@ def changed_during(seed: int, parent: Path, kind: str) -> int:
 
         def begin(options: Options) -> torch.device:
             progress({"epoch": 0})
-            return prepare(options)
+            return prepare_process(options)
 
         def progress(state: dict[str, Any]) -> None:
             nonlocal before
@@ -362,7 +362,7 @@ def changed_during(seed: int, parent: Path, kind: str) -> int:
             module = base_training if kind == "base" else finetune
             with (
                 checkpoint_every_epoch() if rng.random() < 0.5 else nullcontext(),
-                mock.patch.object(module, "prepare", begin),
+                mock.patch.object(module, "prepare_process", begin),
             ):
                 said = refusal(lambda: _run(world.folder, kind, values, progress), TrainingError)
             assert "data changed while it was trained" in said, (

@@ -306,8 +306,8 @@ def checkpoint_every_epoch() -> Iterator[None]:
         return lambda *args, **more: replace(real(*args, **more), checkpoint_seconds=0.0)
 
     with (
-        mock.patch.object(base, "settings", often(base.settings)),
-        mock.patch.object(finetune, "settings", often(finetune.settings)),
+        mock.patch.object(base, "loop_settings", often(base.loop_settings)),
+        mock.patch.object(finetune, "loop_settings", often(finetune.loop_settings)),
     ):
         yield
 

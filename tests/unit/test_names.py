@@ -16,11 +16,6 @@ ALLOWED = {
     "run": "also what a training script defines for its worker: run(options, progress)",
     **dict.fromkeys(ENGINE - {"run"}, "two engines behind one interface"),
 }
-# Still to be given names of their own.
-PENDING = {
-    *("prepare"),
-    "settings",
-}
 
 
 def definitions() -> dict[str, list[str]]:
@@ -36,9 +31,7 @@ def definitions() -> dict[str, list[str]]:
 
 def test_a_name_has_one_meaning() -> None:
     twice = {name: places for name, places in definitions().items() if len(places) > 1}
-    assert {
-        name: places for name, places in twice.items() if name not in {*ALLOWED, *PENDING}
-    } == {}
+    assert {name: places for name, places in twice.items() if name not in ALLOWED} == {}
 
 
 def test_no_reason_is_given_for_a_name_that_is_defined_once() -> None:

@@ -157,10 +157,10 @@ def test_a_training_is_told_as_resumed_only_when_it_went_on(
     monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """A checkpoint of another number of threads is whole, but not of this training."""
-    plain = base.settings
+    plain = base.loop_settings
     monkeypatch.setattr(
         base,
-        "settings",
+        "loop_settings",
         lambda *args, **changes: plain(*args, checkpoint_seconds=0.0, **changes),
     )
 

@@ -200,8 +200,10 @@ def test_the_same_bytes_again_and_from_a_checkpoint(
         if state["epoch"] == 4:
             raise Cut
 
-    settings = base.settings
-    monkeypatch.setattr(base, "settings", lambda *a, **k: settings(*a, **k, checkpoint_seconds=0.0))
+    settings = base.loop_settings
+    monkeypatch.setattr(
+        base, "loop_settings", lambda *a, **k: settings(*a, **k, checkpoint_seconds=0.0)
+    )
     with pytest.raises(Cut):
         base.run({**OPTIONS, "model": "own.py:Net", **options}, cut)
     result = base.run({**OPTIONS, "model": "own.py:Net", **options}, silent)
