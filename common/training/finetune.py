@@ -42,7 +42,7 @@ from common.jobs.verdicts import (
     stale_base,
 )
 from common.options import FROM_SCRATCH, TARGET_ALONE, WITHOUT_NETWORK, FinetuneOptions
-from common.paths import SPLITS, Paths, experiment_name
+from common.paths import SPLITS, Paths, experiment_name, split_file
 from common.training import baselines, loop, metrics, plugins
 from common.training.networks import Model
 from common.training.provenance import now, provenance
@@ -125,6 +125,16 @@ class _Task:
     people: tuple[str, ...]  # base participants
     fingerprints: dict[str, str]
     key: str
+
+    @property
+    def seed_key(self) -> str:
+        """What all randomness derives from: the seed, and all that the result depends on but the
+        target's test file, which it is only scored on.
+        """
+        scored = split_file(identity.target(self.options), "test")
+        read = {name: sha256 for name, sha256 in self.fingerprints.items() if name != scored}
+        key = identity.experiment_key(self.options, self.base.sha256 if self.base else None, read)
+        return f"{identity.effective_seed(self.options)}/{key}"
 
     @property
     def name(self) -> str:
@@ -323,7 +333,7 @@ def _train(
         if windows is not None and not baseline:
             place(windows, device)
     unchanged()  # before anything of them is kept, for this training or for others of this worker
-    seed_key = f"{identity.effective_seed(options)}/{task.key}"
+    seed_key = task.seed_key
     own = plugins.read_own(paths, options, task.fingerprints)
     if baseline:
         fitted, after = _baseline(options.mode, sets, loop.epoch_seed(seed_key, 0, "init"))

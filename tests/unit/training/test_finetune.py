@@ -192,6 +192,31 @@ def test_head_only_leaves_all_but_the_head(base: str, project: Path) -> None:
     assert record["stopped_by"] == "max_epochs"
 
 
+@pytest.mark.parametrize(
+    "mode", ["target_only_fine_tuning", "full_fine_tuning", "target_only", "forest_target_only"]
+)
+def test_the_targets_test_windows_decide_its_scores_and_never_its_weights(
+    base: str, project: Path, mode: str
+) -> None:
+    given: dict[str, Any] = {"mode": mode, "use_augmentation": not mode.startswith("forest")}
+    start = base if mode.endswith("fine_tuning") else None
+    given |= {} if start else OPTIONS | {"n_base_participants": 0}
+    folder, record = fine_tune(start, **given)
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path = project / "data/made/ann_test.pt"
+    x, y = torch.load(path)
+    torch.save((-x, y), path)
+    write_manifest(path.parent, PEOPLE)
+    again, other = fine_tune(start, **given)
+    assert again == folder
+    for name in ("best_model.pt", "losses.json"):
+        assert (folder / name).read_bytes() == made[name]
+    assert other["test_loss"] != record["test_loss"]
+    assert other["val_loss"] == record["val_loss"]
+    (superseded,) = project.glob(f"superseded/**/{folder.name}*/metrics.json")  # it was stale
+    assert superseded.read_bytes() == made["metrics.json"]
+
+
 def test_target_only_starts_from_nothing() -> None:
     _, record = fine_tune(None, **{**OPTIONS, "mode": "target_only"})
     assert record["base_model_hash"] is None
