@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -430,6 +430,25 @@ Mode = Literal[
     "forest_target_only",
     "forest_base",
 ]
+
+
+class ModeWords(NamedTuple):
+    """How a mode is called in a sentence or a figure, and as the head of a narrow column."""
+
+    long: str
+    short: str
+
+
+# In the order of the report.
+MODE_WORDS = {
+    "target_only_fine_tuning": ModeWords("fine-tuned, target only", "fine-tuned"),
+    "full_fine_tuning": ModeWords("fine-tuned, with base data", "full"),
+    "head_only_fine_tuning": ModeWords("fine-tuned, head only", "head only"),
+    "target_only": ModeWords("from scratch", "from scratch"),
+    "forest_target_only": ModeWords("random forest, target only", "forest"),
+    "forest_base": ModeWords("random forest, base participants", "forest of base"),
+    "majority": ModeWords("majority class", "majority"),
+}
 # Modes without a network, and those that start from no base model.
 WITHOUT_NETWORK = frozenset({"majority", "forest_target_only", "forest_base"})
 FROM_SCRATCH = WITHOUT_NETWORK | {"target_only"}

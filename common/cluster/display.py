@@ -22,7 +22,7 @@ from common.cluster.journal import is_killed
 from common.errors import CorruptArtifact
 from common.jobs.choosing import CONTEXT, choose_settings, reported_base_count, setting_names
 from common.jobs.job_files import Job
-from common.options import TARGET_ALONE
+from common.options import MODE_WORDS, TARGET_ALONE
 from common.paths import EXPERIMENT_METRICS, Paths
 
 PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
@@ -179,14 +179,6 @@ class Display:
 # -- the table of scores
 
 
-SHORT = {
-    "full_fine_tuning": "full",
-    "target_only_fine_tuning": "fine-tuned",
-    "head_only_fine_tuning": "head only",
-    "target_only": "from scratch",
-    "forest_target_only": "forest",
-    "forest_base": "forest of base",
-}
 TITLE = (
     "test macro F1 at threshold 0.5 (fractions count training windows; stopping uses the selection"
     " windows too)"
@@ -206,7 +198,7 @@ class Column(NamedTuple):
         if self == BASE:
             return self.mode
         share = f" {100 * self.fraction:g} %" if self.fraction else ""
-        return f"{SHORT.get(self.mode, self.mode)}{share}{self.budget}"
+        return f"{MODE_WORDS[self.mode].short}{share}{self.budget}"
 
 
 BASE = Column("base")

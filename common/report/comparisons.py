@@ -13,7 +13,7 @@ from common.jobs.choosing import ROUNDING
 from common.options import FinetuneOptions
 from common.report.analysis import Contrast, adjusted
 from common.report.cells import chosen, with_base
-from common.report.conditions import BASE, MODE_WORDS, MODES, Condition, percent
+from common.report.conditions import BASE, CONDITION_WORDS, MODES, Condition, percent
 from common.report.grids import CONTEXT, Grid, family, make_grid
 from common.report.statistics import paired
 
@@ -109,7 +109,7 @@ def _held(at: Condition, option: str) -> str:
     """What is the same for all values."""
     words = {
         "mode": f"{percent(at.fraction)}{at.budget_words}",
-        "target_data_pct": MODE_WORDS[at.mode] + at.budget_words,
+        "target_data_pct": CONDITION_WORDS[at.mode] + at.budget_words,
         "target_val": at._replace(val="full").words,
         "target_order": at._replace(order="random").words,
     }

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from common.options import FROM_SCRATCH
+from common.options import FROM_SCRATCH, MODE_WORDS
 
-MODES = (
-    "target_only_fine_tuning",
-    "full_fine_tuning",
-    "head_only_fine_tuning",
-    "target_only",
-    "forest_target_only",
-    "forest_base",
-    "majority",
-)
+MODES = tuple(MODE_WORDS)
 UNTOUCHED, RECALIBRATED = "base", "base_tuned"
-MODE_WORDS = {
-    UNTOUCHED: "untouched base",
-    RECALIBRATED: "base, threshold tuned",
-    "target_only_fine_tuning": "fine-tuned, target only",
-    "full_fine_tuning": "fine-tuned, with base data",
-    "head_only_fine_tuning": "fine-tuned, head only",
-    "target_only": "from scratch",
-    "forest_target_only": "random forest, target only",
-    "forest_base": "random forest, base participants",
-    "majority": "majority class",
+CONDITION_WORDS = {UNTOUCHED: "untouched base", RECALIBRATED: "base, threshold tuned"} | {
+    mode: words.long for mode, words in MODE_WORDS.items()
 }
 VAL_WORDS = {"full": "", "matched": ", matched selection", "none": ", no selection"}
-ORDER_WORDS = {"random": "", "time": ", earliest windows"}
+ORDER_WORDS = {"random": "", "time": ", earliest windows", "block": ", one stretch of windows"}
 LOWER_IS_BETTER = frozenset(
     {
         "loss",
@@ -61,7 +45,7 @@ class Condition(NamedTuple):
     def words(self) -> str:
         """As tables and figures name it."""
         share = f", {percent(self.fraction)}" if self.fraction else ""
-        return MODE_WORDS[self.mode] + share + self.budget_words
+        return CONDITION_WORDS[self.mode] + share + self.budget_words
 
     @property
     def budget_words(self) -> str:

@@ -16,7 +16,7 @@ from common.jobs.choosing import ROUNDING
 from common.report.analysis import draws, finite
 from common.report.calibration import Calibration
 from common.report.comparisons import Comparison, compare
-from common.report.conditions import BASE, MODE_WORDS, MODES, RECALIBRATED, Condition, percent
+from common.report.conditions import BASE, CONDITION_WORDS, MODES, RECALIBRATED, Condition, percent
 from common.report.drawing import (
     COLUMN,
     LOOKS,
@@ -228,7 +228,7 @@ def _band(
         look["marker"] = ""
     medians = [median_interval(column) for column in values.T]
     low, high = [estimate.low for estimate in medians], [estimate.high for estimate in medians]
-    label = MODE_WORDS[series.mode] + series.budget_words
+    label = CONDITION_WORDS[series.mode] + series.budget_words
     axes.plot(x, [estimate.value for estimate in medians], label=label, **look)
     if np.isfinite(low).all():
         axes.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
@@ -285,7 +285,7 @@ def _heat_block(
     values = scores.to_numpy(dtype=float)
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=limits[0], vmax=limits[1])
     conditions = [Condition(*column) for column in scores.columns]
-    words = (MODE_WORDS[conditions[0].mode] + conditions[0].budget_words).replace(", ", ",\n")
+    words = (CONDITION_WORDS[conditions[0].mode] + conditions[0].budget_words).replace(", ", ",\n")
     for long in ("untouched base", "from scratch", "threshold tuned"):
         words = words.replace(long, long.replace(" ", "\n"))
     axes.set_title(words, fontsize=7)
@@ -460,7 +460,7 @@ def compared(grid: Grid, comparison: Comparison) -> Made:
     )
     panel.set_xticks(
         x,
-        [short(MODE_WORDS.get(value, value), 24) for value in comparison.values],
+        [short(CONDITION_WORDS.get(value, value), 24) for value in comparison.values],
         rotation=20 if max(map(len, comparison.values)) > 8 else 0,
     )
     panel.set_xlim(-0.4, len(x) - 0.6)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.report.collect import Run
-from common.report.conditions import MODE_WORDS, MODES, Condition
+from common.report.conditions import CONDITION_WORDS, UNTOUCHED, Condition
 from common.report.drawing import LOOKS, PAGE, Drawn, finish, new_figure, score_axis, short, style
 from common.report.predictions import Bout, Predictions
 from common.report.wording import score_text
@@ -36,15 +36,11 @@ def run_words(row: pd.Series) -> str:
 def _models(run: Run) -> list[tuple[str, str, str]]:
     """Column, mode whose look is used, and legend of the models whose probabilities are there."""
     test = run.windows("test")
-    mode = str(run.metrics.get("mode"))
-    own = (
-        ("p_finetuned", mode if mode in MODES else MODES[0], MODE_WORDS.get(mode, "fine-tuned")),
-    )
-    return (
-        [("p_base", "base", "untouched base"), *own]
-        if np.isfinite(test["p_base"]).all()
-        else list(own)
-    )
+    mode = str(run.metrics["mode"])
+    models = [("p_finetuned", mode, CONDITION_WORDS[mode])]
+    if np.isfinite(test["p_base"]).all():
+        models.insert(0, ("p_base", UNTOUCHED, CONDITION_WORDS[UNTOUCHED]))
+    return models
 
 
 def precision_recall(run: Run, row: pd.Series) -> Made | None:

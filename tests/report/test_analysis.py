@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
 
 from common.errors import InputError
+from common.options import FinetuneOptions
 from common.report.analysis import contrasts, draws, main_lines, sensitivity
 from common.report.build import chosen_run
 from common.report.collect import Collection, collect, mark_versions
@@ -34,6 +37,16 @@ TUNED_BASE = Condition("base_tuned", 0.0)
 BASES = [0.80, 0.82, 0.84, 0.86, 0.88, 0.90, 0.70]
 GAINS = [0.10, 0.08, 0.06, 0.04, 0.02, -0.01, 0.20]
 TENTH, FULL = Condition("target_only_fine_tuning", 0.1), Condition("target_only_fine_tuning", 1.0)
+
+
+def test_every_mode_and_budget_of_the_options_has_words_and_a_place_of_its_own() -> None:
+    values = [
+        get_args(FinetuneOptions.model_fields[name].annotation)
+        for name in ("mode", "target_val", "target_order")
+    ]
+    conditions = [Condition(mode, 0.1, val, order) for mode, val, order in product(*values)]
+    assert len({condition.words for condition in conditions}) == len(conditions)
+    assert len({condition.place for condition in conditions}) == len(conditions)
 
 
 def read(*roots: Path) -> Collection:
