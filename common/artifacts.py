@@ -15,7 +15,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -398,13 +398,21 @@ def leftovers(folder: Path, name: str = "") -> list[Path]:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool, owner: str, shared: bool = False) -> Iterator[None]:
+def lock(
+    path: Path,
+    *,
+    wait: bool,
+    owner: str,
+    shared: bool = False,
+    refusal: Callable[[str], str] | None = None,
+) -> Iterator[None]:
     """Hold a lock that the kernel releases when the process ends: none is left to remove by hand.
 
     Several processes may hold it `shared`, none beside one that does not.
 
     Raises:
         Conflict: another process holds it, and `wait` is off; with its `path` and `holder`.
+            `refusal` makes the message of the holder.
     """
     make_folder(path.parent)
     with path.open("ab+", buffering=0) as file:
@@ -413,11 +421,12 @@ def lock(path: Path, *, wait: bool, owner: str, shared: bool = False) -> Iterato
             fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = _read_owner(file)
-            raise Conflict(
-                f"{path}: held by {holder}: wait for it to end, or stop it",
-                path=path,
-                holder=holder,
-            ) from None
+            message = (
+                refusal(holder)
+                if refusal
+                else f"{path}: held by {holder}: wait for it to end, or stop it"
+            )
+            raise Conflict(message, path=path, holder=holder) from None
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
         _write_owner(file, owner)

@@ -353,13 +353,17 @@ class Options(BaseModel):
         own = getattr(self, f"use_augmentation{OWN}", None)
         return self.use_augmentation if own is None else bool(own)
 
+    @property
+    def own_code(self) -> dict[str, tuple[str, str]]:
+        """File and name of the user's own code that this training runs, by option."""
+        texts = {"model": self.model, "augmentation": self.augmentation if self.augments else None}
+        return {name: found for name, text in texts.items() if (found := own_code(text or ""))}
+
     def own_files(self) -> list[str]:
         """The user's own files that this training reads, named by where they lie: below the project
         folder ('./net.py') or, for initial weights, perhaps absolute.
         """
-        augmentation = self.augmentation if self.augments else None
-        files = [own_code(self.model), own_code(augmentation or "")]
-        names = [own[0] for own in files if own is not None]
+        names = [file for file, _ in self.own_code.values()]
         if isinstance(self, BaseOptions) and self.init_weights is not None:
             names.append(self.init_weights)
         return list(dict.fromkeys(name if os.path.isabs(name) else f"./{name}" for name in names))

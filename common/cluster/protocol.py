@@ -18,7 +18,7 @@ from common.cli import one_line
 from common.errors import CorruptArtifact, InputError
 from common.jobs import identity
 from common.jobs.job_files import Job
-from common.options import BaseOptions, FinetuneOptions, O, Options, own_code
+from common.options import BaseOptions, FinetuneOptions, O, Options
 from common.validation import first_problem
 
 MAX_TEXT = 2_000
@@ -308,14 +308,10 @@ def _own_code(
     job: Job, options: Options, record: Mapping[str, Any], data: Mapping[str, str]
 ) -> None:
     """The code that a result keeps is run when the result is used: it must be the head's own."""
-    augmentation = options.augmentation if options.augments else None
-    named = {"model": own_code(options.model), "augmentation": own_code(augmentation or "")}
-    kept = record.get("own_code") or {}
-    expected = {kind for kind, own in named.items() if own is not None}
-    right = isinstance(kept, dict) and kept.keys() == expected
-    for kind in expected if right else ():
-        entry, own = kept[kind], named[kind]
-        assert own is not None
+    expected, kept = options.own_code, record.get("own_code") or {}
+    right = isinstance(kept, dict) and kept.keys() == expected.keys()
+    for kind, own in expected.items() if right else ():
+        entry = kept[kind]
         source = entry.get("source") if isinstance(entry, dict) else None
         right = right and isinstance(source, str) and (entry.get("file"), entry.get("name")) == own
         right = right and sha256(str(source).encode(errors="replace")) == data.get(f"./{own[0]}")

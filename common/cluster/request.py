@@ -11,7 +11,9 @@ import platform
 import re
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -238,26 +240,17 @@ def _with(work: Work, job: Job) -> str:
 # -- running
 
 
-@contextlib.contextmanager
-def only_orchestrator(paths: Paths) -> Iterator[None]:
+def only_orchestrator(paths: Paths) -> AbstractContextManager[None]:
     """One orchestrator a project folder. Raises Conflict naming the first."""
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(
-                artifacts.lock(
-                    paths.orchestrator_lock,
-                    wait=False,
-                    owner=f"process {os.getpid()} on {platform.node()}",
-                )
-            )
-        except Conflict as error:
-            raise Conflict(
-                f"another orchestrator runs in this project folder ({error.holder}): wait for it,"
-                " or stop it; --status shows what it does",
-                path=error.path,
-                holder=error.holder,
-            ) from None
-        yield
+    return artifacts.lock(
+        paths.orchestrator_lock,
+        wait=False,
+        owner=f"process {os.getpid()} on {platform.node()}",
+        refusal=lambda holder: (
+            f"another orchestrator runs in this project folder ({holder}): wait for it, or stop it;"
+            " --status shows what it does"
+        ),
+    )
 
 
 @contextlib.contextmanager
@@ -266,17 +259,14 @@ def lock_data(request: Request) -> Iterator[None]:
     being prepared.
     """
     owner = f"a run, process {os.getpid()} on {platform.node()}"
+    folders = {file[0] for file in all_data_files((*request.bases, *request.others))}
     with contextlib.ExitStack() as held:
-        for data_path in {file[0] for file in all_data_files((*request.bases, *request.others))}:
-            lock = request.paths.data_lock(data_path)
-            try:
-                held.enter_context(artifacts.lock(lock, wait=False, owner=owner, shared=True))
-            except Conflict as error:
-                raise Conflict(
-                    f"{data_path}: is being prepared by {error.holder}: wait for it to end",
-                    path=error.path,
-                    holder=error.holder,
-                ) from None
+        for folder in folders:
+            refusal = partial("{}: is being prepared by {}: wait for it to end".format, folder)
+            lock = request.paths.data_lock(folder)
+            held.enter_context(
+                artifacts.lock(lock, wait=False, owner=owner, shared=True, refusal=refusal)
+            )
         yield
 
 

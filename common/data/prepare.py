@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -183,20 +183,19 @@ def hold_data(paths: Paths, data_path: str, *, force: bool = False) -> Iterator[
     Raises:
         Conflict: a run uses it, and `force` is off; with the `holder`.
     """
-    owner = f"prepare_data.py, process {os.getpid()}"
-    with ExitStack() as stack:
-        try:
-            if paths.data_lock(data_path).exists():  # made by the first run on these data
-                held = artifacts.lock(paths.data_lock(data_path), wait=False, owner=owner)
-                stack.enter_context(held)
-        except Conflict as error:
-            if not force:
-                raise Conflict(
-                    f"{data_path}: is used by {error.holder}; wait for it to end, or replace the"
-                    " data all the same with --force (that run then cannot go on)",
-                    path=paths.data(data_path),
-                    holder=error.holder,
-                ) from None
+    lock = artifacts.lock(
+        paths.data_lock(data_path),
+        wait=False,
+        owner=f"prepare_data.py, process {os.getpid()}",
+        refusal=lambda holder: (
+            f"{data_path}: is used by {holder}; wait for it to end, or replace the data all the"
+            " same with --force (that run then cannot go on)"
+        ),
+    )
+    with ExitStack() as held:
+        if paths.data_lock(data_path).exists():  # made by the first run on these data
+            with suppress(*[Conflict] if force else []):
+                held.enter_context(lock)
         yield
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from common import artifacts
 from common.data.dataset import Windows
 from common.errors import InputError, ProjectError, TrainingError, nearest
-from common.options import Options, own_code
+from common.options import Options
 from common.paths import Paths
 from common.training.networks import Model
 
@@ -89,28 +89,21 @@ def read_own(paths: Paths, options: Options, fingerprints: Mapping[str, str]) ->
     Raises:
         InputError: it cannot be read. TrainingError: it is no longer the file of `fingerprints`.
     """
-    return Own(
-        _read(paths, "model", options.model, fingerprints),
-        _read(
-            paths, "augmentation", options.augmentation if options.augments else None, fingerprints
-        ),
-    )
+    found = {
+        kind: _read(paths, kind, file, name, fingerprints[f"./{file}"])
+        for kind, (file, name) in options.own_code.items()
+    }
+    return Own(**found)
 
 
-def _read(
-    paths: Paths, kind: str, text: str | None, fingerprints: Mapping[str, str]
-) -> OwnFile | None:
-    own = own_code(text or "")
-    if own is None:
-        return None
-    file, name = own
+def _read(paths: Paths, kind: str, file: str, name: str, sha256: str) -> OwnFile:
     content = (paths.root / file).read_bytes()
     try:
         content.decode()
     except UnicodeDecodeError:
         raise InputError(f"{kind}: {file}: is not UTF-8 text") from None
     digest = artifacts.sha256(content)
-    if fingerprints[f"./{file}"] != digest:
+    if digest != sha256:
         raise TrainingError(f"{file} changed while it was read: run it again")
     copy = paths.own_code(digest, os.path.basename(file))
     if not copy.is_file() or copy.read_bytes() != content:
