@@ -436,6 +436,13 @@ def lock(
             _write_owner(file, "")
 
 
+def training_lock(
+    paths: Paths, key: str, *, wait: bool = True
+) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock under which one process at a time makes a result. Raises Conflict."""
+    return lock(paths.training_lock(key), wait=wait, owner=f"process {os.getpid()}")
+
+
 def _read_owner(file: IO[bytes]) -> str:
     """Lock owner; retry briefly while it is being written."""
     for _ in range(20):

@@ -296,10 +296,7 @@ def make_room(request: Request, prepared: Prepared, home: Results) -> None:
 def _clear(paths: Paths, lock: str, folder: Path, name: str = "") -> None:
     """Half-written files, unless a training by hand is writing them."""
     if artifacts.leftovers(folder, name):
-        with (
-            contextlib.suppress(Conflict),
-            artifacts.lock(paths.training_lock(lock), wait=False, owner=f"process {os.getpid()}"),
-        ):
+        with contextlib.suppress(Conflict), artifacts.training_lock(paths, lock, wait=False):
             artifacts.remove_temporaries(folder, name)
 
 

@@ -4,8 +4,6 @@ call.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +25,7 @@ from common.jobs.verdicts import (
 from common.options import BaseOptions
 from common.paths import Paths
 from common.training import initial, loop, metrics, plugins
-from common.training.provenance import now, provenance
+from common.training.provenance import Beginning
 from common.training.setup import (
     CheckpointFile,
     Log,
@@ -36,6 +34,7 @@ from common.training.setup import (
     loop_settings,
     model_input,
     network,
+    number_of_parameters,
     open_splits,
     place,
     prepare_process,
@@ -79,7 +78,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     )
     fingerprints = base_fingerprints(options, data.sha256)
     base_hash, key = identity.base_hash(options), identity.training_key(options, fingerprints)
-    with artifacts.lock(paths.training_lock(key), wait=True, owner=f"process {os.getpid()}"):
+    with artifacts.training_lock(paths, key):
         artifacts.remove_temporaries(paths.base_models, f"{base_hash}")
         verdict = judge_base(paths, base_hash, key, fingerprints)
         if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
@@ -125,7 +124,7 @@ def _train(
     publish: Publish,
 ) -> bool:
     options, people = task.options, task.people
-    device, started, began = prepare_process(options), now(), time.monotonic()
+    device, began = prepare_process(options), Beginning()
     learnt = Windows(open_splits(paths, options, people, identity.base_learning_splits(options)))
     selection = (options.base_selection,)
     chosen = Windows(open_splits(paths, options, people, selection, learnt.channels))
@@ -148,20 +147,19 @@ def _train(
         )
         probabilities, loss = score(model, chosen)
     scores, undefined = metrics.final_scores(chosen.y.numpy(), probabilities, loss=loss)
-    seconds = time.monotonic() - began
     publish(
         loop.serialize(fitted.state),
         _metadata(task, fitted, learnt, chosen)
         | {
             "metrics": scores,
             "undefined": undefined,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": number_of_parameters(model),
             "input": model_input(paths, options),
             "own_code": own.record,
             "init_weights": started_from,
             # Which of several equal hashes was trained depends on the order of jobs: that is
             # provenance.
-            "provenance": provenance(options, device_name(device), started, seconds, fitted.backend)
+            "provenance": began.provenance(options, device_name(device), fitted.backend)
             | {"trained_as": task.base_hash},
         },
     )
@@ -180,10 +178,7 @@ def _metadata(
         "data_fingerprints": task.fingerprints,
         "code_fingerprints": identity.code_fingerprints(),
         "losses": fitted.losses,
-        "best_epoch": fitted.best_epoch,
-        "epochs": fitted.epochs,
-        "updates": fitted.updates,
-        "stopped_by": fitted.stopped_by,
+        **fitted.course,
         "counts": {"train": _counts(learnt), "selection": _counts(chosen)},
         "channels": learnt.channels,
     }

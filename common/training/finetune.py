@@ -7,10 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +42,7 @@ from common.options import FROM_SCRATCH, TARGET_ALONE, WITHOUT_NETWORK, Finetune
 from common.paths import SPLITS, Paths, experiment_name, split_file
 from common.training import baselines, loop, metrics, plugins
 from common.training.networks import Model
-from common.training.provenance import now, provenance
+from common.training.provenance import Beginning
 from common.training.setup import (
     CheckpointFile,
     Log,
@@ -55,6 +52,7 @@ from common.training.setup import (
     loop_settings,
     model_input,
     network,
+    number_of_parameters,
     open_splits,
     place,
     prepare_process,
@@ -164,7 +162,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     )
     folder = paths.experiment(task.prefix, task.name)
     done = {"folder": str(folder.relative_to(paths.root)), "data_path": task.options.data_path}
-    with _locked(paths, identity.experiment_lock(task.prefix, task.name)):
+    with artifacts.training_lock(paths, identity.experiment_lock(task.prefix, task.name)):
         artifacts.remove_temporaries(folder)
         verdict = _judge(task, folder)
         if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
@@ -187,13 +185,9 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
         # The folder first, then the key, whose checkpoint all prefixes share: a fixed order
         # prevents deadlock.
-        with _locked(paths, task.key):
+        with artifacts.training_lock(paths, task.key):
             resumed = _train(paths, task, progress, unchanged, publish)
     return {**done, "resumed": resumed}
-
-
-def _locked(paths: Paths, name: str) -> AbstractContextManager[None]:
-    return artifacts.lock(paths.training_lock(name), wait=True, owner=f"process {os.getpid()}")
 
 
 def _judge(task: _Task, folder: Path) -> Verdict:
@@ -326,7 +320,7 @@ def _train(
     paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish
 ) -> bool:
     options = task.options
-    device, started, began = prepare_process(options), now(), time.monotonic()
+    device, began = prepare_process(options), Beginning()
     sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
     baseline = options.mode in WITHOUT_NETWORK
     for windows in (sets.train, sets.selection, sets.test):
@@ -337,7 +331,7 @@ def _train(
     own = plugins.read_own(paths, options, task.fingerprints)
     if baseline:
         fitted, after = _baseline(options.mode, sets, loop.epoch_seed(seed_key, 0, "init"))
-        ran = provenance(options, "cpu", started, time.monotonic() - began, fitted.backend)
+        ran = began.provenance(options, "cpu", fitted.backend)
         log = Log(f"{task.prefix}/{task.name}", progress)
         _publish(paths, task, sets, fitted, None, after, ran, own, log, publish)
         return False
@@ -359,10 +353,9 @@ def _train(
             model, sets.train, sets.selection, chosen, progress=log.epoch, checkpoint=checkpoint
         )
         after = _score(partial(score, model), sets, "", "threshold_tuned")
-    seconds = time.monotonic() - began
-    ran = provenance(options, device_name(device), started, seconds, fitted.backend)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    _publish(paths, task, sets, fitted, before, after, ran, own, log, publish, parameters)
+    ran = began.provenance(options, device_name(device), fitted.backend)
+    size = number_of_parameters(model)
+    _publish(paths, task, sets, fitted, before, after, ran, own, log, publish, size)
     checkpoint.remove()
     return fitted.resumed
 
@@ -551,10 +544,7 @@ def _metrics(
         "undefined": {**base.undefined, **after.undefined},
     }
     return record | {
-        "best_epoch": fitted.best_epoch,
-        "epochs": fitted.epochs,
-        "updates": fitted.updates,
-        "stopped_by": fitted.stopped_by,
+        **fitted.course,
         "mode": task.options.mode,
         "target_data_pct": task.options.target_data_pct,
         "fold": task.options.fold,

@@ -103,6 +103,12 @@ class FitResult:
     resumed: bool
     backend: str
 
+    @property
+    def course(self) -> dict[str, Any]:
+        """How it went, as results record it."""
+        names = ("best_epoch", "epochs", "updates", "stopped_by")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class Evaluation:

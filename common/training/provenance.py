@@ -6,6 +6,7 @@ import datetime
 import platform
 import subprocess
 import sys
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -49,22 +50,26 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def provenance(
-    options: Options, device: str, started: str, train_seconds: float, backend: str
-) -> dict[str, Any]:
-    """The record that goes into metadata and metrics. backend: what computed the gradients; with
-    the kernel its source and the number of vector lanes.
-    """
-    return {
-        "versions": versions(),
-        "device": device,
-        "host": platform.node(),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "git_commit": git_commit(),
-        "started": started,
-        "finished": now(),
-        "train_seconds": round(train_seconds, 3),
-        "threads": options.threads,
-        "compile": options.compile,
-        "backend": backend,
-    }
+class Beginning:
+    """The moment at which a training begins."""
+
+    def __init__(self) -> None:
+        self._started, self._clock = now(), time.monotonic()
+
+    def provenance(self, options: Options, device: str, backend: str) -> dict[str, Any]:
+        """The record that goes into metadata and metrics, once the training has ended. backend:
+        what computed the gradients; with the kernel its source and the number of vector lanes.
+        """
+        return {
+            "versions": versions(),
+            "device": device,
+            "host": platform.node(),
+            "platform": f"{sys.platform} {platform.machine()}",
+            "git_commit": git_commit(),
+            "started": self._started,
+            "finished": now(),
+            "train_seconds": round(time.monotonic() - self._clock, 3),
+            "threads": options.threads,
+            "compile": options.compile,
+            "backend": backend,
+        }

@@ -160,6 +160,11 @@ def network(options: Options, own: Own, channels: int, seed: int) -> Model:
     )
 
 
+def number_of_parameters(model: torch.nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def model_input(paths: Paths, options: Options) -> dict[str, Any] | None:
     """All that a recording must be to be understood by a model of these data; None where no
     dataset.json tells.

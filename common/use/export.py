@@ -24,6 +24,7 @@ from common.artifacts import sha256, to_json, write_file
 from common.errors import InputError, TrainingError
 from common.training import metrics
 from common.training.provenance import versions
+from common.training.setup import number_of_parameters
 from common.use.model import FinishedModel
 
 OPSET = 18
@@ -187,7 +188,7 @@ def _card(
         },
         "threshold": {"default": 0.5, "tuned": model.threshold_tuned},
         "network": options.model,
-        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "parameters": number_of_parameters(model.network),
         "weights_sha256": model.weights_sha256,
         "base_model_hash": model.base_model_hash,
         "test_scores": dict(model.scores),
