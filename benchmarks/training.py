@@ -245,6 +245,7 @@ def around_the_step(repeats: int) -> Row:
     as many validation windows, at [6, 100].
     """
     torch.set_num_threads(1)
+    loop._keep_freed_memory()  # as loop.fit does
     with tempfile.TemporaryDirectory() as folder:
         synthetic(Path(folder), "a", 3200, 100)
         synthetic(Path(folder), "b", 1067, 100, seed=1)

@@ -71,6 +71,7 @@ INLINE V choose(M mask, V yes, V no) { return (V)(((M)yes & mask) | ((M)no & ~ma
 #if defined(__AVX512F__)
 INLINE V fma(V a, V b, V c) { return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE V root(V a) { return (V)_mm512_sqrt_ps((__m512)a); }
+INLINE bool any(M mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
@@ -78,6 +79,7 @@ INLINE V root(V a) { return (V)_mm512_sqrt_ps((__m512)a); }
 #elif defined(__AVX2__) && defined(__FMA__)
 INLINE V fma(V a, V b, V c) { return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE V root(V a) { return (V)_mm256_sqrt_ps((__m256)a); }
+INLINE bool any(M mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD 1, 3, 5, 7, 9, 11, 13, 15
 #define LOW 0, 8, 1, 9, 2, 10, 3, 11
@@ -86,14 +88,21 @@ INLINE V root(V a) { return (V)_mm256_sqrt_ps((__m256)a); }
 #if defined(__aarch64__)
 INLINE V fma(V a, V b, V c) { return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 INLINE V root(V a) { return (V)vsqrtq_f32((float32x4_t)a); }
+INLINE bool any(M mask) { return vmaxvq_u32((uint32x4_t)mask) != 0; }
 #elif defined(__SSE2__)
 INLINE V fma(V a, V b, V c) { return a * b + c; }
 INLINE V root(V a) { return (V)_mm_sqrt_ps((__m128)a); }
+INLINE bool any(M mask) { return _mm_movemask_ps((__m128)mask) != 0; }
 #else
 INLINE V fma(V a, V b, V c) { return a * b + c; }
 INLINE V root(V a) {
   for (int lane = 0; lane < LANES; ++lane) a[lane] = std::sqrt(a[lane]);
   return a;
+}
+INLINE bool any(M mask) {
+  for (int lane = 0; lane < LANES; ++lane)
+    if (mask[lane]) return true;
+  return false;
 }
 #endif
 #define EVEN 0, 2, 4, 6
@@ -930,14 +939,19 @@ INLINE V normal(U bits) {
                         -0.00125372503f, -0.00417768164f, 0.246640727f,     1.50140941f};
   const float far[] = {0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
                        -0.0076224613f,  0.00943887047f, 1.00167406f,     2.83297682f};
-  V p = splat(2.81022636e-08f), q = splat(-0.000200214257f);
-  const V of_near = w - 2.5f, of_far = root(w) - 3.0f;
+  V p = splat(2.81022636e-08f);
+  const V of_near = w - 2.5f;
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    p = fma(p, of_near, splat(near[i]));
-    q = fma(q, of_far, splat(far[i]));
+  for (float term : near) p = fma(p, of_near, splat(term));
+  const M tail = w >= 5.0f;
+  if (any(tail)) {  // one number in three hundred
+    V q = splat(-0.000200214257f);
+    const V of_far = root(w) - 3.0f;
+#pragma GCC unroll 8
+    for (float term : far) q = fma(q, of_far, splat(term));
+    p = choose(tail, q, p);
   }
-  return choose(w < 5.0f, p, q) * x * 1.41421356f;
+  return p * x * 1.41421356f;
 }
 
 struct Change {  // of a row: x * factor + spread * noise
