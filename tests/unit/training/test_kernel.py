@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -350,6 +351,77 @@ def test_address_and_undefined_behaviour_sanitisers_find_nothing(tmp_path):
         check=False,
     )
     assert (done.stdout, done.returncode) == ("clean\n", 0), done.stderr[-3000:]
+
+
+DRIVER = """
+#include "stack.cpp"
+#include <cstdio>
+
+// Reads numbers and floats, calls stack_logits and stack_gradient, writes logits and gradients.
+int main(int, char** name) {
+  FILE* in = fopen(name[1], "rb");
+  int64_t n[6];  // channels, samples, blocks, hidden, windows, parameters
+  if (fread(n, 8, 6, in) != 6) return 1;
+  std::vector<int64_t> blocks(3 * n[2]), sizes(n[5]);
+  if (fread(blocks.data(), 8, blocks.size(), in) != blocks.size()) return 1;
+  if (fread(sizes.data(), 8, sizes.size(), in) != sizes.size()) return 1;
+  auto floats = [&](int64_t count) {
+    std::vector<float> values(count);
+    if (fread(values.data(), 4, count, in) != (size_t)count) exit(1);
+    return values;
+  };
+  std::vector<std::vector<float>> values, found;
+  std::vector<const float*> parameters;
+  std::vector<float*> gradients;
+  for (int64_t size : sizes) {
+    values.push_back(floats(size));
+    found.emplace_back(size);
+    parameters.push_back(values.back().data());
+    gradients.push_back(found.back().data());
+  }
+  std::vector<float> x = floats(n[4] * n[0] * n[1]), y = floats(n[4]), logits(n[4]);
+  void* stack = stack_open(n[0], n[1], blocks.data(), n[2], n[3]);
+  Batch batch = {x.data(), {n[0] * n[1], n[1], 1}, y.data(), n[4], parameters.data(),
+                 gradients.data(), nullptr, nullptr, nullptr, 2.0, 2};
+  double loss;
+  if (!stack_logits(stack, &batch, logits.data())) return 1;
+  if (!stack_gradient(stack, &batch, &loss)) return 1;
+  stack_close(stack);
+  fwrite(logits.data(), 4, logits.size(), stdout);
+  for (auto& gradient : found) fwrite(gradient.data(), 4, gradient.size(), stdout);
+}
+"""
+
+
+def test_the_form_for_arm_agrees_with_autograd_too(tmp_path):
+    """Compiled for another processor and run on an emulated one."""
+    compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
+    if not shutil.which(compiler) or not shutil.which(emulator):
+        pytest.skip(f"no {compiler} or no {emulator} here: the lanes of NEON were not run")
+    (tmp_path / "driver.cpp").write_text(DRIVER)
+    program = tmp_path / "driver"
+    flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
+    command = [compiler, *flags, "-static", f"-I{build.SOURCE.parent}", "driver.cpp", "-o", program]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    for number, samples in enumerate((1, 7, 100, 333)):
+        blocks = [Block(5, 1, True), Block(9, 40, False), Block(8, 2, True)]
+        shape = {"channels": 3, "samples": samples, "batch": 9, "blocks": blocks}
+        network, x, y = made(shape | {"hidden": 5 * (number % 2), "seed": 3, "normalised": False})
+        parameters = [p.detach() for p in network.ordered_parameters()]
+        numbers = [3, samples, len(blocks), network.hidden, 9, len(parameters)]
+        numbers += [int(v) for b in blocks for v in (b.channels, b.dilation, b.pool)]
+        numbers += [p.numel() for p in parameters]
+        given = struct.pack(f"{len(numbers)}q", *numbers)
+        given += b"".join(value.numpy().tobytes() for value in (*parameters, x, y))
+        (tmp_path / "given").write_bytes(given)
+        done = subprocess.run([emulator, program, "given"], cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        found = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).double()
+        for parameter in network.parameters():
+            parameter.grad = None
+        wanted, _ = truth(network, x, y, 2.0)
+        whole = torch.cat([wanted, *(g.flatten() for g in gradients(network))])
+        assert torch.linalg.norm(found - whole) <= 3e-5 * torch.linalg.norm(whole)
 
 
 # -- building
