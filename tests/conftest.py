@@ -22,6 +22,16 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Long files first, so that none is alone at the end; the quick ones fill the gaps.
+LONG_FIRST = ("slurm", "cluster", "trust", "scripts", "report", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order in which the processes of `pytest -n` take them."""
+    tests = ROOT / "tests"
+    items.sort(key=lambda item: LONG_FIRST.index(item.path.relative_to(tests).parts[0]))
+
+
 def demo_wheel() -> Path:
     """The demo's wheel; skips the test where it cannot be downloaded, and only there."""
     try:
