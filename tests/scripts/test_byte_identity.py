@@ -120,8 +120,8 @@ def test_after_other_jobs_and_in_another_order_they_are_the_same(
 KILLED = """
 import json, os, signal, sys
 from common.training import {module} as job
-plain = job.settings
-job.settings = lambda *given, **changes: plain(*given, checkpoint_seconds=0.0, **changes)
+plain = job.loop_settings
+job.loop_settings = lambda *given, **changes: plain(*given, checkpoint_seconds=0.0, **changes)
 def progress(state):
     if state["epoch"] == 4:
         os.kill(os.getpid(), signal.SIGKILL)
