@@ -230,7 +230,7 @@ class Hosts:
             folder.mkdir(parents=True)
         built = host.project / "cache"  # the kernel as built here: no host compiles it again
         built.mkdir()
-        for library in (ROOT / "cache").glob("kernel-*.so"):
+        for library in (ROOT / "cache").glob("kernel-*.s*"):
             shutil.copy(library, built)
         _call(
             "ssh-keygen",

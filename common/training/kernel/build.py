@@ -1,5 +1,5 @@
 """Build the kernel on first use: one shared library in cache/ for each source, compiler, flags and
-CPU.
+CPU, with its SHA-256 beside it.
 """
 
 from __future__ import annotations
@@ -64,17 +64,29 @@ def compiler() -> list[str] | None:
 
 
 def built(argv: list[str], folder: Path) -> Path:
-    """The library for this machine in `folder`, built unless it is there.
+    """The library for this machine in `folder`, built unless it is there and whole.
 
     Raises:
         OSError: the folder. SubprocessError: the compiler, with its first complaint.
     """
     path = folder / f"kernel-{_key(argv)}.so"
-    if not path.exists():
+    if not _is_whole(path):
         with artifacts.lock(path.with_suffix(".lock"), wait=True, owner=f"process {os.getpid()}"):
-            if not path.exists():
+            if not _is_whole(path):
                 _build(argv, path)
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is as it was built: one damaged on disk may crash or compute anything."""
+    try:
+        return path.with_suffix(".sha256").read_bytes() == _sha256(path)
+    except OSError:
+        return False
+
+
+def _sha256(path: Path) -> bytes:
+    return artifacts.sha256(path.read_bytes()).encode()
 
 
 def _key(argv: list[str]) -> str:
@@ -101,6 +113,7 @@ def _build(argv: list[str], path: Path) -> None:
             flags = [*FLAGS, *([target] if target else [])]
             done = compiled([*argv, *flags], out)
             if done.returncode == 0:
+                artifacts.write_file(path.with_suffix(".sha256"), _sha256(out))
                 os.replace(out, path)
                 return
     said = (done.stderr.strip().splitlines() or [f"{argv[0]} ended with {done.returncode}"])[0]

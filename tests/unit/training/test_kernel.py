@@ -454,7 +454,33 @@ def test_many_processes_build_it_once(tmp_path):
     paths = {process.communicate()[0] for process in processes}
     assert len(paths) == 1
     assert (tmp_path / "compiler.count").read_text() == "built\n"
-    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".lock", ".so"]
+    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".lock", ".sha256", ".so"]
+
+
+def harmed(library: bytes) -> list[bytes | None]:
+    """Damaged on disk: cut short, zeroed, one bit flipped, another file, another CPU's, gone."""
+    flipped = bytearray(library)
+    flipped[len(library) // 2] ^= 1
+    zeroed = library[:4096] + bytes(4096) + library[8192:]
+    other_cpu = library[:18] + b"\xf3\x00" + library[20:]  # RISC-V, in the ELF header
+    return [library[: len(library) // 3], b"", zeroed, bytes(flipped), b"text\n", other_cpu, None]
+
+
+def test_a_damaged_library_is_built_again(tmp_path):
+    """Loaded, it would end the process or give other numbers."""
+    good = build.built(build.compiler(), ROOT / "cache").read_bytes()
+    (tmp_path / "good.so").write_bytes(good)
+    stub = tmp_path / "compiler"
+    stub.write_text('#!/bin/sh\ncp "${0%/*}/good.so" "$(echo "$*" | sed "s/.* -o //")"\n')
+    stub.chmod(0o755)
+    path = build.built([str(stub)], tmp_path / "cache")
+    for content in harmed(good):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert build.built([str(stub)], tmp_path / "cache").read_bytes() == good
+    path.with_suffix(".sha256").write_bytes(b"\xff")
+    assert build.built([str(stub)], tmp_path / "cache").read_bytes() == good
 
 
 @pytest.fixture
