@@ -66,8 +66,7 @@ class Head:
     """
 
     def __init__(self, marker: str, beat_seconds: float, silence_seconds: float) -> None:
-        self._out = os.dup(1)
-        self._in = os.dup(0)
+        self._out, self._in, self._process = os.dup(1), os.dup(0), os.getpid()
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         self._marker, self._beat, self._silence = marker, beat_seconds, silence_seconds
@@ -92,6 +91,8 @@ class Head:
             raise Cancelled
 
     def _write(self, data: bytes) -> None:
+        if os.getpid() != self._process:  # own code forked and went on twice
+            os._exit(1)
         try:
             with self._writing:
                 while data:
@@ -197,6 +198,7 @@ class Worker:
 
     def __init__(self, head: Listener, code: Path, device: str, log: IO[bytes]) -> None:
         self._head, self._code, self._device, self._log = head, code, device, log
+        self._project = Path.cwd()
         self._runs: dict[str, Callable[..., Mapping[str, Any]] | None] = {}
 
     def serve(self, head: Head, slot: SlotLock) -> NoReturn:
@@ -225,6 +227,7 @@ class Worker:
     def outcome(self, message: Message) -> Message:
         """Run one job; the outcome holds whatever happened."""
         job, began = message["job"], time.monotonic()
+        self._undo()
         try:
             self._load(message["script"])
             began = time.monotonic()  # without the import of torch, once a worker
@@ -234,8 +237,8 @@ class Worker:
         except Cancelled:
             outcome = {"failed": job, "cause": "cancelled", "error": "cancelled"}
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            # the log's disk may be full: report the error all the same
-            with contextlib.suppress(OSError):
+            # the log's disk may be full, or the output closed: report the error all the same
+            with contextlib.suppress(OSError, ValueError):
                 traceback.print_exc()
             said = (
                 str(error)
@@ -244,6 +247,13 @@ class Worker:
             )
             outcome = {"failed": job, "cause": cause_of(error), "error": one_line(said)[:2000]}
         return {**outcome, "seconds": time.monotonic() - began, "log": self._tail()}
+
+    def _undo(self) -> None:
+        """What own code of the last job may have done to this process."""
+        os.chdir(self._project)
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name).closed:
+                setattr(sys, name, os.fdopen(os.dup(self._log.fileno()), "w"))
 
     def _run(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
         run = self._load(script)
@@ -311,7 +321,7 @@ class Worker:
 
     def _tail(self) -> str:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         size = os.fstat(self._log.fileno()).st_size
         with open(f"/proc/self/fd/{self._log.fileno()}", "rb") as file:

@@ -53,6 +53,13 @@ def run(options, progress):
         import subprocess
         argv = [sys.executable, "-S", "-c", "import time; time.sleep(1000)"]
         subprocess.Popen(argv, start_new_session=True)
+    if what == "odd":
+        os.chdir("/")
+        sys.stdout.close()
+        sys.stderr.close()
+    if what == "fork" and os.fork() == 0:
+        progress({"epoch": 1, "of": 1})
+        open("went on", "w").close()
     if what == "memory":
         raise MemoryError()
     return {"pid": os.getpid(), "device": options["device"]}
@@ -158,6 +165,25 @@ def test_jobs_are_answered_in_one_process_and_prints_go_to_the_log(worker: Worke
     assert first["log"] == "hello\n"
     assert (second["failed"], second["cause"]) == ("j1", "out_of_memory")
     assert third["result"]["pid"] == first["result"]["pid"]
+
+
+def test_a_job_that_leaves_its_folder_and_closes_its_output_spoils_no_other(
+    worker: Worker,
+) -> None:
+    worker.job("odd")
+    assert worker.answer("done")["done"] == "j0"
+    worker.job("memory", 1)
+    assert worker.answer("failed")["cause"] == "out_of_memory"
+    worker.job("x", 2)
+    assert worker.answer("done")["log"] == "hello\n"
+
+
+def test_a_fork_of_the_worker_says_nothing_to_the_head(worker: Worker, folder: Path) -> None:
+    worker.job("fork")
+    assert worker.answer("done")["result"]["pid"] == worker.hello["pid"]
+    worker.job("x", 1)
+    assert worker.answer("done")["done"] == "j1"
+    assert not (folder / "went on").exists()
 
 
 def test_it_beats_while_a_job_runs_and_a_job_can_be_cancelled(worker: Worker) -> None:
