@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.artifacts import to_json, write_file, write_files
-from common.cli import Parser, number_of, one_line, run_script
+from common.cli import Parser, number_of, one_line, run_script, visible
 from common.data.preparation import Preparation
 from common.errors import InputError
 from common.paths import Paths
@@ -175,7 +175,7 @@ def finish(out: Path, models: Any, done: Any, refused: list[InputError]) -> None
         *others, last = [one["episodes"] for one in entry["models"]]
         found = "".join(f"{count} / " for count in others) + number_of(last, "episode")
         windows = number_of(entry["windows"], "window")
-        sys.stdout.write(f"{entry['session']}: {windows}, {found}\n")
+        sys.stdout.write(f"{visible(entry['session'])}: {windows}, {found}\n")
         for note in entry["notes"]:
             sys.stdout.write(f"  note: {note}\n")
     for model in record["models"]:

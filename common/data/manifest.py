@@ -42,17 +42,22 @@ class SplitCounts(BaseModel):
     positives: int = Field(ge=0)
 
 
-class Manifest(BaseModel):
-    """dataset.json: how a data set was made and what is in it."""
+class WindowForm(BaseModel):
+    """All that a recording must be to be understood by a model of these data."""
 
     model_config = ConfigDict(extra="forbid")
-    sampling_rate_hz: float = Field(gt=0)
+    sampling_rate_hz: float = Field(gt=0, le=1e9)
     channels: list[str]
     units: list[str]
-    window_seconds: float = Field(gt=0)
-    stride_seconds: float = Field(gt=0)
+    window_seconds: float = Field(gt=0, le=1e9)
+    stride_seconds: float = Field(gt=0, le=1e9)
     window_size: int = Field(ge=1, description="samples in a window")
     labelling: dict[str, Any]
+
+
+class Manifest(WindowForm):
+    """dataset.json: how a data set was made and what is in it."""
+
     split: dict[str, Any]
     source: dict[str, Any]
     participants: dict[str, dict[str, SplitCounts]]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from common.artifacts import read_regular, sha256, write_file
 from common.data.dataset import Split, Windows, open_split
-from common.data.manifest import read_manifest
+from common.data.manifest import WindowForm, read_manifest
 from common.errors import CorruptArtifact, NodeError
 from common.jobs.identity import code_fingerprints, digest
 from common.options import Options
@@ -31,15 +31,6 @@ from common.training.plugins import Own, OwnAugmentation
 from common.training.provenance import now
 from common.training.stopping import Stopped, stopping
 
-INPUT = (
-    "channels",
-    "units",
-    "sampling_rate_hz",
-    "window_size",
-    "window_seconds",
-    "stride_seconds",
-    "labelling",
-)
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
@@ -173,7 +164,7 @@ def model_input(paths: Paths, options: Options) -> dict[str, Any] | None:
     if manifest is None:
         return None
     described = manifest.model_dump()
-    return {name: described[name] for name in INPUT}
+    return {name: described[name] for name in WindowForm.model_fields}
 
 
 def open_splits(

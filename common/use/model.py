@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common import artifacts
+from common.cli import visible
 from common.data.dataset import open_split
-from common.data.manifest import file_sha256
+from common.data.manifest import WindowForm, file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.options import WITHOUT_NETWORK, FinetuneOptions
 from common.paths import BASE_MODELS, EXPERIMENT_METRICS, Paths
@@ -137,49 +139,80 @@ def _base(paths: Paths, base_hash: str, folder: Path | None = None) -> FinishedM
     except BaseModelNotFound as error:
         raise InputError(str(error)) from None
     record = base.metadata
-    options = _options(record["config"])
-    return FinishedModel(
-        base_hash,
-        _network(options, record, base.weights, paths.base_models),
-        options,
-        record.get("input") or model_input(paths, options),
-        str(record["weights_sha256"]),
-        base_hash,
-        None,
-        {f"test_{name}": value for name, value in record["metrics"].items()},
-        tuple(record["base_participants"]),
-        record["data_fingerprints"],
-    )
+    with _read(paths.base_metadata(base_hash)):
+        options = _options(record["config"], str(paths.base_metadata(base_hash)))
+        network = _network(options, record, base.weights, paths.base_models)
+        return FinishedModel(
+            base_hash,
+            network,
+            options,
+            _form(record.get("input") or model_input(paths, options), network, options),
+            str(record["weights_sha256"]),
+            base_hash,
+            None,
+            {f"test_{name}": value for name, value in record["metrics"].items()},
+            tuple(map(str, record["base_participants"])),
+            dict(record["data_fingerprints"]),
+        )
 
 
 def _experiment(folder: Path) -> FinishedModel:
     found = artifacts.open_experiment(folder)
     config, metrics = found.config, found.metrics
-    options = _options(config["options"])
-    if options.mode in WITHOUT_NETWORK:
-        raise InputError(
-            f"{folder}: mode {options.mode} is a baseline for the report and has no network: give a"
-            " fine-tune or a base model"
-        )
     root = folder.resolve().parent.parent.parent  # of the project, unless the folder was copied
-    return FinishedModel(
-        folder.resolve().name,
-        _network(options, config, found.contents["best_model.pt"], folder),
-        options,
-        config.get("input") or model_input(Paths(root), options),
-        str(metrics["files"]["best_model.pt"]),
-        config.get("base_model_hash"),
-        metrics.get("threshold_tuned"),
-        {name: value for name, value in metrics.items() if name.startswith("test_")},
-        (str(config["target_participant"]),),
-        config["data_fingerprints"],
-    )
+    with _read(folder):
+        options = _options(config["options"], f"{folder}/config.json")
+        if options.mode in WITHOUT_NETWORK:
+            raise InputError(
+                f"{folder}: mode {options.mode} is a baseline for the report and has no network:"
+                " give a fine-tune or a base model"
+            )
+        network = _network(options, config, found.contents["best_model.pt"], folder)
+        return FinishedModel(
+            visible(folder.resolve().name),
+            network,
+            options,
+            _form(config.get("input") or model_input(Paths(root), options), network, options),
+            str(metrics["files"]["best_model.pt"]),
+            config.get("base_model_hash"),
+            _threshold(metrics.get("threshold_tuned")),
+            {name: value for name, value in metrics.items() if name.startswith("test_")},
+            (str(config["target_participant"]),),
+            dict(config["data_fingerprints"]),
+        )
 
 
-def _options(values: Mapping[str, Any]) -> FinetuneOptions:
+@contextlib.contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """A record whose checksum is right may be of another program, or lie."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise CorruptArtifact(
+            f"{path}: not the record of a finished model ({type(error).__name__}): it is not used"
+        ) from error
+
+
+def _form(given: Any, network: Model, options: FinetuneOptions) -> dict[str, Any] | None:
+    """What a recording must be, where the network can take that; None where nobody knows."""
+    if given is None:
+        return None
+    form = WindowForm.model_validate(given, strict=True)
+    if (len(form.channels), form.window_size) != (len(network.mean), options.window_size):
+        raise ValueError("not what the network takes")
+    return form.model_dump()
+
+
+def _threshold(given: Any) -> float | None:
+    if given is not None and not 0 <= given <= 1:
+        raise ValueError("no threshold")
+    return given if given is None else float(given)
+
+
+def _options(values: Mapping[str, Any], where: str) -> FinetuneOptions:
     """As far as today's options know them: what shapes the network and its windows."""
     known = {key: value for key, value in values.items() if key in FinetuneOptions.model_fields}
-    return FinetuneOptions.model_construct(**FinetuneOptions().model_dump() | known)
+    return FinetuneOptions.parse(known, where)
 
 
 def _network(

@@ -62,16 +62,15 @@ def find(sessions: Path, time_unit: str, date_format: str | None) -> list[Record
     """The recordings of a file, of a folder of files, or of a folder of participants.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one's name cannot be that of its predictions' folder.
     """
     if sessions.is_file():
-        return [Recording(sessions, "", None)]
+        return _alone([sessions])
     if sessions.is_dir():
         inside = [path for path in sessions.iterdir() if not path.name.startswith(".")]
         files = [path for path in inside if path.is_file() and is_table(path)]
         if not any(path.is_dir() for path in inside) and files:
-            ordered = sorted(files, key=lambda path: natural(composed(table_stem(path))))
-            return [Recording(path, "", None) for path in ordered]
+            return _alone(files)
     if not sessions.exists():
         raise InputError(
             f"{sessions}: no such file or folder; --sessions names a recording, a folder of them or"
@@ -81,6 +80,22 @@ def find(sessions: Path, time_unit: str, date_format: str | None) -> list[Record
     names = {person: [table_stem(path) for path in paths] for person, paths in people.items()}
     bouts = read_bouts(sessions, names, time_unit, date_format)
     return [Recording(path, person, bouts) for person, paths in people.items() for path in paths]
+
+
+def _alone(files: Sequence[Path]) -> list[Recording]:
+    """Recordings of nobody who is named, in natural order."""
+    names: dict[str, Path] = {}
+    for path in sorted(files):
+        if not is_table(path):
+            raise InputError(f"{path}: a recording is a .csv or .csv.gz file")
+        name = composed(table_stem(path))
+        if name in ("", ".", "..") or not name.isprintable():
+            raise InputError(
+                f"{path}: {name!r} cannot name the folder of its predictions; rename it"
+            )
+        if (twin := names.setdefault(name, path)) is not path:
+            raise InputError(f"{path}: is the same session as {twin.name} by its name; rename one")
+    return [Recording(names[name], "", None) for name in sorted(names, key=natural)]
 
 
 def read_recording(

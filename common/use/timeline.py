@@ -5,6 +5,7 @@ any.
 from __future__ import annotations
 
 import io
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from common.fonts import installed_families
 from common.use.predict import Predicted, Prediction
 
 LINES = ("-", (0, (3, 1.5)), (0, (1, 1)), "-.")  # so that curves on one another are both seen
@@ -26,7 +28,16 @@ POINTS = 4000  # more windows than this are drawn as the highest and lowest of e
 
 
 def timeline_png(title: str, predicted: Predicted) -> bytes:
-    """The picture, as PNG."""
+    """The picture, as PNG. A name with $ signs is a name, and a box stands for a sign that no font
+    has.
+    """
+    look = {"text.parse_math": False, "font.family": list(installed_families())}
+    with mpl.rc_context(look), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        return _drawn(title, predicted)
+
+
+def _drawn(title: str, predicted: Predicted) -> bytes:
     session = predicted.session
     seconds = len(session.values) / session.rate
     unit, name = next(
