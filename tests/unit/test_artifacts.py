@@ -168,3 +168,42 @@ def test_a_lock_that_is_held_says_by_whom(paths: Paths) -> None:
     assert (refused.value.path, refused.value.holder) == (place, "process 7")
     with artifacts.lock(place, wait=False, owner="next"):
         assert place.read_text() == "next"
+
+
+def test_what_makes_a_result_published_is_written_last(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    replace = artifacts._replace
+
+    def recorded(path: Path, content: bytes, durable: bool) -> None:
+        written.append(path.name)
+        replace(path, content, durable)
+
+    monkeypatch.setattr(artifacts, "_replace", recorded)
+    head = Paths(tmp_path / "head")
+    artifacts.publish_base_model(paths, HASH, b"weights", {"provenance": {}})
+    artifacts.adopt_base_model(head, artifacts.open_base_model(paths, HASH))
+    assert written == [f"{HASH}.pt", f"{HASH}_metadata.json"] * 2
+    written.clear()
+    folder = artifacts.publish_experiment(paths, "p", "fold0_ann", FILES, {"provenance": {}})
+    half = len(written)
+    artifacts.adopt_experiment(head, artifacts.open_experiment(folder))
+    assert written[half - 1] == written[-1] == "metrics.json"
+    assert written.count("metrics.json") == 2
+
+
+def test_own_code_that_was_edited_beside_its_result_is_not_believed(paths: Paths) -> None:
+    config = b'{"own_code": {"model": {"source": "class Net: ..."}}}'
+    files = {**FILES, "config.json": config}
+    folder = artifacts.publish_experiment(paths, "p", "fold0_ann", files, {"provenance": {}})
+    assert artifacts.open_experiment(folder).config
+    (folder / "model.py").write_text("class Net: pass")
+    with pytest.raises(CorruptArtifact, match=r"model.py: is not the code that config.json keeps"):
+        artifacts.open_experiment(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_holds_numbers_only(value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        artifacts.to_json({"score": value})

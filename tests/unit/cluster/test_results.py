@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from common import artifacts
+from common.cluster.results import Results
+from common.data.data_sets import Data
+from common.jobs.job_files import base_job
 from common.jobs.verdicts import State
 from common.paths import Paths
 from tests.trust.hostile import Pair, put, reseal_metrics, write_sealed
 from tests.trust.kills import here
-from tests.trust.world import opened
+from tests.trust.world import BASE, opened, write_split
 
 
 @pytest.fixture
@@ -72,3 +75,38 @@ def test_a_result_from_a_node_is_read_once(pair: Pair, monkeypatch: pytest.Monke
     assert pair.accept(pair.tune) == ""
     there = sorted(path for path in read if path.is_relative_to(pair.node.folder))
     assert there == sorted((pair.node.folder / f"experiments/{pair.tune.id}").iterdir())
+
+
+def test_results_of_other_data_than_the_heads_are_refused(pair: Pair) -> None:
+    write_split(pair.head.folder / "data/tiny/bob_val.pt", 99)
+    assert "is stale: data changed (bob_val.pt)" in pair.accept(pair.base)
+    write_split(pair.head.folder / "data/tiny/ann_val.pt", 99)
+    assert "is stale: data changed (ann_val.pt" in pair.accept(pair.alone)
+    assert not (pair.head.folder / "experiments").exists()
+
+
+def test_the_first_result_stays_when_a_node_has_made_another(pair: Pair) -> None:
+    assert pair.accept(pair.tune) == ""
+    mine, theirs = (
+        world.folder / f"experiments/{pair.tune.id}/metrics.json"
+        for world in (pair.head, pair.node)
+    )
+    before = mine.read_bytes()
+    record = json.loads(theirs.read_bytes())
+    record["provenance"]["host"] = "later"
+    write_sealed(theirs, record)
+    assert pair.accept(pair.tune) == ""
+    assert mine.read_bytes() == before != theirs.read_bytes()
+    assert not (pair.head.folder / "superseded").exists()
+
+
+def test_a_base_model_is_published_under_all_hashes_that_share_its_training(pair: Pair) -> None:
+    head, values = Paths(pair.head.folder), [{**BASE, "fold": fold} for fold in (1, 2)]
+    here(pair.node.folder, "base", values[0])
+    data = Data(head)
+    trained, sibling = (base_job(each, "x", data) for each in values)
+    results = Results(head, data.sha256, {trained.id: [sibling]})
+    assert results.accept(trained, Paths(pair.node.folder)) == ""
+    one, other = (artifacts.open_base_model(head, job.id) for job in (trained, sibling))
+    assert one.weights == other.weights
+    assert other.metadata["config"]["fold"] == 2

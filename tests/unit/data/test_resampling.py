@@ -109,3 +109,17 @@ def test_a_regular_clock_in_epoch_seconds_is_exact():
     values = np.random.default_rng(0).normal(size=(500, 1))
     made = make_session("s", times[0], times - times[0], values, NO_BOUTS, 50.0)
     np.testing.assert_array_equal(made.values, values.astype(np.float32))
+
+
+def test_stretches_that_a_clock_does_not_join_stay_apart():
+    times = np.arange(100) / RATE
+    made = make_session("s", 0.0, times, times[:, None], NO_BOUTS, RATE, joints=(40,))
+    assert made.pieces == ((0, 40), (40, 100))
+
+
+def test_bouts_are_put_on_the_grid_and_their_annotations_kept_apart():
+    times = np.arange(100) / RATE
+    bouts = np.array([[1.0, 2.0], [2.0, 3.5]])
+    made = make_session("s", 0.0, times, times[:, None], bouts, RATE)
+    assert made.bouts.tolist() == [[10, 35]]
+    assert made.annotations.tolist() == [[10, 20], [20, 35]]

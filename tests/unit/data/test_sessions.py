@@ -15,7 +15,9 @@ def test_bouts_that_overlap_or_touch_are_one():
 def test_where_clocks_overlap_the_names_give_the_order():
     ordered, by_clock = in_order([session("s10"), session("s2"), session("s1")])
     assert ([s.name for s in ordered], by_clock) == (["s1", "s2", "s10"], False)
-    assert in_order([session("s2", start_s=0), session("s1", start_s=100)])[1]
+    ordered, by_clock = in_order([session("s1", start_s=100), session("s2", start_s=0)])
+    assert ([s.name for s in ordered], by_clock) == (["s2", "s1"], True)
+    assert not in_order([session("s1", start_s=0), session("s2", start_s=59)])[1]
     assert sorted(["b", "a10", "a9", "10", "9"], key=natural) == ["9", "10", "a9", "a10", "b"]
 
 

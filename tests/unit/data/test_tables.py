@@ -3,9 +3,11 @@
 import gzip
 import unicodedata
 
+import numpy as np
 import pytest
 
 from common.data.clock import StampReader
+from common.data.columns import ColumnRules, read_columns
 from common.data.recordings import Layout, Recordings, list_recordings
 from common.data.tables import open_table
 from common.errors import InputError
@@ -150,3 +152,42 @@ def test_layouts_of_exports_are_read(tmp_path, export):
 def test_an_empatica_e4_file_is_refused_with_what_it_lacks(tmp_path):
     with pytest.raises(InputError, match="line 1 is no header but holds values"):
         table(tmp_path, "1544027337.0,1544027337.0,1544027337.0\n32.0,32.0,32.0\n-2,3,64\n")
+
+
+def recording(tmp_path, columns, order=None, rows=30):
+    """Channels ax, ay of noise, and what else is named: counted rows, or the label 0."""
+    random = np.random.default_rng(0)
+    cells = {
+        "time": [row / 10 for row in range(rows)],
+        "ax": random.normal(size=rows),
+        "ay": random.normal(size=rows),
+        "packet": range(rows),
+    }
+    lines = [",".join(columns)]
+    lines += [",".join(str(cells[name][row]) for name in columns) for row in range(rows)]
+    path = tmp_path / "r.csv"
+    path.write_text("\n".join(lines) + "\n")
+    rules = ColumnRules("time", "s", "label", None, None)
+    return read_columns(open_table(path), rules, order)
+
+
+def test_channels_have_the_order_of_the_first_recording(tmp_path):
+    first = recording(tmp_path, ("time", "ax", "ay"))
+    other = recording(tmp_path, ("ay", "time", "ax"), first.channels)
+    assert first.channels == other.channels == ("ax", "ay")
+    assert np.array_equal(first.values, other.values)
+
+
+def test_a_counter_is_no_channel(tmp_path):
+    with pytest.raises(InputError, match="column packet never falls from one row to the next"):
+        recording(tmp_path, ("time", "ax", "ay", "packet"))
+
+
+@pytest.mark.parametrize(("unit", "per_second"), [("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)])
+def test_units_of_time(unit, per_second):
+    import pandas as pd
+
+    reader = StampReader("rec", "time", unit, None)
+    reader.add(pd.Series([0, 1500]))
+    stamps = reader.stamps()
+    assert (stamps.ticks[1] - stamps.ticks[0]) / stamps.per_second == 1500 / per_second

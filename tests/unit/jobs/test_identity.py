@@ -258,3 +258,16 @@ def test_the_hash_of_an_own_network_names_its_file_and_the_key_its_content() -> 
     assert len(keys) == 2
     tuned = finetune(model="own.py:Net", augmentation="more.py:turn", init_weights="weights.pt")
     assert identity.finetune_data_files(tuned, [])[3:] == ["./own.py", "./more.py"]
+
+
+def test_who_is_held_out_enters_the_experiment_key() -> None:
+    assert identity.experiment_key(finetune(fold=1), "w", {}) != identity.experiment_key(
+        finetune(fold=2), "w", {}
+    )
+
+
+def test_full_fine_tuning_reads_what_its_base_participants_learn_from_too() -> None:
+    assert identity.finetune_data_files(finetune(mode="full_fine_tuning"), ["asfik"]) == [
+        *(f"tonmoy_{split}.pt" for split in ("train", "val", "test")),
+        *(f"asfik_{split}.pt" for split in ("train", "val")),
+    ]

@@ -121,3 +121,10 @@ def test_the_layout_in_memory_does_not_matter():
     x = some_windows(20)
     other = x.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(Augment(aug_prob=0.6)(other, seeded()), changed(Augment(aug_prob=0.6), x))
+
+
+def test_each_of_the_three_chooses_its_own_windows():
+    x = some_windows()
+    both = Augment(**{**NOTHING, "magnitude_range": (0.5, 0.9), "time_warp_std": 0.3}, aug_prob=0.5)
+    touched = (changed(both, x) != x).flatten(1).any(dim=1)
+    assert 0.65 < touched.float().mean() < 0.85

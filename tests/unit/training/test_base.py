@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 from common import artifacts
+from common.data.dataset import Windows, open_split
 from common.errors import InputError, TrainingError
 from common.paths import Paths
-from common.training import base
+from common.training import base, loop, networks
+from common.training.setup import CheckpointFile
 from tests.scripts.made import PEOPLE, write_data, write_manifest
 
 OPTIONS: dict[str, Any] = {
@@ -196,3 +199,94 @@ def test_the_window_size_is_that_of_dataset_json_unless_given(project: Path) -> 
     given, taken = (base.run(values, lambda _: None) for values in (OPTIONS, options))
     assert taken["reused"] == "already published"
     assert given["base_model_hash"] == taken["base_model_hash"]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[loop.TrainingSettings]:
+    """The settings of each training."""
+    seen: list[loop.TrainingSettings] = []
+    fit = loop.fit
+
+    def recorded(model: Any, train: Any, val: Any, settings: Any, **more: Any) -> Any:
+        seen.append(settings)
+        return fit(model, train, val, settings, **more)
+
+    monkeypatch.setattr(loop, "fit", recorded)
+    return seen
+
+
+def test_every_option_of_the_loop_reaches_it(given: list[loop.TrainingSettings]) -> None:
+    options = {
+        "batch_size": 7,
+        "lr": 0.02,
+        "max_epochs": 2,
+        "early_stopping_metric": "macro_f1",
+        "pos_weight": 3.0,
+        "min_steps_per_epoch": 12,
+        "weight_decay": 0.1,
+    }
+    train(**options, early_stopping_patience=9, use_augmentation=True, jitter_std=0.5)
+    (settings,) = given
+    named = {name.replace("early_stopping_", ""): value for name, value in options.items()}
+    assert {name: getattr(settings, name) for name in named} == named
+    assert (settings.patience, settings.augment.jitter_std) == (9, 0.5)
+
+
+def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    model = artifacts.open_base_model(Paths.here(), result["base_model_hash"])
+    found: dict[str, torch.Tensor] = loop.deserialize(model.weights)
+    return found
+
+
+def test_equal_trainings_under_other_hashes_give_equal_weights(
+    project: Path, given: list[loop.TrainingSettings]
+) -> None:
+    made = []
+    for fold in (1, 2):
+        result, _ = train(fold=fold, n_base_participants=1)
+        made.append(weights(result))
+        shutil.rmtree(project / "base_models")
+    assert len(given) == 2
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_another_seed_begins_with_other_weights() -> None:
+    one, other = (weights(train(seed=seed, lr=1e-12, max_epochs=1)[0]) for seed in (1, 2))
+    assert not torch.allclose(one["convs.0.weight"], other["convs.0.weight"])
+
+
+def test_normalisation_is_that_of_the_windows_that_are_learnt_from() -> None:
+    state = weights(train(fold=1, n_base_participants=2, normalization="train")[0])
+    learnt = [
+        open_split("data/made", name, split)
+        for name in ("ann", "cyd")
+        for split in ("train", "val")
+    ]
+    for found, expected in zip(
+        (state["mean"], state["sd"]), Windows(learnt).normalization(), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_initial_weights_never_bring_a_normalisation(project: Path) -> None:
+    state = networks.build_network("test", channels=2).state_dict()
+    torch.save(state | {"mean": torch.ones(2), "sd": torch.full((2,), 9.0)}, "start.pt")
+    result, _ = train(init_weights="start.pt", max_epochs=1)
+    assert weights(result)["mean"].tolist() == [0, 0]
+    metadata = artifacts.read_base_metadata(Paths.here(), result["base_model_hash"])
+    assert metadata["init_weights"]["not_taken"] == ["mean", "sd"]
+
+
+def test_a_checkpoint_of_changed_data_or_with_other_bytes_is_none(project: Path) -> None:
+    def changed() -> None:
+        raise TrainingError("the data changed")
+
+    with pytest.raises(TrainingError, match="the data changed"):
+        CheckpointFile(Paths(project), "key", changed).save(b"state")
+    kept = CheckpointFile(Paths(project), "key")
+    assert kept.load() is None
+    kept.save(b"state")
+    assert kept.load() == b"state"
+    (path,) = (project / "checkpoints").iterdir()
+    path.write_bytes(path.read_bytes() + b"x")
+    assert kept.load() is None

@@ -7,15 +7,19 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from common import artifacts
+from common.data.dataset import Windows, open_split
 from common.errors import BaseModelNotFound, Conflict, InputError
+from common.paths import Paths
 from common.training import base as base_training
 from common.training import finetune, loop, metrics
+from common.use.model import open_model
 from tests.scripts.made import PEOPLE, write_data, write_manifest
 
 OPTIONS: dict[str, Any] = {
@@ -360,3 +364,118 @@ def test_by_hand_nothing_starts_from_a_stale_base_and_a_worker_leaves_that_to_th
     for path in (project / "data/made").glob("bob_*.pt"):
         path.unlink()
     fine_tune(base, prefix="q", _by_hand=True)
+
+
+# -- which windows, weights and seeds a fine-tune has
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """What each training was given, as it was then."""
+    seen: list[SimpleNamespace] = []
+    fit = loop.fit
+
+    def recorded(model: Any, train: Any, selection: Any, settings: Any, **more: Any) -> Any:
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+        sets = {"train": train, "selection": selection}
+        seen.append(SimpleNamespace(**sets, settings=settings, start=start))
+        return fit(model, train, selection, settings, **more)
+
+    monkeypatch.setattr(loop, "fit", recorded)
+    return seen
+
+
+def contents(windows: Windows) -> set[bytes]:
+    return {x.numpy().tobytes() for x, _ in windows.batches(1)}
+
+
+def of(name: str, *splits: str) -> set[bytes]:
+    return contents(Windows([open_split("data/made", name, split) for split in splits]))
+
+
+def test_what_is_learnt_from_selects_and_tests_are_other_windows(
+    base: str, given: list[SimpleNamespace]
+) -> None:
+    _, record = fine_tune(base, mode="full_fine_tuning")
+    fine_tune(base, prefix="q", target_data_pct=0.5)
+    full, alone = given
+    both = of("bob", "train", "val") | of("cyd", "train", "val")
+    assert contents(full.train) == of("ann", "train") | both
+    assert contents(full.selection) == contents(alone.selection) == of("ann", "val")
+    assert len(alone.train) == 12
+    assert contents(alone.train) < of("ann", "train")
+    assert record["counts"]["test"]["windows"] == 12
+
+
+def test_a_fine_tune_starts_from_its_base_with_its_normalisation(
+    given: list[SimpleNamespace], project: Path
+) -> None:
+    options = OPTIONS | {"n_base_participants": 2, "normalization": "train"}
+    base_hash = base_training.run(options, silent)["base_model_hash"]
+    folder, _ = fine_tune(base_hash)
+    base_state = loop.deserialize((project / f"base_models/{base_hash}.pt").read_bytes())
+    state = loop.deserialize((folder / "best_model.pt").read_bytes())
+    assert all(torch.equal(given[-1].start[name], value) for name, value in base_state.items())
+    assert torch.equal(state["mean"], base_state["mean"])
+    assert torch.equal(state["sd"], base_state["sd"])
+    assert not torch.equal(
+        state["mean"], Windows([open_split("data/made", "ann", "train")]).normalization()[0]
+    )
+
+
+def test_a_fine_tunes_seed_key_is_that_of_its_seed_and_its_target(
+    base: str, given: list[SimpleNamespace]
+) -> None:
+    for more in ({}, {"prefix": "q"}, {"seed_finetune": 1, "prefix": "r"}, {"fold": 3}):
+        fine_tune(base, **{"max_epochs": 1, **more})
+    one, same, seed, target = (each.settings.seed_key for each in given)
+    assert one == same
+    assert len({one, seed, target}) == 3
+
+
+def test_a_fine_tune_has_its_own_patience_and_freezes_what_it_is_told(
+    base: str, given: list[SimpleNamespace]
+) -> None:
+    fine_tune(base, early_stopping_patience_target=4, freeze=["convs.0.*"])
+    (fit,) = given
+    assert (fit.settings.patience, fit.settings.freeze) == (4, ("convs.0.*",))
+
+
+def test_predictions_are_those_of_both_models_on_the_windows_that_they_name(base: str) -> None:
+    """Of two targets in one process, each with its own scores of the untouched base."""
+    for fold, target in ((0, "ann"), (3, "dan")):
+        folder, record = fine_tune(base, fold=fold, target_val="matched", target_data_pct=0.5)
+        opened = {split: open_split("data/made", target, split) for split in ("val", "test")}
+        models = {
+            "p_base": open_model(base, Paths.here()),
+            "p_finetuned": open_model(str(folder), Paths.here()),
+        }
+        found: dict[str, list[tuple[int, float]]] = {"val": [], "test": []}
+        with (folder / "predictions.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                split = opened[row["split"]]
+                window = split.x[int(row["index"])].numpy()[None]
+                assert int(row["label"]) == int(split.y[int(row["index"])])
+                for name, model in models.items():
+                    assert row[name] == f"{model.probabilities([window])[0]:.9g}"
+                found[row["split"]].append((int(row["label"]), float(row["p_finetuned"])))
+        assert (len(found["val"]), len(found["test"])) == (6, 12)
+        assert record["base_test_loss"] != record["test_loss"]
+
+
+def test_the_threshold_is_tuned_on_validation_windows(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[float]] = []
+    tuned = metrics.tuned_threshold
+
+    def recorded(y: Any, p: Any) -> float | None:
+        seen.append(y.tolist())
+        return tuned(y, p)
+
+    x, y = torch.load("data/made/ann_val.pt", weights_only=True)
+    torch.save((x, 1 - y), "data/made/ann_val.pt")  # other labels than those of the test
+    write_manifest(Path("data/made"), PEOPLE)
+    monkeypatch.setattr(metrics, "tuned_threshold", recorded)
+    fine_tune(base)
+    assert seen == [(1 - y).tolist()] * 2

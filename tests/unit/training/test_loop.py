@@ -103,6 +103,20 @@ def test_a_batch_in_pieces_is_the_same_update(sets, monkeypatch):
         torch.testing.assert_close(pieces.state[name], value, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("pos_weight", [1.0, 2.0])
+def test_without_a_kernel_gradients_are_those_of_the_mean_loss(sets, pos_weight):
+    x, y = sets[0]._parts[0].split.x, sets[0].y
+    ours, plain = network(), PlainNetwork(network())
+    total = AutogradBackend(ours, pos_weight).gradient(x, y)
+    logits = plain(x)
+    weight = torch.tensor(pos_weight)
+    F.binary_cross_entropy_with_logits(logits, y, pos_weight=weight).backward()
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+    unweighted = F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+    torch.testing.assert_close(total, unweighted.detach(), rtol=1e-5, atol=0)
+
+
 def full(**options) -> loop.TrainingSettings:
     return change(
         augment=Augment(aug_prob=0.5), from_untouched=True, checkpoint_seconds=0, **options
@@ -293,3 +307,52 @@ def test_jitter_follows_the_normalisation_and_only_that(sets):
     assert loop._Run(plain, train, val, change(augment=augment)).augment is augment
     relative = loop._Run(normalised, train, val, change(augment=augment)).augment
     assert relative.channel_sd == pytest.approx(normalised.sd.tolist())
+
+
+def test_of_equally_good_epochs_the_first_is_best(sets):
+    fitted = loop.fit(network(), *sets, change(from_untouched=True, lr=0.0))
+    assert (len(set(fitted.losses["val"])), fitted.best_epoch) == (1, 0)
+
+
+def test_validation_windows_are_scored_as_they_are_and_with_the_best_weights(sets):
+    model = network()
+    augment = Augment(jitter_std=2.0, aug_prob=1.0)
+    fitted = loop.fit(model, *sets, change(augment=augment, lr=0.05, max_epochs=8))
+    found = loop.evaluate(backend_for(model), sets[1])
+    assert found.loss == fitted.losses["val"][fitted.best_epoch - 1]
+    assert found.macro_f1 == fitted.losses["val_macro_f1"][fitted.best_epoch - 1]
+    assert min(fitted.losses["val"]) == found.loss
+
+
+def test_every_epoch_and_purpose_has_a_seed_of_its_own(sets, monkeypatch):
+    seeds = {}
+    plain = loop.epoch_seed
+
+    def recorded(key, epoch, purpose):
+        seeds[epoch, purpose] = plain(key, epoch, purpose)
+        return seeds[epoch, purpose]
+
+    monkeypatch.setattr(loop, "epoch_seed", recorded)
+    loop.fit(network(dropout=0.5), *sets, full(max_epochs=3))
+    assert seeds.keys() == {
+        (epoch, purpose) for epoch in (1, 2, 3) for purpose in ("shuffle", "augment", "dropout")
+    }
+    assert len(set(seeds.values())) == 9
+    assert plain("other key", 1, "shuffle") not in seeds.values()
+
+
+def test_what_is_frozen_does_not_move(sets):
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fitted = loop.fit(model, sets[0], None, change(freeze=("convs.*", "head.bias")))
+    moved = {name for name, value in fitted.state.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert not [name for name in moved if name.startswith("convs") or name == "head.bias"]
+
+
+def test_a_resumed_fit_keeps_the_best_weights_from_before_it_was_stopped(sets):
+    kept = Kept()
+    undisturbed = loop.fit(network(), *sets, full(lr=10.0), checkpoint=kept)
+    resumed = loop.fit(network(), *sets, full(lr=10.0), checkpoint=Kept(kept.saved[-1]))
+    assert (resumed.best_epoch, resumed.resumed) == (0, True)
+    assert loop.serialize(resumed.state) == loop.serialize(undisturbed.state)

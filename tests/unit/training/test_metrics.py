@@ -13,6 +13,7 @@ from common.training.metrics import (
     THRESHOLDED,
     final_scores,
     macro_f1,
+    threshold_scores,
     tuned_threshold,
 )
 
@@ -100,7 +101,7 @@ def test_the_tuned_threshold_is_the_best_of_all():
 
 
 def test_equally_good_thresholds_give_the_one_nearest_to_a_half():
-    assert tuned_threshold(np.array([0, 1]), np.array([0.2, 0.8])) == 0.5
+    assert tuned_threshold(np.array([0, 1]), np.array([0.2, 0.6])) == 0.5
     assert tuned_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.1, 0.3])) == pytest.approx(
         0.15
     )
@@ -108,3 +109,8 @@ def test_equally_good_thresholds_give_the_one_nearest_to_a_half():
 
 def test_the_threshold_of_one_class_is_none():
     assert tuned_threshold(np.ones(3), np.array([0.1, 0.2, 0.3])) is None
+
+
+def test_a_window_at_the_threshold_is_positive():
+    scores, _ = threshold_scores(np.array([0, 1]), np.array([0.4, 0.5]), 0.5)
+    assert (scores["recall"], scores["precision"]) == (1, 1)

@@ -162,6 +162,17 @@ def test_the_node_that_trained_a_base_holds_it_and_another_has_to_fetch_it() -> 
     assert fetched == {"n1": None, "n2": "b0"}
 
 
+def test_a_job_whose_base_is_on_its_way_waits_for_it_too() -> None:
+    world = SimulatedCluster()
+    jobs = [PlannedJob(f"tune{i}", 100, "finetune", base="published") for i in range(3)]
+    world.add_jobs(*jobs)
+    world.add_node("n", slots=2)
+    assert [order.fetch for order in world.scheduler.assign(0)] == ["published"] * 2
+    world.scheduler.base_arrived("n", "published")
+    world.free(SlotId("n", 0))
+    assert [order.fetch for order in world.scheduler.assign(0)] == [None]
+
+
 def test_a_base_that_was_lost_is_fetched_again() -> None:
     world = SimulatedCluster()
     world.add_jobs(PlannedJob("tune", 100, "finetune", base="published", base_bytes=10))

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from common.cluster.config import ClusterConfig, Server, Slot, SlotPlan
-from common.cluster.ssh.events import Broken, Ended, Event, Fetched, Said, Started
+from common.cluster.ssh import node as node_module
+from common.cluster.ssh.events import Arrived, Broken, Ended, Event, Fetched, Said, Started
 from common.cluster.ssh.node import NodeThreads
 from common.cluster.ssh.payload import Needs
 from common.cluster.ssh.worker_link import UNHANDLED, WorkerLink
 from common.errors import NodeError
-from common.paths import Paths
+from common.paths import Paths, published_file
 from tests.conftest import wait_until
 
 
@@ -113,3 +114,42 @@ def test_a_copy_that_fails_because_the_heads_disk_is_full_is_no_fault_of_the_nod
         assert isinstance(event.error, OSError)
         assert event.error.errno == errno.ENOSPC
         assert str(tmp_path) in str(event.error.filename)
+
+
+@pytest.mark.parametrize("there", ["sent", "other"])
+def test_data_count_as_arrived_only_with_the_bytes_that_were_sent(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = ("data/x", "ann_train.pt")
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    one = node(tmp_path, events.put)
+    one.needs = Needs((), (), {file: "sent"}, (), (), "us")
+    moved = SimpleNamespace(bytes=3)
+    one._connection = SimpleNamespace(push=lambda names: moved, close=lambda: None)  # type: ignore[assignment]
+    found = SimpleNamespace(data={file: there})
+    monkeypatch.setattr(node_module, "inventory", lambda *asked: found)
+    one.send_data([file])
+    event = events.get(timeout=30)
+    one.stop()
+    assert isinstance(event, Arrived)
+    assert event.error == (
+        ""
+        if there == "sent"
+        else "n: data/x/ann_train.pt: checksum mismatch after the copy; was it modified here?"
+    )
+
+
+def test_a_result_that_was_not_copied_is_not_taken(tmp_path: Path) -> None:
+    """rsync leaves out what lies behind a link."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    one = node(tmp_path, events.put)
+    jobs = ["a" * 16, "b" * 16]
+    pulled = SimpleNamespace(missing={published_file(jobs[0])}, root=tmp_path, bytes=9)
+    one._connection = SimpleNamespace(pull=lambda names, root: pulled, close=lambda: None)  # type: ignore[assignment]
+    one._fetch(jobs)
+    lacking, rest = events.get(timeout=30), events.get(timeout=30)
+    one.stop()
+    assert isinstance(lacking, Fetched)
+    assert isinstance(rest, Fetched)
+    assert (lacking.jobs, rest.jobs, rest.error) == ((jobs[0],), (jobs[1],), "")
+    assert "results behind links are not taken" in lacking.error

@@ -478,3 +478,117 @@ def test_what_is_done_here_while_the_run_is_stopped_counts(play: Any, *, shared:
     assert (outcome.done, job in outcome.left) == (int(shared), not shared)
     assert run.run.status()["phases"]["base"].get("done", 0) == int(shared)
     assert threads.fetching == []  # copies would keep the user waiting: the next run takes it
+
+
+# -- results
+
+
+def test_a_second_result_of_a_job_is_not_published(play: Any) -> None:
+    run = play([base("a")])
+    run.join()
+    accepted: list[str] = []
+    run.results.accept = lambda job, root: accepted.append(job.id) or ""
+    run.say({"done": "a", "seconds": 1.0})
+    run.arrive("a")
+    run.arrive("a")
+    assert (accepted, run.state("a"), run.record().done) == (["a"], JobState.DONE, 1)
+
+
+def test_a_result_that_could_not_be_fetched_is_the_nodes_fault(play: Any) -> None:
+    run = play([base("a")])
+    run.join()
+    run.results.accept = lambda job, root: pytest.fail("there is nothing to accept")
+    run.say({"done": "a", "seconds": 1.0})
+    run.tell(Fetched(run.node(), ("a",), run.paths.incoming / "0", 0, "n: cut"))
+    assert (run.state("a"), run.scheduler.cause("a")) == (JobState.RUNNING, "n: cut")
+    assert run.worker().jobs == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("result", "counts"), [({}, True), ({"resumed": True}, False), ({"reused": "there"}, False)]
+)
+def test_only_a_training_from_beginning_to_end_corrects_estimates(
+    play: Any, result: dict[str, Any], *, counts: bool
+) -> None:
+    run = play([base("a")])
+    run.join()
+    observed: list[float] = []
+    run.scheduler.observe = lambda job, node, seconds: observed.append(seconds)
+    run.say({"done": "a", "seconds": 7.0, "result": result})
+    assert observed == ([7.0] if counts else [])
+
+
+def test_running_out_of_memory_may_work_elsewhere_an_error_does_not(play: Any) -> None:
+    run = play(script("a", "b"), {"host": "n", "cpu_slots": 2})
+    run.join()
+    slots = {run.worker(slot).jobs[0]: slot for slot in (0, 1)}
+    run.say({"failed": "a", "cause": "out_of_memory", "error": "killed"}, slots["a"])
+    run.say({"failed": "b", "cause": "error", "error": "ValueError"}, slots["b"])
+    assert (run.state("a"), run.state("b")) == (JobState.RUNNING, JobState.FAILED)
+
+
+def test_nothing_starts_before_it_is_known_what_nodes_have_done(play: Any) -> None:
+    run = play([base("a"), base("b")])
+    run.run.context.patience = 1e9
+    run.join(found=("a",))
+    assert (run.node().fetching, run.worker().jobs) == (["a"], [])
+    run.arrive("a")
+    assert (run.state("a"), run.worker().jobs) == (JobState.DONE, ["b"])
+
+
+# -- base models on their way
+
+BASE = "b" * 16
+TUNING = {"mode": "full_fine_tuning", "data_path": "data/x", "participants": ["a"], "fold": 0}
+
+
+def tune(needs: str = BASE) -> Job:
+    return Job("finetune", "p/x", TUNING, needs=needs)
+
+
+def test_a_fine_tune_starts_when_its_base_has_arrived_and_not_before(play: Any) -> None:
+    run = play([tune()])
+    run.join()
+    assert (run.node().sending, run.worker().jobs) == ([(BASE,)], [])
+    assert BASE not in run.record().holds
+    run.tell(Arrived(run.node(), (BASE,), 0, "n: the copy failed"))
+    assert (run.node().sending, run.worker().jobs) == ([(BASE,)] * 2, [])
+    assert BASE not in run.record().holds
+    run.tell(Arrived(run.node(), (BASE,), 5))
+    assert run.worker().jobs == ["p/x"]
+    assert BASE in run.record().holds
+    # a node's folder is a place to work in: what lies there is no conflict
+    assert run.worker().got[-1]["values"]["overwrite"] is True
+
+
+def test_a_base_that_is_damaged_on_a_node_is_sent_again_twice(play: Any) -> None:
+    run = play([tune()])
+    run.join()
+    run.tell(Arrived(run.node(), (BASE,), 5))
+    for number in (1, 2):
+        run.say({"failed": "p/x", "cause": "base_missing", "error": "damaged"})
+        assert run.node().sending == [(BASE,)] * (1 + number)
+        run.tell(Arrived(run.node(), (BASE,), 5))
+        assert run.worker().jobs == ["p/x"] * (1 + number)
+    run.say({"failed": "p/x", "cause": "base_missing", "error": "damaged"})
+    assert run.state("p/x") is JobState.FAILED
+
+
+# -- the end
+
+
+def test_a_fine_tune_without_its_base_is_told_as_blocked(play: Any) -> None:
+    run = play([base(BASE), tune()])
+    run.join()
+    run.say({"failed": BASE, "cause": "error", "error": "ValueError"})
+    outcome = run.run._conclude()
+    assert (list(outcome.failed), outcome.blocked, outcome.left) == ([BASE], ["p/x"], [])
+
+
+def test_a_run_ends_when_its_data_were_prepared_again(play: Any) -> None:
+    run = play([base("a")])
+    run.join()
+    assert not run.run._is_over()
+    run.run.context.new_data = "data/x"
+    assert run.run._is_over()
+    assert "data/x was prepared again since this run started" in run.run.outcome.why
