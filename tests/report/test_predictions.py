@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from common.report.conditions import LOWER_IS_BETTER
 from common.report.figures import spread
 from common.report.predictions import (
     Bout,
@@ -18,6 +19,7 @@ from common.report.predictions import (
     read_windows,
 )
 from common.report.run_figures import curve, runs_of
+from common.training.metrics import SCORES, final_scores
 
 
 def windows(called: str, *, sessions: str | None = None, step: float = 1.0) -> Predictions:
@@ -137,3 +139,15 @@ def test_names_beside_a_figure_keep_apart_and_stay_inside() -> None:
     assert (np.diff(places) >= 0.1 - 1e-9).all()
     assert places.min() >= 0.05 - 1e-9
     assert places.max() <= 1.0
+
+
+def test_lower_is_better_exactly_where_better_predictions_lower_a_score() -> None:
+    y = np.arange(40) % 2
+    noise = np.random.default_rng(0).normal(size=40)
+    good, bad = (np.clip(0.5 + (y - 0.5) * clear + 0.2 * noise, 0.01, 0.99) for clear in (0.9, 0.1))
+    scores = [
+        final_scores(y, p, loss=float(-np.log(np.where(y == 1, p, 1 - p)).mean()))[0]
+        for p in (good, bad)
+    ]
+    falls = {name for name in SCORES if scores[0][name] < scores[1][name]}
+    assert falls == LOWER_IS_BETTER & set(SCORES)

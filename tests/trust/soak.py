@@ -26,7 +26,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.hosts import Hosts, missing_parts
-from tests.trust import damage, disks, endurance, hostile, kills, names, nodes, payloads
+from tests.trust import (
+    damage,
+    disks,
+    endurance,
+    hostile,
+    kernels,
+    kills,
+    mutants,
+    names,
+    nodes,
+    own_code,
+    payloads,
+    predicted,
+)
 from tests.trust.world import opened
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -106,6 +119,27 @@ def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
         ),
         Fault("hostile names and configurations", _names, 10_000),
         Fault("hostile nodes", _hostile, 10_000),
+        Fault(
+            "own networks that exit, fork, flood, hang, raise",
+            lambda seed, folder: own_code.hostile_networks(seed, folder, 6, slow=seed % 4 == 0),
+            300,
+        ),
+        Fault(
+            "damaged kernel libraries",
+            lambda seed, folder: kernels.damaged_kernels(seed, folder, 200),
+            2_000,
+        ),
+        Fault(
+            "hostile names of recordings",
+            lambda seed, folder: predicted.hostile_recordings(seed, folder, 40),
+            1_000,
+        ),
+        Fault(
+            "damaged and lying results, predicted with",
+            lambda seed, folder: predicted.damaged_results(seed, folder, 200),
+            5_000,
+        ),
+        Fault("mutants", lambda seed, folder: mutants.all_killed(), 1_000),
         Fault("tiny jobs", lambda seed, folder: endurance.tiny_jobs(folder, 4_000, seed), 20_000),
         Fault("planted secrets", lambda seed, folder: endurance.planted_secrets(seed, folder), 20),
         Fault(

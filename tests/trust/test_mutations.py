@@ -11,8 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_until
-from tests.trust import checker, damage, disks, endurance, kills, mutate, names, payloads
+from tests.conftest import ROOT, wait_until
+from tests.trust import (
+    checker,
+    damage,
+    disks,
+    endurance,
+    kills,
+    mutants,
+    mutate,
+    names,
+    payloads,
+)
 from tests.trust.world import opened
 
 Trial = Callable[[Path], object]
@@ -253,6 +263,41 @@ def show(secret: str) -> None:
     ):
         wait_until(lambda: watch.found, 30, "the watch to see it")
         process.kill()
+
+
+# -- mutants
+
+
+def test_every_mutant_can_be_made() -> None:
+    every = mutants.table()
+    assert len(every) >= 100
+    assert len({mutant.what for mutant in every}) == len(every)
+    assert mutants.stale(every) == []
+
+
+def test_a_sample_of_the_mutants_is_killed() -> None:
+    chosen = mutants.sample(mutants.table())
+    verdicts = [f"{mutant.what}: {verdict}" for mutant, verdict in mutants.tried(chosen)]
+    assert [one for one in verdicts if not one.endswith(": killed")] == []
+    assert len(verdicts) == 10
+
+
+def test_a_mutant_counts_as_killed_only_by_its_test_with_its_words() -> None:
+    mutant = mutants.Mutant("x", "common/cli.py", "import", "", "test.py::one", "4 == 5")
+    passed, failed = mutants.Outcome("passed"), mutants.Outcome("failed", "assert 4 == 5")
+    for control, found, verdict in (
+        (passed, failed, "killed"),
+        (passed, passed, "SURVIVED"),
+        (passed, mutants.Outcome("failed", "NameError"), "OTHER WORDS"),
+        (passed, mutants.Outcome("error", "assert 4 == 5"), "OTHER WORDS"),
+        (failed, failed, "NO CONTROL"),
+        (mutants.Outcome("skipped"), failed, "NO CONTROL"),
+        (None, failed, "NO CONTROL"),
+    ):
+        assert mutants.judged(mutant, control, {mutant.test: found}).startswith(verdict)
+    assert "its old text is 7 times in" in mutants.stale([mutant])[0].replace(
+        str((ROOT / mutant.file).read_text().count("import")), "7"
+    )
 
 
 # -- the checker

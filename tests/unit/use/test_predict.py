@@ -124,5 +124,5 @@ def test_a_record_that_is_not_of_its_network_is_refused() -> None:
     assert finished._form(record, network, options) == record
     assert finished._form(None, network, options) is None
     for lie in ({"channels": ["ax"]}, {"window_size": 40}, {"stride_seconds": 0.0}, {"units": 1}):
-        with pytest.raises(ValueError, match="takes|greater than 0|valid list"):
+        with pytest.raises(ValueError, match=r"takes|greater than 0|valid list"):
             finished._form({**record, **lie}, network, options)

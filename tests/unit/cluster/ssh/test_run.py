@@ -79,6 +79,9 @@ class PlayedThreads:
     def send_bases(self, bases: Sequence[str], *, damaged: bool = False) -> None:
         self.sending.append(tuple(bases))
 
+    def send_data(self, files: Sequence[object]) -> None:
+        self.sending.append(tuple(files))
+
     def fetch(self, job: str, *, urgent: bool) -> None:
         self.fetching.append(job)
 
@@ -539,7 +542,13 @@ def test_nothing_starts_before_it_is_known_what_nodes_have_done(play: Any) -> No
 # -- base models on their way
 
 BASE = "b" * 16
-TUNING = {"mode": "full_fine_tuning", "data_path": "data/x", "participants": ["a"], "fold": 0}
+TUNING = {
+    "mode": "full_fine_tuning",
+    "data_path": "data/x",
+    "participants": ["a"],
+    "n_base_participants": 1,
+    "fold": 0,
+}
 
 
 def tune(needs: str = BASE) -> Job:
@@ -559,6 +568,21 @@ def test_a_fine_tune_starts_when_its_base_has_arrived_and_not_before(play: Any) 
     assert BASE in run.record().holds
     # a node's folder is a place to work in: what lies there is no conflict
     assert run.worker().got[-1]["values"]["overwrite"] is True
+
+
+def test_a_job_does_not_start_with_half_of_what_it_reads(play: Any) -> None:
+    run = play([tune()])
+    node, file = run.node(), ("data/x", "a_train.pt")
+    run.tell(Listed(node, (), ()), Joined(node, node.plan, (file,)))
+    node.start_worker(node.plan.slots[0])
+    run.tell()
+    run.say({"hello": {"log": ""}})
+    assert node.sending == [(BASE,), (file,)]
+    run.tell(Arrived(node, (BASE,), 0, "n: the copy failed"))
+    run.tell(Arrived(node, (file,), 9))
+    assert (node.sending, run.worker().jobs) == ([(BASE,), (file,), (BASE,)], [])
+    run.tell(Arrived(node, (BASE,), 5))
+    assert run.worker().jobs == ["p/x"]
 
 
 def test_a_base_that_is_damaged_on_a_node_is_sent_again_twice(play: Any) -> None:
