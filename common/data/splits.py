@@ -15,14 +15,14 @@ Between blocks of different splits lies a gap of at least one window, and no bou
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations
 
 import numpy as np
 
-from common.data.sessions import Floats, Ints, Part, Session, covered, in_order
+from common.data.sessions import Floats, Ints, Part, Session, in_order
 from common.data.windowing import Labelling, label_windows, window_starts
 from common.errors import InputError
 from common.paths import SPLITS
@@ -305,13 +305,34 @@ def equal_blocks(session: Session, block: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
+class _Covered:
+    """How much of a session sorted, disjoint ranges [n, 2] cover; asked often, for short pieces."""
+
+    def __init__(self, ranges: Floats) -> None:
+        ends = np.cumsum(ranges[:, 1] - ranges[:, 0])
+        self._edges: list[float] = ranges.ravel().tolist()
+        before = np.concatenate([[0.0], ends])[:-1]
+        self._until: list[float] = np.stack([before, ends], axis=1).ravel().tolist()
+
+    def within(self, begin: int, end: int) -> float:
+        """Covered samples of [begin, end)."""
+        return self._before(end) - self._before(begin)
+
+    def _before(self, place: int) -> float:
+        at = bisect_right(self._edges, place)
+        if at == 0:
+            return 0.0
+        inside = at % 2 == 1
+        return self._until[at - 1] + (place - self._edges[at - 1] if inside else 0.0)
+
+
 @dataclass(frozen=True)
 class _Ground:
-    """A session with what is looked up often while blocks are assigned, as ranges [n, 2]."""
+    """A session with what is looked up often while blocks are assigned."""
 
     session: Session
-    recorded: Floats
-    positive: Floats  # recorded parts of bouts
+    recorded: _Covered
+    positive: _Covered  # recorded parts of bouts
     protected: list[tuple[int, int]]
 
     @classmethod
@@ -323,7 +344,7 @@ class _Ground:
             for begin, stop in pieces[(pieces[:, 0] < end) & (pieces[:, 1] > start)].tolist()
         ]
         positive = np.array(inside, np.float64).reshape(-1, 2)
-        return cls(session, pieces, positive, protected_ranges(session))
+        return cls(session, _Covered(pieces), _Covered(positive), protected_ranges(session))
 
     def before(self, place: int) -> int:
         """The last boundary up to `place` that is strictly inside no bout."""
@@ -339,11 +360,7 @@ class _Ground:
 
     def times(self, begin: int, end: int) -> tuple[float, float]:
         """Recorded and positive samples of a range."""
-        at = np.array([begin])
-        return (
-            float(covered(self.recorded, at, end - begin)[0]),
-            float(covered(self.positive, at, end - begin)[0]),
-        )
+        return self.recorded.within(begin, end), self.positive.within(begin, end)
 
 
 @dataclass(frozen=True)
