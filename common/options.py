@@ -325,7 +325,9 @@ class Options(BaseModel):
                         f"{name}: is for the built-in networks; give it to {self.model} in"
                         " --model_options"
                     )
-        if self.augmentation is not None and not (self.use_augmentation or self.augments):
+        unused = self.augmentation is not None and not self.use_augmentation
+        unused = unused or getattr(self, f"augmentation{OWN}", None) is not None
+        if unused and not self.augments:
             raise ValueError("augmentation: is applied only with --use_augmentation: add it")
         return self
 
@@ -356,7 +358,8 @@ class Options(BaseModel):
     @property
     def own_code(self) -> dict[str, tuple[str, str]]:
         """File and name of the user's own code that this training runs, by option."""
-        texts = {"model": self.model, "augmentation": self.augmentation if self.augments else None}
+        augmentation = getattr(self, f"augmentation{OWN}", None) or self.augmentation
+        texts = {"model": self.model, "augmentation": augmentation if self.augments else None}
         return {name: found for name, text in texts.items() if (found := own_code(text or ""))}
 
     def own_files(self) -> list[str]:
@@ -516,6 +519,7 @@ class FinetuneOptions(Options):
     magnitude_range_finetune: MagnitudeRange | None = own("magnitude_range")
     aug_prob_finetune: Probability | None = own("aug_prob")
     time_warp_std_finetune: Probability | None = own("time_warp_std")
+    augmentation_finetune: OwnCode | None = own("augmentation")
     overwrite: bool = option(
         False, "replace results of another configuration", "never", shapes=False
     )

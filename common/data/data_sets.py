@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.data.manifest import Manifest, Sha256Cache, read_manifest
 from common.errors import InputError, nearest
-from common.options import O, Options
+from common.options import OWN, O, Options
 from common.paths import Paths, split_file
 
 # (data_path, file name) -> SHA-256; of the head's own files, or as the nodes report theirs
@@ -66,8 +66,8 @@ class Data:
         for name in options.own_files():
             if not (self._paths.root / name).is_file():
                 name = os.path.normpath(name)
-                of = ("model", "augmentation", "init_weights")
-                option = next(key for key in of if str(getattr(options, key)).startswith(name))
+                of = ("model", f"augmentation{OWN}", "augmentation", "init_weights")
+                option = next(k for k in of if str(getattr(options, k, None)).startswith(name))
                 raise InputError(f"{option}: no file {name} in the project folder")
 
     def resolve(self, options: O) -> O:

@@ -220,12 +220,13 @@ def _values_of(name: str, value: Any) -> list[Any]:
 
 def _drop_ineffective(entry: dict[str, Any], axes: Collection[str]) -> dict[str, Any]:
     """`entry` without options that have no effect in it, so that each job appears once."""
-    if "use_augmentation" in axes and entry["use_augmentation"] is False:
+    augments = entry.get(f"use_augmentation{OWN}") or entry.get("use_augmentation")
+    if "use_augmentation" in axes and augments is False:
         entry = {
             name: value
             for name, value in entry.items()
-            if name not in BaseOptions.model_fields
-            or not hashed(name).startswith("with_augmentation")
+            if (option := name.removesuffix(OWN)) not in BaseOptions.model_fields
+            or not hashed(option).startswith("with_augmentation")
         }
     defaults = {name: field.default for name, field in Options.model_fields.items()}
     entry = {

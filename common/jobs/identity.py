@@ -196,7 +196,7 @@ def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
         augmentation_off = (
             name in BaseOptions.model_fields
             and hashed(name).startswith("with_augmentation")
-            and not values["use_augmentation"]
+            and not options.augments
         )
         if (
             not shapes_result(name)
@@ -247,6 +247,11 @@ def experiment_key(
             "data": dict(data),
         }
     )
+
+
+def checkpoint_name(key: str) -> str:
+    """Names the checkpoint of a training by its key and the code that wrote it."""
+    return f"{key}-{digest(code_fingerprints(), 8)}"
 
 
 @cache

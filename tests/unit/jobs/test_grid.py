@@ -178,6 +178,44 @@ def test_a_fine_tunes_own_options_leave_the_base_models_as_they_are(data: Data) 
     assert read_back(finetunes, data) == finetunes
 
 
+def test_a_fine_tune_may_have_an_augmentation_of_its_own(data: Data) -> None:
+    """Two of one file, beside a base model that augments with another or not at all."""
+    Path("own.py").write_text("")
+    plain, _ = expand(grid({"use_augmentation": [False, True]}), "here", data)
+    own = {"augmentation": ["own.py:turn", "own.py:flip"], "use_augmentation": True}
+    parts = {"grid": {"use_augmentation": [False, True]}, "fixed": FIXED, "finetune": own}
+    bases, finetunes = expand(GridSpec.parse(parts, "here"), "here", data)
+    assert [job.id for job in bases] == [job.id for job in plain]
+    assert len({job.id for job in finetunes}) == 2 * len(plain)
+    for job in finetunes:
+        assert identity.base_hash(job.finetune) == job.needs
+        assert "./own.py" in job.finetune.own_files()
+        assert job.finetune.own_code["augmentation"][1] in ("turn", "flip")
+        assert job.finetune.own_code == job.finetune.effective().own_code
+    assert read_back(finetunes, data) == finetunes
+    assert all(job.base.own_files() == [] for job in bases)
+    Path("own.py").unlink()
+    with pytest.raises(InputError, match=r"augmentation_finetune: no file own\.py"):
+        expand(GridSpec.parse(parts, "here"), "here", data)
+
+
+def test_an_augmentation_of_a_fine_tune_that_does_not_augment_is_refused(data: Data) -> None:
+    parts = GridSpec.parse({"fixed": FIXED, "finetune": {"augmentation": "own.py:turn"}}, "here")
+    with pytest.raises(InputError, match="augmentation: is applied only with --use_augmentation"):
+        expand(parts, "here", data)
+
+
+def test_what_the_fine_tune_alone_augments_with_is_part_of_its_name(data: Data) -> None:
+    parts = {
+        "grid": {"jitter_std": [0.1, 0.2], "use_augmentation": [False]},
+        "fixed": FIXED,
+        "finetune": {"use_augmentation": True},
+    }
+    bases, finetunes = expand(GridSpec.parse(parts, "here"), "here", data)
+    assert len({job.id for job in finetunes}) == 2 * len(bases)
+    assert {job.finetune.effective().jitter_std for job in finetunes} == {0.1, 0.2}
+
+
 def read_back(jobs: list[Job], data: Data) -> list[Job]:
     Path("f.json").write_text(json.dumps([job.values for job in jobs]))
     return read_jobs(Path("f.json"), "finetune", data)
