@@ -54,6 +54,8 @@ def main() -> int:
         + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "")
         + "\n"
     )
+    if remark := result.get("remark"):
+        sys.stderr.write(remark + "\n")
     if started := read_base_metadata(Paths.here(), base_hash).get("init_weights"):
         sys.stderr.write(_not_taken(started))
     if remark := Data(Paths.here()).leakage_remark(options.data_path):

@@ -50,8 +50,9 @@ def main() -> int:
         + (f" ({result['reused']}: nothing to train)" if result.get("reused") else "")
         + "\n"
     )
-    if remark := Data(Paths.here()).leakage_remark(result["data_path"]):
-        sys.stderr.write(remark + "\n")
+    for remark in (result.get("remark"), Data(Paths.here()).leakage_remark(result["data_path"])):
+        if remark:
+            sys.stderr.write(remark + "\n")
     return 0
 
 

@@ -120,11 +120,10 @@ def _progress(said: Mapping[str, Any]) -> Json:
 
 def _done(said: Mapping[str, Any]) -> Json:
     result = said.get("result")
-    known = (
-        {key: bool(result.get(key)) for key in ("reused", "resumed")}
-        if isinstance(result, dict)
-        else {}
-    )
+    known: Json = {}
+    if isinstance(result, dict):
+        known = {key: bool(result.get(key)) for key in ("reused", "resumed")}
+        known |= {"remark": _text(result["remark"])} if result.get("remark") else {}
     return {"result": known, **_ending(said)}
 
 

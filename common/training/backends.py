@@ -79,8 +79,8 @@ class AutogradBackend:
     """PyTorch's own operators and autograd, for any module whose output is [batch] or [batch, 1].
 
     On a CPU a batch passes in pieces that stay in its caches and their gradients add up. Only
-    batches of `compiled_batch` are compiled, on a GPU replayed as CUDA graphs; the odd last batch
-    of an epoch is not worth a compilation of its own.
+    training batches of `compiled_batch` are compiled, on a GPU replayed as CUDA graphs; the odd
+    last batch of an epoch is not worth a compilation of its own.
     """
 
     def __init__(
@@ -88,14 +88,49 @@ class AutogradBackend:
     ) -> None:
         self.model, self.compiled_batch = model, compiled_batch
         self.device = next(model.parameters()).device
-        self.name = f"autograd {'compiled' if compiled_batch else 'eager'} {self.device.type}"
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self._weight = None if pos_weight == 1.0 else torch.tensor(pos_weight, device=self.device)
-        self._captured, self._forward = self._losses, model.__call__
-        if compiled_batch is not None:
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self._captured = torch.compile(self._losses, mode=mode, dynamic=False)
-            self._forward = torch.compile(model, dynamic=False)
+        self._captured = self._losses
+
+    @property
+    def name(self) -> str:
+        """As in Backend."""
+        return f"autograd {'compiled' if self.compiled_batch else 'eager'} {self.device.type}"
+
+    def compile(self, channels: int, samples: int) -> str:
+        """Compile now, on made windows, so that a checkpoint's backend is known before the first
+        epoch. Returns '' or why the network cannot be compiled: then all of it is eager.
+        """
+        if self.compiled_batch is None:
+            return ""
+        try:
+            self._try_compiled(self.compiled_batch, channels, samples)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        # The network has run: whatever this is comes from its compilation or its capture.
+        except Exception as error:  # noqa: BLE001
+            torch.compiler.reset()
+            self.compiled_batch = None
+            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return ""
+
+    def _try_compiled(self, batch: int, channels: int, samples: int) -> None:
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        x = torch.randn(batch, channels, samples, device=self.device)
+        y = (torch.arange(batch, device=self.device) % 2).float()
+        # All of the network in one piece, or nothing. A CUDA graph is made at the second call and
+        # replayed at the third.
+        self._captured = torch.compile(self._losses, mode=mode, dynamic=False, fullgraph=True)
+        for _ in range(3 if self.device.type == "cuda" else 1):
+            try:
+                self.gradient(x, y)
+            except FailOnRecompileLimitHit:  # earlier trainings of this process count
+                torch.compiler.reset()
+                self.gradient(x, y)
+        # Takes what was compiled; a compilation that fails in mid-training is eager, no error.
+        self._captured = torch.compile(self._losses, mode=mode, dynamic=False)
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """As in Backend."""
@@ -127,8 +162,7 @@ class AutogradBackend:
         """As in Backend."""
         self.model.eval()
         with torch.inference_mode():
-            forward = self._forward if len(x) == self.compiled_batch else self.model
-            logits: Tensor = forward(x).reshape(len(x))
+            logits: Tensor = self.model(x).reshape(len(x))
             return logits
 
     def evaluate(self, x: Tensor, y: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from common.training.setup import (
     network,
     number_of_parameters,
     open_splits,
+    outcome_of,
     place,
     prepare_process,
     score,
@@ -63,7 +64,8 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Publish the base model that `values` (options) describe, training it only when nothing equal
     is published.
 
-    Returns "base_model_hash", and "reused" with the reason when nothing was trained.
+    Returns "base_model_hash", and "reused" with the reason when nothing was trained, else what
+    `outcome_of` says.
 
     Raises:
         InputError: options or data. TrainingError: the training. NodeError: the GPU. OSError: the
@@ -106,8 +108,8 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             artifacts.publish_base_model(paths, base_hash, weights, metadata)
 
         task = _BaseTraining(options, base_hash, key, fingerprints)
-        resumed = _train(paths, task, progress, unchanged, publish)
-    return {"base_model_hash": base_hash, "resumed": resumed}
+        outcome = _train(paths, task, progress, unchanged, publish)
+    return {"base_model_hash": base_hash, **outcome}
 
 
 def _make_way(paths: Paths, base_hash: str, verdict: Verdict) -> None:
@@ -122,7 +124,7 @@ def _train(
     progress: Progress,
     unchanged: Callable[[], None],
     publish: Publish,
-) -> bool:
+) -> dict[str, Any]:
     options, people = task.options, task.people
     device, began = prepare_process(options), Beginning()
     learnt = Windows(open_splits(paths, options, people, identity.base_learning_splits(options)))
@@ -159,12 +161,12 @@ def _train(
             "init_weights": started_from,
             # Which of several equal hashes was trained depends on the order of jobs: that is
             # provenance.
-            "provenance": began.provenance(options, device_name(device), fitted.backend)
+            "provenance": began.provenance(options, device_name(device), fitted)
             | {"trained_as": task.base_hash},
         },
     )
     checkpoint.remove()
-    return fitted.resumed
+    return outcome_of(options, fitted)
 
 
 def _metadata(

@@ -54,6 +54,7 @@ from common.training.setup import (
     network,
     number_of_parameters,
     open_splits,
+    outcome_of,
     place,
     prepare_process,
     score,
@@ -149,7 +150,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Publish the fine-tune that `values` (options) describe, unless it is published and current.
 
     Returns "folder" (relative to the project), "data_path", and "reused" with the reason when
-    nothing was trained.
+    nothing was trained, else what `outcome_of` says.
 
     Raises:
         InputError: options, data, base model. TrainingError: the training. NodeError: the GPU.
@@ -186,8 +187,8 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         # The folder first, then the key, whose checkpoint all prefixes share: a fixed order
         # prevents deadlock.
         with artifacts.training_lock(paths, task.key):
-            resumed = _train(paths, task, progress, unchanged, publish)
-    return {**done, "resumed": resumed}
+            outcome = _train(paths, task, progress, unchanged, publish)
+    return {**done, **outcome}
 
 
 def _judge(task: _Task, folder: Path) -> Verdict:
@@ -318,7 +319,7 @@ def _sets(paths: Paths, task: _Task, channels: int | None) -> _Sets:
 
 def _train(
     paths: Paths, task: _Task, progress: Progress, unchanged: Callable[[], None], publish: Publish
-) -> bool:
+) -> dict[str, Any]:
     options = task.options
     device, began = prepare_process(options), Beginning()
     sets = _sets(paths, task, task.base.metadata["channels"] if task.base else None)
@@ -331,10 +332,10 @@ def _train(
     own = plugins.read_own(paths, options, task.fingerprints)
     if baseline:
         fitted, after = _baseline(options.mode, sets, loop.epoch_seed(seed_key, 0, "init"))
-        ran = began.provenance(options, "cpu", fitted.backend)
+        ran = began.provenance(options, "cpu", fitted)
         log = Log(f"{task.prefix}/{task.name}", progress)
         _publish(paths, task, sets, fitted, None, after, ran, own, log, publish)
-        return False
+        return outcome_of(options, fitted)
     model = network(
         options.effective(), own, sets.train.channels, loop.epoch_seed(seed_key, 0, "init")
     )
@@ -353,11 +354,11 @@ def _train(
             model, sets.train, sets.selection, chosen, progress=log.epoch, checkpoint=checkpoint
         )
         after = _score(partial(score, model), sets, "", "threshold_tuned")
-    ran = began.provenance(options, device_name(device), fitted.backend)
+    ran = began.provenance(options, device_name(device), fitted)
     size = number_of_parameters(model)
     _publish(paths, task, sets, fitted, before, after, ran, own, log, publish, size)
     checkpoint.remove()
-    return fitted.resumed
+    return outcome_of(options, fitted)
 
 
 def _baseline(mode: str, sets: _Sets, seed: int) -> tuple[loop.FitResult, _Scores]:

@@ -25,7 +25,7 @@ from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
 from common.errors import CorruptArtifact, InputError, TrainingError
 from common.training.adam import Adam
 from common.training.augment import Augment
-from common.training.backends import Backend, KernelBackend, backend_for
+from common.training.backends import AutogradBackend, Backend, KernelBackend, backend_for
 from common.training.metrics import macro_f1
 from common.training.networks import Model
 
@@ -91,7 +91,8 @@ class TrainingSettings:
 @dataclass(frozen=True)
 class FitResult:
     """state: the best weights, on the CPU. losses: {"train", "val", "val_macro_f1"}, one entry an
-    epoch, unweighted. resumed: from a checkpoint. backend: name of what computed it.
+    epoch, unweighted. resumed: from a checkpoint. backend: name of what computed it. not_compiled:
+    why not, where that was asked for.
     """
 
     state: State
@@ -102,6 +103,7 @@ class FitResult:
     stopped_by: Literal["patience", "max_epochs", "no_epochs"]
     resumed: bool
     backend: str
+    not_compiled: str = ""
 
     @property
     def course(self) -> dict[str, Any]:
@@ -249,6 +251,7 @@ class _Run:
             pos_weight=_pos_weight(settings.pos_weight, train),
             compiled_batch=settings.batch_size if settings.compiled else None,
         )
+        self.not_compiled = self._compile()
         self.augment = settings.augment
         if isinstance(settings.augment, Augment) and model.normalized:
             self.augment = settings.augment.relative_to(model.sd)
@@ -256,6 +259,19 @@ class _Run:
         self.best: State = {}
         self.stopped_by: Literal["patience", "max_epochs"] | None = None
         self.resumed = False
+
+    def _compile(self) -> str:
+        """'' or why the network cannot be compiled; leaves it as it was. A set of less than a
+        batch is not worth it.
+        """
+        train, model = self.train, self.model
+        if not isinstance(self.backend, AutogradBackend) or len(train) < self.settings.batch_size:
+            return ""
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        with _seeded(0, self.device):
+            why = self.backend.compile(train.channels, train.samples)
+        model.load_state_dict(state)
+        return why
 
     @property
     def epoch(self) -> int:
@@ -354,6 +370,7 @@ class _Run:
             self.stopped_by,
             self.resumed,
             self.backend.name,
+            self.not_compiled,
         )
 
     def _binding(self) -> str:

@@ -9,10 +9,13 @@ import sys
 import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.options import Options
 from common.paths import CODE_ROOT
+
+if TYPE_CHECKING:
+    from common.training.loop import FitResult
 
 
 def now() -> str:
@@ -56,9 +59,9 @@ class Beginning:
     def __init__(self) -> None:
         self._started, self._clock = now(), time.monotonic()
 
-    def provenance(self, options: Options, device: str, backend: str) -> dict[str, Any]:
-        """The record that goes into metadata and metrics, once the training has ended. backend:
-        what computed the gradients; with the kernel its source and the number of vector lanes.
+    def provenance(self, options: Options, device: str, fitted: FitResult) -> dict[str, Any]:
+        """The record that goes into metadata and metrics, once the training has ended. Its backend
+        is what computed the gradients; with the kernel its source and the number of vector lanes.
         """
         return {
             "versions": versions(),
@@ -71,5 +74,6 @@ class Beginning:
             "train_seconds": round(time.monotonic() - self._clock, 3),
             "threads": options.threads,
             "compile": options.compile,
-            "backend": backend,
+            "backend": fitted.backend,
+            **({"not_compiled": fitted.not_compiled} if fitted.not_compiled else {}),
         }

@@ -19,7 +19,7 @@ from common.artifacts import read_regular, sha256, write_file
 from common.data.dataset import Split, Windows, open_split
 from common.data.manifest import WindowForm, read_manifest
 from common.errors import CorruptArtifact, NodeError
-from common.jobs.identity import code_fingerprints, digest
+from common.jobs.identity import checkpoint_name
 from common.options import Options
 from common.paths import Paths
 from common.training import loop, plugins
@@ -131,6 +131,16 @@ def loop_settings(
     return loop.TrainingSettings(**values | changes)
 
 
+def outcome_of(options: Options, fitted: loop.FitResult) -> dict[str, Any]:
+    """What a training tells its caller beside its result: "resumed", and "remark" where it did not
+    run as it was asked to.
+    """
+    if not fitted.not_compiled:
+        return {"resumed": fitted.resumed}
+    remark = f"{options.model} cannot be compiled ({fitted.not_compiled}): it is trained eagerly"
+    return {"resumed": fitted.resumed, "remark": remark}
+
+
 def network(options: Options, own: Own, channels: int, seed: int) -> Model:
     """The network that the options name. Raises InputError."""
     if own.model is not None:
@@ -223,7 +233,7 @@ class CheckpointFile:
         self, paths: Paths, key: str, unchanged: Callable[[], None] = lambda: None
     ) -> None:
         self._unchanged = unchanged
-        self._path = paths.checkpoint(f"{key}-{digest(code_fingerprints(), 8)}")
+        self._path = paths.checkpoint(checkpoint_name(key))
 
     def load(self) -> bytes | None:
         """The checkpoint's bytes, or None when there is none or a damaged one."""

@@ -187,6 +187,7 @@ class _Attempt:
             result = outcome.get("result") or {}
             whole = not result.get("reused") and not result.get("resumed")
             seconds = outcome["seconds"] if whole else None
+            told = {"remark": result["remark"]} if result.get("remark") else {}
             self._journal.event(
                 "done",
                 job=job.id,
@@ -194,6 +195,7 @@ class _Attempt:
                 kind=kind(job),
                 seconds=seconds,
                 work=Estimates(self._paths, ()).work(job),
+                **told,
             )
         self._task.settled.append(job.id)
 

@@ -71,7 +71,7 @@ class Watch:
         self._nodes: dict[Place, str] = {}
         self._arrays: dict[tuple[str, str], str] = {}
         self._gone: Counter[Place] = Counter()  # how often squeue has shown a task as ended
-        self._reasons: set[str] = set()
+        self._reported: set[str] = set()  # lines that are said once
         self._accounting = True
         self._asked = -ASK_SECONDS
         self._began = time.monotonic()
@@ -146,6 +146,7 @@ class Watch:
             case "failed":
                 self._failed(job, str(event.get("error")), str(event.get("log", "")))
             case "done":
+                self._report_once(str(event.get("remark", "")))
                 refused = self._results.accept(job, self._paths) if job.kind != "script" else ""
                 if refused:
                     self._failed(job, refused, "", record=True)
@@ -203,9 +204,13 @@ class Watch:
         """Say once why Slurm starts no task, where it is for an unusual reason."""
         if task.state != "PENDING" or task.place not in self._by_place:
             return
-        if task.reason not in USUAL_REASONS | self._reasons:
-            self._reasons.add(task.reason)
-            self._say(f"Slurm holds tasks back: {task.reason}")
+        if task.reason not in USUAL_REASONS:
+            self._report_once(f"Slurm holds tasks back: {task.reason}")
+
+    def _report_once(self, line: str) -> None:
+        if line and line not in self._reported:
+            self._reported.add(line)
+            self._say(line)
 
     def _ended(self, place: Place, task: QueuedTask | None) -> None:
         """A task ended without an event about some of its jobs."""

@@ -262,8 +262,32 @@ def test_the_compiled_interface_takes_the_place_of_the_eager_one(sets, monkeypat
     )
     one = loop.fit(network(), *sets, change(compiled=True))
     other = loop.fit(network(), *sets, SETTINGS)
-    assert len(compiled) == 2
+    # first in one piece or not at all, then as it was compiled
+    assert [options.get("fullgraph") for options in compiled] == [True, None]
     assert loop.serialize(one.state) == loop.serialize(other.state)
+    assert (one.backend, one.not_compiled) == ("autograd compiled cpu", "")
+
+
+def test_what_cannot_be_compiled_is_trained_eagerly_and_says_why(sets, monkeypatch):
+    without_kernel(monkeypatch)
+
+    def broken(function, **options):
+        def fail(*arguments):
+            function(*arguments)  # it may have come as far as that
+            raise RuntimeError("no such operator\nand what it was about")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    kept, asked = Kept(), change(compiled=True, checkpoint_seconds=0.0)
+    one = loop.fit(network(), *sets, asked, checkpoint=kept)
+    other = loop.fit(network(), *sets, SETTINGS)
+    assert loop.serialize(one.state) == loop.serialize(other.state)
+    assert (one.backend, one.not_compiled) == (
+        "autograd eager cpu",
+        "RuntimeError: no such operator",
+    )
+    assert loop.fit(network(), *sets, asked, checkpoint=Kept(kept.saved[0])).resumed
 
 
 def test_serialised_weights_come_back_and_damaged_ones_are_refused():
