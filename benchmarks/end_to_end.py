@@ -29,13 +29,13 @@ MODES = {"full": "full_fine_tuning", "target": "target_only_fine_tuning"}
 EPOCHS = 100  # at most 10 would let start-up decide
 
 
-def ours(project: Path) -> float:
+def ours(project: Path, *flags: str) -> float:
     """Seconds from the two commands to the last result."""
     for name in ("base_models", "experiments", "runs"):
         subprocess.run(["rm", "-rf", str(project / name)], check=True)
     began = time.perf_counter()
     call(project, "generate_jobs.py", "--grid", "grid.json", "--folds", *map(str, range(FOLDS)))
-    call(project, "run_two_phase_distributed.py")
+    call(project, "run_two_phase_distributed.py", *flags)
     return time.perf_counter() - began
 
 
@@ -93,7 +93,7 @@ def plain(project: Path, people: list[str]) -> float:
 
 
 def measure(repeats: int) -> list[Row]:
-    """The one row."""
+    """The grid against the same by hand, and with --tensorboard against without."""
     with tempfile.TemporaryDirectory() as temporary:
         project = Path(temporary)
         (project / "cluster_config.json").write_text(
@@ -114,17 +114,19 @@ def measure(repeats: int) -> list[Row]:
         people = list(
             json.loads((project / "data" / "watch" / "dataset.json").read_text())["participants"]
         )
-        ratios = []
+        ratios, curves = [], []
         for _ in range(repeats):
-            by_hand = plain(project, people)
-            ratios.append(by_hand / ours(project))
+            by_hand, whole = plain(project, people), ours(project)
+            ratios.append(by_hand / whole)
+            curves.append(ours(project, "--tensorboard") / whole)
     return [
         Row.of(
             f"end to end: {FOLDS} folds, {len(MODES)} modes, {len(FRACTIONS)} fractions, {EPOCHS}"
             " epochs: by hand / ours",
             ratios,
             10,
-        )
+        ),
+        Row.of("the same grid: with --tensorboard / without", curves, 1.02, at_most=True),
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import FIXED, TWO_PHASE, Project, opened
 from tests.conftest import ROOT
+from tests.scripts.curves import check_curves
 
 pytestmark = pytest.mark.root
 NETWORKS = [f"examples/networks.py:{name}" for name in ("ResNet", "GRU", "Transformer")]
@@ -44,7 +45,8 @@ def test_each_example_network_over_two_nodes_is_byte_identical_to_local(
         local.run(TWO_PHASE)
         prepare(project)
         project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config))
-        project.run(TWO_PHASE)
+        project.run(TWO_PHASE, "--tensorboard")
+        assert check_curves(project.folder) == 18
         assert {event["node"] for event in project.found(event="done")} == {"h1", "h2"}
         assert project.results() == local.results()
         assert sum(name.endswith("/model.py") for name in project.results()) == 12

@@ -14,6 +14,7 @@ import pytest
 from common.cluster.slurm.queue import name_prefix
 from common.paths import Paths
 from tests.conftest import failed_in_one_line, wait_until
+from tests.scripts.curves import check_curves
 from tests.scripts.made import DOCUMENTED_PEOPLE, write_data
 from tests.scripts.projects import QUICK, Project, made
 from tests.slurm.cluster import SlurmCluster
@@ -167,6 +168,7 @@ def test_in_two_literal_phases_no_fine_tune_starts_early_and_under_nohup_a_hangu
         }
     )
     argv = ["nohup", *slurm_project.command(TWO_PHASES, "--wait-for-all-bases")]
+    argv.append("--tensorboard")
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(
         argv, cwd=slurm_project.folder, env=slurm_project.environment, **quiet
@@ -183,6 +185,7 @@ def test_in_two_literal_phases_no_fine_tune_starts_early_and_under_nohup_a_hangu
     assert min(
         event["time"] for event in events(slurm_project, "started") if "/" in event["job"]
     ) > max(trained)
+    assert check_curves(slurm_project.folder) == 6
 
 
 @pytest.mark.parametrize(
