@@ -10,7 +10,9 @@ Out:  {"waiting": {"holder": owner, "since": time}}: another project fills the s
       {"yields": true}, also as a part of done and failed: the slot is given up to a project that
       waits for it, and this worker ends
 
-With --measure the hello says how fast the slot is: "speed", bytes of windows per second.
+With --measure SECONDS the worker gets ready to train before it says hello: what only its first job
+would pay for is no part of that job. Above 0 the hello says how fast the slot is: "speed", bytes of
+windows per second, measured for so long.
 
 The protocol has a duplicate of standard output to itself, after a marker line; the real standard
 output and standard error point to the slot's log: prints do not disturb it. A worker that hears
@@ -49,7 +51,7 @@ from common.training.stopping import Stopped, stopping
 
 LOG_TAIL = 16_384
 PROGRESS_SECONDS = 1.0
-MEASURE_SECONDS = 60.0  # at most, for importing torch, building the kernel and measuring
+READY_SECONDS = 60.0  # at most, for importing torch, building the kernel and measuring
 Message = dict[str, Any]
 
 
@@ -353,9 +355,10 @@ def _import(path: Path) -> Any:
     return module
 
 
-def _measured(device: str) -> dict[str, float]:
-    """The speed of the slot, for the hello; empty where it cannot be measured or takes too long: a
-    busy node must not miss its hello, and a job will report what does not work here.
+def _ready(device: str, seconds: float) -> dict[str, float]:
+    """Get ready to train. Returns the speed of the slot, for the hello; empty where it is not asked
+    for, cannot be measured or takes too long: a busy node must not miss its hello, and a job will
+    report what does not work here.
     """
     found: dict[str, float] = {}
 
@@ -363,13 +366,14 @@ def _measured(device: str) -> dict[str, float]:
         try:
             from common.training.setup import measured_speed
 
-            found["speed"] = measured_speed(device)
+            speed = measured_speed(device, seconds)
+            found.update({"speed": speed} if seconds else {})
         except Exception:  # noqa: BLE001
             traceback.print_exc()
 
     thread = threading.Thread(target=measure, name="measure", daemon=True)
     thread.start()
-    thread.join(MEASURE_SECONDS)
+    thread.join(READY_SECONDS)
     return dict(found)
 
 
@@ -382,7 +386,7 @@ def main() -> None:
     flags.add_argument("--turn", type=float, default=60.0)
     flags.add_argument("--beat", type=float, default=5.0)
     flags.add_argument("--silence", type=float, default=60.0)
-    flags.add_argument("--measure", action="store_true")
+    flags.add_argument("--measure", type=float, metavar="SECONDS")
     args = flags.parse_args()
     code = Path(__file__).resolve().parents[3]
     head = Head(args.marker, args.beat, args.silence)
@@ -408,7 +412,8 @@ def main() -> None:
         faulthandler.enable(log)
         hello = {"pid": os.getpid(), "host": platform.node(), "log": str(log_path)}
         hello |= {"slot": args.slot, "lock": str(slot.path)}
-        head.send({"hello": hello | (_measured(args.device) if args.measure else {})})
+        ready = {} if args.measure is None else _ready(args.device, args.measure)
+        head.send({"hello": hello | ready})
         Worker(head, code, args.device, log).serve(head, slot)
 
 

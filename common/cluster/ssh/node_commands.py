@@ -181,7 +181,7 @@ def worker_argv(
     marker: str,
     *,
     wait: bool,
-    measure: bool,
+    measure: float | None,
 ) -> list[str]:
     """The command of a worker. It sees its own GPU only."""
     code = (
@@ -212,5 +212,5 @@ def worker_argv(
         "common.cluster.on_node.worker",
         *(f"--{name}={value}" for name, value in flags.items()),
         *(() if wait else ("--no-wait",)),
-        *(("--measure",) if measure else ()),
+        *(() if measure is None else (f"--measure={measure}",)),
     ]

@@ -25,7 +25,9 @@ class Needs:
     trusted: bool = False  # --skip-sync: no base model is sent before it is missed
     # SHA-256 of what the head has beside the data: dataset.json, lists of windows
     beside: dict[File, str] = field(default_factory=dict)
-    measure: bool = False  # workers measure the speed of their slot before they say hello
+    # None for a user's own script; else workers get ready to train before they say hello, and
+    # measure the speed of their slot for so many seconds
+    measure: float | None = None
 
     @property
     def files(self) -> dict[File, str | None]:

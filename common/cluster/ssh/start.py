@@ -9,7 +9,7 @@ from types import FrameType
 
 from common.cluster.config import ClusterConfig, Server
 from common.cluster.estimates import Estimates
-from common.cluster.journal import Journal, new_run_id, past_events
+from common.cluster.journal import Journal, past_events
 from common.cluster.request import Prepared, Request, make_room, signals
 from common.cluster.results import Results
 from common.cluster.scheduler.scheduler import Scheduler
@@ -25,6 +25,7 @@ from common.errors import InputError, ProjectError
 from common.jobs.inputs import File, all_data_files, found_beside, path_of
 from common.paths import Paths
 
+MEASURE_SECONDS = 0.3
 check, setup, clean = check_nodes, setup_nodes, clean_nodes
 
 
@@ -36,7 +37,7 @@ def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcom
     blocked = sorted(prepared.made.missing_base)
     if not work.bases and not work.others:
         return Outcome(blocked=blocked)
-    journal = Journal(paths, new_run_id())
+    journal = Journal(paths, request.run_id)
     past = list(past_events(paths))
     # Only after an earlier run can nodes have results to report: a first run does not wait for the
     # slowest to answer.
@@ -78,8 +79,13 @@ def _needs(request: Request, prepared: Prepared) -> Needs:
         wait=request.wait_for_slots,
         trusted=not request.sync,
         beside=found_beside(request.paths, jobs) if any(data.values()) else {},
-        measure=len(request.config.servers) > 1 and all(job.kind != "script" for job in jobs),
+        measure=None if request.script is not None else _measuring(request.config),
     )
+
+
+def _measuring(config: ClusterConfig) -> float:
+    """Seconds: a single node is compared with no other."""
+    return MEASURE_SECONDS if len(config.servers) > 1 else 0.0
 
 
 def _limits(request: Request) -> Limits:

@@ -146,13 +146,18 @@ def worker(folder: Path) -> Iterator[Worker]:
     made.stdout.close()
 
 
-def test_a_worker_measures_the_speed_of_its_slot_where_it_is_asked_to(folder: Path) -> None:
-    for flags in ((), ("--measure",)):
+def test_a_worker_is_ready_before_its_hello_and_measures_its_slot_where_it_is_asked_to(
+    folder: Path,
+) -> None:
+    """The first job must not look longer than it is."""
+    for flags, is_ready in (((), False), (("--measure=0",), True), (("--measure=0.05",), True)):
         made = Worker(folder, "me", *flags)
+        loaded = "libtorch" in Path(f"/proc/{made.process.pid}/maps").read_text()
         made.stdin.close()
         made.process.wait(30)
         made.stdout.close()
-        assert ("speed" in made.hello) == bool(flags)
+        assert loaded == is_ready
+        assert ("speed" in made.hello) == (flags == ("--measure=0.05",))
         assert made.hello.get("speed", 1) > 0
 
 
