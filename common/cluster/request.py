@@ -20,7 +20,7 @@ from types import FrameType
 from common import artifacts
 from common.cli import number_of
 from common.cluster.config import ClusterConfig
-from common.cluster.journal import last_failures
+from common.cluster.journal import last_failures, new_run_id
 from common.cluster.results import Results
 from common.cluster.work import Outcome, Work
 from common.data.data_sets import Data, DataSha256
@@ -28,7 +28,7 @@ from common.errors import BaseModelNotFound, Conflict, InputError
 from common.jobs import identity
 from common.jobs.inputs import File, all_data_files, own_files
 from common.jobs.job_files import KINDS, Job
-from common.jobs.plan import Plan, code_notice, counted, plan
+from common.jobs.plan import Plan, code_notice, counted, plan, reasons
 from common.jobs.verdicts import State, make_way
 from common.paths import Paths
 
@@ -53,6 +53,7 @@ class Request:
     retrain: bool = False
     only: str | None = None
     max_retries: int = 2
+    run_id: str = field(default_factory=new_run_id)
 
 
 @dataclass
@@ -122,7 +123,9 @@ def without_their_base(request: Request, outcome: Outcome) -> Request | None:
     ]
     needed = {job.needs for job in others}
     bases = [job for job in request.bases if job.id in needed]
-    return replace(request, bases=bases, others=others, only=None) if bases else None
+    if not bases:
+        return None
+    return replace(request, bases=bases, others=others, only=None, run_id=new_run_id())
 
 
 def _data_sha256(
@@ -209,16 +212,15 @@ def describe(prepared: Prepared, *, verbose: bool = False) -> list[str]:
             f"blocked: {number_of(len(made.missing_base), 'fine-tune')}:"
             f" {made.finetunes[next(iter(made.missing_base))].reason}"
         )
-    lines += [
-        v.reason
-        for v in (*made.bases.values(), *made.finetunes.values())
-        if v.state in (State.STALE, State.DAMAGED)
-    ]
+    lines += reasons(made)
     lines += [notice] if (notice := code_notice(made)) else []
     if verbose:
-        lines += [f"would train {job.id}" + _with(work, job) for job in work.bases] + [
-            f"would run {job.id}" for job in work.others
+        goes_on = dict.fromkeys(made.begun, ", going on from its checkpoint")
+        lines += [
+            f"would train {job.id}{goes_on.get(job.id, '')}" + _with(work, job)
+            for job in work.bases
         ]
+        lines += [f"would run {job.id}{goes_on.get(job.id, '')}" for job in work.others]
         lines += [
             f"is there: {job}"
             for job, v in (*made.bases.items(), *made.finetunes.items())
@@ -258,7 +260,7 @@ def lock_data(request: Request) -> Iterator[None]:
     """Keep data from being prepared again while the request runs. Raises Conflict while they are
     being prepared.
     """
-    owner = f"a run, process {os.getpid()} on {platform.node()}"
+    owner = f"run {request.run_id} (process {os.getpid()} on {platform.node()})"
     folders = {file[0] for file in all_data_files((*request.bases, *request.others))}
     with contextlib.ExitStack() as held:
         for folder in folders:

@@ -20,8 +20,7 @@ from common.errors import InputError
 from common.jobs import identity
 from common.jobs.grid import DOCUMENTED_GRID, GridSpec, expand, read_grid
 from common.jobs.job_files import Job, base_entries, write_jobs
-from common.jobs.plan import Plan, code_notice, counted, plan
-from common.jobs.verdicts import State
+from common.jobs.plan import Plan, code_notice, counted, plan, reasons
 from common.options import FinetuneOptions
 from common.paths import BASE_JOBS, FINETUNE_JOBS, Paths, experiment_name
 from common.validation import read_json
@@ -218,14 +217,10 @@ def _sizes(
 
 
 def _reasons(made: Plan) -> Iterable[str]:
-    reasons = [
-        verdict.reason
-        for verdict in (*made.bases.values(), *made.finetunes.values())
-        if verdict.state in (State.STALE, State.DAMAGED, State.CONFLICT)
-    ]
-    yield from reasons[:MAX_REASONS]
-    if len(reasons) > MAX_REASONS:
-        yield f"... and {len(reasons) - MAX_REASONS:,} more"
+    lines = reasons(made)
+    yield from lines[:MAX_REASONS]
+    if len(lines) > MAX_REASONS:
+        yield f"... and {len(lines) - MAX_REASONS:,} more"
     if notice := code_notice(made):
         yield notice
 

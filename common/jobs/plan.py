@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.artifacts import read_base_metadata
+from common.cli import few, number_of
 from common.data.data_sets import DataSha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.jobs import identity
@@ -23,6 +24,7 @@ from common.jobs.verdicts import (
     judge_waiting,
     published_trainings,
     stale_base,
+    stale_verdict,
 )
 from common.paths import Paths
 
@@ -43,6 +45,8 @@ class Plan:
     # fine-tune -> hash of its base model, which is missing or stale and not among the base jobs
     missing_base: dict[str, str] = field(default_factory=dict)
     unseen: str | None = None  # why the data could not be read
+    # jobs of which a training that was cut short left a checkpoint here
+    begun: set[str] = field(default_factory=set)
 
     def trainings(self) -> int:
         """Distinct trainings among the base jobs."""
@@ -85,11 +89,9 @@ def _judge_base_job(
     made.keys[job.id] = key
     verdict = judge_base(paths, job.id, key, data)
     if retrain and verdict.other_code:
-        verdict = Verdict(
-            State.STALE,
-            f"base model {job.id} was trained by other code ({', '.join(verdict.other_code)})",
-        )
+        verdict = stale_verdict(f"base model {job.id}", _other_code(verdict))
     made.bases[job.id] = verdict
+    _note_begun(made, paths, job, verdict, key)
     if verdict.state is not State.DONE and not retrain and key in trainings:
         made.copies[job.id] = trainings[key]
 
@@ -129,10 +131,35 @@ def _judge_finetune_job(
         return
     verdict = judge_experiment(paths.experiments / job.id, job.finetune, weights, data)
     if retrain and verdict.other_code:
-        verdict = Verdict(
-            State.STALE, f"{job.id} was trained by other code ({', '.join(verdict.other_code)})"
-        )
+        verdict = stale_verdict(job.id, _other_code(verdict))
     made.finetunes[job.id] = verdict
+    key = identity.experiment_key(job.finetune, weights, data)
+    _note_begun(made, paths, job, verdict, key)
+
+
+def _other_code(verdict: Verdict) -> str:
+    return f"trained by other code ({', '.join(verdict.other_code)})"
+
+
+def _note_begun(made: Plan, paths: Paths, job: Job, verdict: Verdict, key: str) -> None:
+    if verdict.state is not State.DONE and paths.checkpoint(identity.checkpoint_name(key)).exists():
+        made.begun.add(job.id)
+
+
+def reasons(made: Plan) -> list[str]:
+    """Why results have to be made anew: a line for each cause, with a few of those that have it."""
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for kind, verdicts in (("base model", made.bases), ("experiment", made.finetunes)):
+        for job, verdict in verdicts.items():
+            if verdict.state in (State.STALE, State.DAMAGED, State.CONFLICT):
+                cause = verdict.cause or verdict.reason
+                alike.setdefault((kind, cause), []).append((job, verdict.reason))
+    return [
+        found[0][1]
+        if len(found) == 1
+        else f"{number_of(len(found), kind)} are stale: {cause}: {few(job for job, _ in found)}"
+        for (kind, cause), found in alike.items()
+    ]
 
 
 def counted(verdicts: dict[str, Verdict]) -> str:

@@ -39,11 +39,12 @@ class State(Enum):
 @dataclass(frozen=True)
 class Verdict:
     """A state and its reason; for a current result also the SHA-256 of its weights, and the code
-    files that differed when it was made.
+    files that differed when it was made. cause: of the reason, what others may have in common.
     """
 
     state: State
     reason: str = ""
+    cause: str = ""
     weights_sha256: str | None = None
     other_code: tuple[str, ...] = ()
 
@@ -111,9 +112,8 @@ def judge_base(paths: Paths, base_hash: str, key: str, data: dict[str, str]) -> 
 def judge_base_model(model: artifacts.BaseModel, key: str, data: dict[str, str]) -> Verdict:
     """The same for a base model that is open."""
     if model.metadata.get("training_key") != key:
-        return Verdict(
-            State.STALE, _stale(model.hash, changed(model.metadata.get("data_fingerprints"), data))
-        )
+        cause = _stale(changed(model.metadata.get("data_fingerprints"), data))
+        return stale_verdict(f"base model {model.hash}", cause)
     return Verdict(
         State.DONE,
         weights_sha256=model.metadata["weights_sha256"],
@@ -121,11 +121,16 @@ def judge_base_model(model: artifacts.BaseModel, key: str, data: dict[str, str])
     )
 
 
-def _stale(base_hash: object, files: list[str]) -> str:
+def stale_verdict(name: object, cause: str) -> Verdict:
+    """Published, but it has to be made anew."""
+    return Verdict(State.STALE, f"{name} is stale: {cause}", cause)
+
+
+def _stale(files: list[str]) -> str:
     """Names the files. Few expect that base training reads test files."""
     only_test = files and all(name.endswith(split_file("", "test")) for name in files)
     why = f"; its early stopping reads {few(files)}" if only_test else ""
-    return f"base model {base_hash} is stale: data changed ({few(files)}{why})"
+    return f"data changed ({few(files)}{why})"
 
 
 def stale_base(
@@ -143,9 +148,8 @@ def stale_base(
             if (paths.data(folder) / file).exists():
                 now[name] = "not what dataset.json describes"
     files = changed(recorded, now)
-    return (
-        f"{_stale(metadata['base_model_hash'], files)}: run base training again" if files else None
-    )
+    name = f"base model {metadata['base_model_hash']}"
+    return f"{name} is stale: {_stale(files)}: run base training again" if files else None
 
 
 def published_trainings(paths: Paths) -> dict[str, str]:
@@ -190,11 +194,9 @@ def judge_opened(
     if conflict := _conflict(folder, config, options):
         return conflict
     if config.get("base_weights_sha256") != base_weights_sha256:
-        return Verdict(State.STALE, f"{folder} is stale: its base model changed")
-    return Verdict(
-        State.STALE,
-        f"{folder} is stale: data changed ({few(changed(config.get('data_fingerprints'), data))})",
-    )
+        return stale_verdict(folder, "its base model changed")
+    files = changed(config.get("data_fingerprints"), data)
+    return stale_verdict(folder, f"data changed ({few(files)})")
 
 
 def judge_waiting(folder: Path, options: FinetuneOptions, base: Verdict) -> Verdict:

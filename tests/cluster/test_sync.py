@@ -374,8 +374,9 @@ def test_data_that_are_prepared_again_end_the_run_at_once_and_blame_nobody(
         run = project.start(TWO_PHASE)
         project.wait_epoch(where)
         paths = Paths(project.folder)
+        run_id = next(paths.runs.iterdir()).name
         with (
-            pytest.raises(Conflict, match="data/tiny: is used by a run, process"),
+            pytest.raises(Conflict, match=f"data/tiny: is used by run {run_id} "),
             hold_data(paths, "data/tiny"),
         ):
             pass

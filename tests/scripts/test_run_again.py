@@ -104,7 +104,8 @@ def test_changed_data_run_again_exactly_what_read_them(project: Project) -> None
     assert "data changed (cyd_test.pt, cyd_train.pt, cyd_val.pt)" in listed
     ran, said = newly_run(project)
     assert (bases(ran), targets(ran)) == (0, ["cyd", "cyd"])
-    assert "is stale: data changed (cyd_test.pt, cyd_train.pt, cyd_val.pt)" in said
+    changed = "data changed (cyd_test.pt, cyd_train.pt, cyd_val.pt)"
+    assert f"2 experiments are stale: {changed}: " in said
     assert len(list((project.folder / "superseded/experiments").glob("*/*"))) == 2
 
     write_person(project.folder / "data/made", "bob", seed=1)

@@ -12,7 +12,7 @@ from types import FrameType
 
 from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.estimates import Estimates
-from common.cluster.journal import Journal, new_run_id, past_events
+from common.cluster.journal import Journal, past_events
 from common.cluster.request import Prepared, Request, make_room, signals
 from common.cluster.results import Results
 from common.cluster.slurm.arrays import BaseTask, TaskArray, lay_out
@@ -73,7 +73,7 @@ def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcom
     arrays = lay_out(new, submitted.bases, array_size(), settings.jobs_per_task)
     leaving = _Leaving(say)
     with signals(leaving.on_signal):
-        run_id = new_run_id() if arrays or not submitted.runs else max(submitted.runs)
+        run_id = request.run_id if arrays or not submitted.runs else max(submitted.runs)
         earlier = sorted(
             {submitted.bases[b.id].array for b in work.bases if b.id in submitted.bases}
         )

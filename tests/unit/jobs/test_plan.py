@@ -13,7 +13,7 @@ from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs import identity
 from common.jobs.job_files import Job, base_job, finetune_job
-from common.jobs.plan import Plan, code_notice, counted, plan
+from common.jobs.plan import Plan, code_notice, counted, plan, reasons
 from common.jobs.verdicts import State, Verdict
 from common.paths import Paths
 
@@ -141,10 +141,34 @@ def test_changed_data_make_stale_exactly_what_read_them(world: World) -> None:
     assert states(made.bases, State.STALE) == [world.bases[0].id]
     assert states(made.finetunes, State.STALE) == ["bob", "bob"]
     assert {job.rpartition("_")[2] for job in made.waiting} == {"ann"}
-    reasons = [verdict.reason for verdict in made.bases.values() if verdict.state is State.STALE]
-    assert reasons == [f"base model {world.bases[0].id} is stale: data changed (bob_val.pt)"]
+    stale = [verdict.reason for verdict in made.bases.values() if verdict.state is State.STALE]
+    assert stale == [f"base model {world.bases[0].id} is stale: data changed (bob_val.pt)"]
     assert states(made.finetunes, State.STALE_BASE) == ["ann", "ann"]
     assert counted(made.finetunes) == "4 done, 2 stale, 2 stale (their base)"
+
+
+def test_what_is_stale_for_one_cause_is_one_line_with_a_few_names(world: World) -> None:
+    world.publish_all()
+    world.content = {"cyd_test.pt": "another", "bob_val.pt": "another"}
+    made = world.plan()
+    mine = {name: [job.id for job in world.finetunes if name in job.id] for name in ("bob", "cyd")}
+    assert reasons(made) == [
+        made.bases[world.bases[0].id].reason,
+        f"2 experiments are stale: data changed (bob_val.pt): {', '.join(mine['bob'])}",
+        f"2 experiments are stale: data changed (cyd_test.pt): {', '.join(mine['cyd'])}",
+    ]
+
+
+def test_a_checkpoint_of_a_training_that_is_to_run_is_seen(world: World) -> None:
+    world.publish_all()
+    world.content = {"bob_val.pt": "another"}
+    key = world.plan().keys[world.bases[0].id]
+    checkpoint = world.paths.checkpoint(identity.checkpoint_name(str(key)))
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    assert world.plan().begun == {world.bases[0].id}
+    world.content = {}
+    assert world.plan().begun == set()
 
 
 def test_a_changed_test_file_of_a_base_participant_says_what_reads_it(world: World) -> None:
