@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common.cli import Parser, one_line, run_script
+from common.cli import Parser, number_of, one_line, run_script
 
 
 def arguments(argv: list[str] | None = None) -> tuple[Parser, list[str]]:
@@ -90,11 +90,15 @@ def main() -> int:
         sys.stderr.write(
             f"left out: {len(summary.skipped) - 20} more, named at the end of the page\n"
         )
+    for line in summary.remarks:
+        sys.stderr.write(f"{one_line(line)}\n")
     print(one_line(summary.headline))
     missing = (
-        f", {summary.missing} planned ones have no result (missing.csv)" if summary.missing else ""
+        f", {number_of(summary.missing, 'planned one')} without a result (missing.csv)"
+        if summary.missing
+        else ""
     )
-    print(f"{summary.experiments} experiments{missing}")
+    print(f"{number_of(summary.experiments, 'experiment')}{missing}")
     print(f"report: {one_line(summary.page)}")
     return 0
 

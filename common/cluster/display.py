@@ -48,7 +48,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         if ended
         else "its orchestrator was killed: run the same command again"
         if is_dead
-        else "running"
+        else ("stopping: running jobs finish" if status.get("stopping") else "running")
         if age < 15
         else f"no news for {time_span(age)}: {unwatched}"
     )

@@ -131,7 +131,9 @@ class Preparation(BaseModel):
         False, description="replace a data folder that was made with other settings"
     )
     force: bool = Field(
-        False, description="replace it also while a run uses it; that run cannot go on"
+        False,
+        description="replace it also while a run uses it, which then ends unless the files that it"
+        " reads stay the same",
     )
 
     @model_validator(mode="after")

@@ -122,10 +122,15 @@ def up_to_date(options: Preparation, source: SessionSource, target: Path, fold: 
         for name, digest in manifest.files.items()
         if not (target / name).is_file() or file_sha256(target / name) != digest
     ]
-    different = _differences(manifest.source, options.settings(), source.sha256())
+    different = _differences(manifest.source, options.settings())
     if manifest.split.get("fold", 1) != fold:
         different.append(f"fold {manifest.split.get('fold', 1)}, now {fold}")
-    if not different and not damaged:
+    whys = [f"was made with other settings ({', '.join(different)})"] if different else []
+    if manifest.source.get("sha256") != source.sha256():
+        whys.append("its recordings have changed since it was made")
+    elif damaged:
+        whys.append(f"is damaged ({damaged[0]} is not what was written)")
+    if not whys:
         return not (options.overwrite and by_earlier_version(manifest))
     if strangers:
         raise Conflict(
@@ -133,13 +138,9 @@ def up_to_date(options: Preparation, source: SessionSource, target: Path, fold: 
             " replaced; choose another --data_path"
         )
     if not options.overwrite:
-        what = (
-            f"was made with other settings ({', '.join(different)})"
-            if different
-            else f"is damaged ({damaged[0]} is not what was written)"
-        )
         raise Conflict(
-            f"{target}: {what}; choose another --data_path, or add --overwrite to make it again"
+            f"{target}: {' and '.join(whys)}; choose another --data_path, or add --overwrite to"
+            " make it again"
         )
     return False
 
@@ -164,16 +165,15 @@ def _manifest(target: Path) -> Manifest:
     return manifest
 
 
-def _differences(made_from: dict[str, Any], now: dict[str, Any], sha256: str) -> list[str]:
+def _differences(made_from: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Settings that differ; one that an earlier version did not know had its default."""
     defaults = {name: field.default for name, field in Preparation.model_fields.items()}
     before = defaults | made_from.get("settings", {})
-    names = [
+    return [
         f"{name} {before.get(name)!r}, now {now[name]!r}"
         for name in sorted(now)
         if before.get(name) != now[name]
     ]
-    return names + (["the recordings have changed"] if made_from.get("sha256") != sha256 else [])
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def hold_data(paths: Paths, data_path: str, *, force: bool = False) -> Iterator[
         owner=f"prepare_data.py, process {os.getpid()}",
         refusal=lambda holder: (
             f"{data_path}: is used by {holder}; wait for it to end, or replace the data all the"
-            " same with --force (that run then cannot go on)"
+            " same with --force (that run then ends, unless the files that it reads stay the same)"
         ),
     )
     with ExitStack() as held:

@@ -19,6 +19,7 @@ from common.report.conditions import BASE
 from common.report.figures import draw_grid
 from common.report.folds import pool_folds
 from common.report.grids import Grid, chosen_metric, filter_rows, split_grids
+from common.report.methods import absent_data
 from common.report.missing import MISSING_COLUMNS, mark_stale, missing_cells
 from common.report.page import render
 from common.report.predictions import EventRules
@@ -37,6 +38,7 @@ class Summary:
     experiments: int
     missing: int
     skipped: list[str]
+    remarks: list[str]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def build_report(request: ReportRequest) -> Summary:
         len(collection.table),
         len(missing),
         [f"{skip.folder}: {skip.reason}" for skip in collection.skipped],
+        absent_data(collection),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.cli import few
+from common.cli import few, number_of
 from common.data.manifest import Manifest, listed_windows
 from common.data.windowing import covered_hours
 from common.fonts import missing_signs_warning
@@ -102,6 +102,17 @@ def data_sets(collection: Collection) -> list[Json]:
             ]
             lines.append({"name": name, "about": about, "people": people})
     return lines
+
+
+def absent_data(collection: Collection) -> list[str]:
+    """A line for each data set whose folder is not where it was."""
+    return [
+        f"{_data_name(collection, project, data_path)} is not here (moved?): that none of its"
+        " results is stale cannot be said, and there are no event scores."
+        for project in collection.projects
+        for data_path in sorted(project.manifests)
+        if not project.paths.data(data_path).is_dir()
+    ]
 
 
 def _data_name(collection: Collection, project: Project, data_path: str) -> str:
@@ -276,30 +287,35 @@ def _mixed(table: pd.DataFrame) -> list[str]:
     return found
 
 
+def _are(count: int, thing: str) -> str:
+    return f"{number_of(count, thing)} {'is' if count == 1 else 'are'}"
+
+
 def _set_aside(collection: Collection, missing: list[Json]) -> list[str]:
-    table, found = collection.table, []
+    table, found = collection.table, absent_data(collection)
     stale = table[table["stale"].notna()]
     if len(stale):
         found.append(
-            f"{len(stale)} stale experiments are left out of all numbers:"
+            f"{_are(len(stale), 'stale experiment')} left out of all numbers:"
             f" {few((f'{row.folder} ({row.stale})' for row in stale.itertuples()), 5)}."
         )
     duplicates = table["duplicate_of"].notna().sum()
     if duplicates:
         found.append(
-            f"{duplicates} experiments are the same as another one under a second prefix and count"
-            " once."
+            f"{_are(duplicates, 'experiment')} the same as another one under a second prefix: each"
+            " counts once."
         )
     if missing:
         kinds = pd.Series([cell["reason"] for cell in missing]).value_counts()
         text = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
         found.append(
-            f"{len(missing)} planned experiments have no result ({text}): missing.csv names each."
+            f"{number_of(len(missing), 'planned experiment')} without a result ({text}):"
+            " missing.csv names each."
         )
     if collection.skipped:
         found.append(
-            f"{len(collection.skipped)} folders could not be read and are left out; they are named"
-            " at the end."
+            f"{number_of(len(collection.skipped), 'folder')} could not be read and so left out:"
+            " named at the end."
         )
     return found
 
@@ -317,8 +333,9 @@ def _grid_warnings(grid: Grid, table: pd.DataFrame) -> list[str]:
     )
     if capped or base_capped:
         found.append(
-            f"{capped} of {len(rows)} fine-tunes and {base_capped} base models stopped at"
-            " max_epochs instead of by patience (marked in the table): they may be undertrained."
+            f"{capped} of {number_of(len(rows), 'fine-tune')} and"
+            f" {number_of(base_capped, 'base model')} stopped at max_epochs instead of by patience"
+            " (marked in the table) and may be undertrained."
         )
     found += _several_lists(rows)
     if order_unset(grid):
@@ -332,8 +349,8 @@ def _grid_warnings(grid: Grid, table: pd.DataFrame) -> list[str]:
     kept = int((from_base(rows)["best_epoch"] == 0).sum())
     if kept:
         found.append(
-            f"In {kept} of {len(rows)} experiments no epoch beat the untouched base on the"
-            " selection windows, so fine-tuned and base are the same model."
+            f"In {kept} of {number_of(len(rows), 'experiment')} no epoch beat the untouched base on"
+            " the selection windows, so fine-tuned and base are the same model."
         )
     return found
 
@@ -377,8 +394,8 @@ def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:
         return [f"Undefined {metric_words(metric)}, shown as a dash: {few(mine, 5)}."]
     return (
         [
-            f"In {len(affected)} experiments other scores than {metric_words(metric)} are"
-            " undefined; summary.csv has the reasons."
+            f"In {number_of(len(affected), 'experiment')} other scores than"
+            f" {metric_words(metric)} are undefined; summary.csv has the reasons."
         ]
         if len(affected)
         else []
@@ -394,6 +411,7 @@ def _uneven_repeats(grid: Grid) -> list[str]:
         return []
     words = metric_words(grid.metric)
     return [
-        f"Participants differ in how many seeds or settings have run ({len(uneven)} conditions);"
-        f" each one's {words} is the mean of what is there."
+        "Participants differ in how many seeds or settings have run"
+        f" ({number_of(len(uneven), 'condition')}); each one's {words} is the mean of what is"
+        " there."
     ]

@@ -109,7 +109,7 @@ def report(project: Path) -> Path:
             "Fine-tuning on a median of 31 labelled training windows (1 min 02 s) improves macro F1"
             " by +.053 [+.051, +.055] (medians .80 to .85), better for 7 of 7 people, p = .016."
         ),
-        "56 experiments, 1 planned ones have no result (missing.csv)",
+        "56 experiments, 1 planned one without a result (missing.csv)",
         "report: report/index.html",
     ]
     return project / "report"

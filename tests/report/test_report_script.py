@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -207,6 +208,33 @@ def test_before_the_first_result_there_is_a_page_that_says_so(made: Made, run: R
     assert "left out: project/experiments/p/fold0_anna: empty" in done.stderr
     assert "No experiment is complete yet." in (made.root / "report" / "index.html").read_text()
     assert len(pd.read_csv(made.root / "report" / "missing.csv")) == 1
+
+
+def test_data_that_were_moved_away_are_named_on_the_terminal_and_the_page(
+    made: Made, run: Run
+) -> None:
+    for person in PEOPLE:
+        made.run(person, base=0.7, fine=0.8)
+    made.write_jobs()
+    shutil.rmtree(made.root / made.data_path, ignore_errors=True)
+    done = run("report.py", cwd=made.root)
+    assert done.returncode == 0, done.stderr
+    said = f"{made.data_path} is not here (moved?): that none of its results is stale cannot be"
+    assert said in done.stderr
+    assert said in (made.root / "report/index.html").read_text()
+
+
+def test_one_of_a_thing_is_not_called_by_its_plural(made: Made, run: Run) -> None:
+    made.run("anna", base=0.7, fine=0.8)
+    made.plan("ben")
+    made.write_jobs()
+    done = run("report.py", cwd=made.root)
+    assert "1 experiment, 1 planned one without a result (missing.csv)" in done.stdout
+    page = (made.root / "report/index.html").read_text()
+    assert "1 planned experiment without a result (1 never run)" in page
+    assert not re.findall(
+        r"(?<! of )\b1 [a-z ]*(?:experiments|fine-tunes|folders|conditions)\b", page
+    )
 
 
 @pytest.mark.parametrize("people", [1, 5])

@@ -181,7 +181,10 @@ def test_changed_recordings_and_damaged_files_are_noticed(call, rec, project):
     assert call(*MINE, "--overwrite")[0] == 0
     assert damaged.read_bytes() == content
     write_session(rec / "bo" / "s1.csv", seconds=41, zero=100)
-    assert "the recordings have changed" in call(*MINE)[2]
+    err = call(*MINE)[2]
+    assert "data/mine: its recordings have changed since it was made; choose" in err
+    err = call(*MINE, "--split_seed", "7")[2]
+    assert "other settings (split_seed 0, now 7) and its recordings have changed" in err
 
 
 def test_a_folder_that_is_not_its_own_is_never_replaced(call, rec, project):
@@ -649,7 +652,7 @@ def test_data_that_a_run_reads_are_not_replaced_unless_forced(call, rec, project
         code, out, err = call(*MINE, "--split_seed", "7", "--overwrite")
         assert (code, out) == (2, "")
         assert "data/mine: is used by a run, process 7 on head; wait for it to end" in err
-        assert "--force" in err
+        assert "--force (that run then ends, unless the files that it reads stay the same)" in err
         assert everything(project) == before
         assert call(*MINE, "--split_seed", "7", "--overwrite", "--force")[0] == 0
     assert call(*MINE, "--split_seed", "8", "--overwrite")[0] == 0

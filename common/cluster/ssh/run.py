@@ -289,6 +289,7 @@ class Runner:
             "time_left": scheduler.time_left(now),
             "elapsed": now - self._began,
             "nodes": [self._node_status(node, now) for node in self.nodes],
+            "stopping": self.interrupts > 0,
             "ended": self._is_over(),
         }
 

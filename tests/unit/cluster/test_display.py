@@ -217,6 +217,12 @@ def test_the_status_names_the_slowest_experiment_and_counts_what_failed_or_is_bl
     assert lines[-1] == "  time left: 1 min 10 s"
 
 
+def test_after_ctrl_c_the_status_says_that_the_run_is_stopping() -> None:
+    status = {**STATUS, "run": "r", "pid": 7, "updated": time.time(), "stopping": True}
+    assert status_lines(status)[0] == "run r, process 7: stopping: running jobs finish"
+    assert status_lines({**status, "ended": True})[0] == "run r, process 7: ended"
+
+
 def test_the_status_of_a_run_that_has_ended_shows_nothing_running_and_no_time_left() -> None:
     phases = {"base": {"done": 2, "running": 3, "ready": 1}}
     status = {**STATUS, "phases": phases, "run": "r", "pid": 7, "updated": 0, "ended": True}
