@@ -27,7 +27,9 @@ demo: env
 	$(BIN)/python run_two_phase_distributed.py
 	$(BIN)/python report.py
 
-test: dev system-packages lint types
+test:
+	@$(MAKE) --no-print-directory -j 2 dev system-packages
+	@$(MAKE) --no-print-directory -j 2 lint types
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25 || $(MAKE) --no-print-directory alone
 
 # What failed beside other tests runs once more with the machine to itself: a real failure fails again, and both are shown.
