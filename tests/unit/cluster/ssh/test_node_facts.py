@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 
-from common.cluster.config import Slot, SlotPlan
+from common.cluster.config import ClusterConfig, Slot, SlotPlan
+from common.cluster.request import Prepared, Request
 from common.cluster.ssh.node_commands import check_facts, slot_name
 from common.cluster.ssh.nodes import REJOIN_SECONDS, Node, Stage
 from common.cluster.ssh.payload import Needs, differing, extra_files
+from common.cluster.ssh.start import _needs
+from common.cluster.work import Work
 from common.data.data_sets import Data
 from common.errors import InputError, NodeError
 from common.jobs.inputs import beside_files, data_files
 from common.jobs.job_files import finetune_job
+from common.jobs.plan import Plan
 from common.paths import Paths, published_file, result_files
 
 PACKAGES = ("torch", "numpy", "pydantic", "scikit-learn")
@@ -200,3 +204,18 @@ def test_a_lost_node_is_tried_again_after_pauses_that_double_to_a_limit() -> Non
     assert one.stage is Stage.LOST
     assert not one.waiting
     assert not one.coming
+
+
+def test_workers_get_ready_to_train_and_are_measured_where_there_are_nodes_to_compare(
+    tmp_path: Path,
+) -> None:
+    prepared = Prepared(Plan(), Work((), {}, (), frozenset(), {}), lambda *_: "")
+
+    def measured(nodes: int, script: Path | None = None) -> float | None:
+        config = ClusterConfig.model_validate(
+            {"servers": [{"host": f"n{n}"} for n in range(nodes)]}
+        )
+        request = Request(Paths(tmp_path), tmp_path / "c.json", config, script=script)
+        return _needs(request, prepared).measure
+
+    assert [measured(1), measured(2), measured(2, Path("own.py"))] == [0.0, 0.3, None]
