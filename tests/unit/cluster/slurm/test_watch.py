@@ -18,14 +18,16 @@ from common.jobs.job_files import Job
 from common.paths import Paths
 
 
-def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_short_is_passed_over_and_a_remark_is_said_once(
+    tmp_path: Path,
+) -> None:
     paths, place = Paths(tmp_path), ("run", "free0", 0)
     jobs = [Job("script", "job0", {}), Job("script", "job1", {})]
     work = Work((), {}, jobs, frozenset(), {})
     with closing(Journal(paths, "run", part("free0", 0))) as task:
-        task.event("done", job="job0")
+        task.event("done", job="job0", remark="net cannot be compiled")
         task._events.write('{"time": 1.0, "event": "do\n[]\n')
-        task.event("done", job="job1")
+        task.event("done", job="job1", remark="net cannot be compiled")
     said: list[str] = []
     with closing(Journal(paths, "run")) as journal:
         home = Results(paths, lambda data_path, name: "", {})
@@ -41,7 +43,7 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
         )
         watch._read_events()
     assert watch.status(True)["phases"] == {"script": {"done": 2}}
-    assert not said
+    assert said == ["net cannot be compiled"]
 
 
 @pytest.mark.parametrize(

@@ -521,6 +521,15 @@ def test_only_a_training_from_beginning_to_end_corrects_estimates(
     assert observed == ([7.0] if counts else [])
 
 
+def test_what_trainings_remark_is_said_once(play: Any) -> None:
+    run = play([base("a"), base("b"), base("c")])
+    run.join()
+    for job, remark in (("a", "net: eager"), ("b", "net: eager"), ("c", "")):
+        run.say({"done": job, "seconds": 1.0, "result": {"remark": remark}})
+    assert run.said.count("net: eager") == 1
+    assert "" not in run.said
+
+
 def test_running_out_of_memory_may_work_elsewhere_an_error_does_not(play: Any) -> None:
     run = play(script("a", "b"), {"host": "n", "cpu_slots": 2})
     run.join()
