@@ -26,6 +26,7 @@ import ast
 import contextlib
 import errno
 import faulthandler
+import importlib
 import importlib.util
 import json
 import os
@@ -51,6 +52,8 @@ from common.training.stopping import Stopped, stopping
 
 LOG_TAIL = 16_384
 PROGRESS_SECONDS = 1.0
+# What a training imports on its way; the scores at its end need the second.
+IMPORTED = ("common.training.finetune", "sklearn.metrics")
 READY_SECONDS = 60.0  # at most, for importing torch, building the kernel and measuring
 Message = dict[str, Any]
 
@@ -364,6 +367,8 @@ def _ready(device: str, seconds: float) -> dict[str, float]:
 
     def measure() -> None:
         try:
+            for name in IMPORTED:
+                importlib.import_module(name)
             from common.training.setup import measured_speed
 
             speed = measured_speed(device, seconds)
