@@ -244,8 +244,11 @@ def test_setup_nodes_builds_the_environment_and_may_be_repeated(
         made = python.lstat().st_ctime_ns
         project.run(TWO_PHASE, "--setup-nodes")
         assert python.lstat().st_ctime_ns == made
-        (hosts["h1"].project / "env/bin/python").unlink()  # a set-up that was interrupted
+        (hosts["h1"].project / "env/half-built").touch()  # a set-up that was interrupted
+        assert "h1: CANNOT WORK: " in project.run(TWO_PHASE, "--check", code=1).said
         project.run(TWO_PHASE, "--setup-nodes")
+        assert python.lstat().st_ctime_ns != made
+        assert not (hosts["h1"].project / "env/half-built").exists()
         (code / "requirements.txt").write_text(
             "a-package-that-nobody-has-made==0.0.1\n--no-index\n"
         )
@@ -269,14 +272,21 @@ def test_setup_nodes_builds_with_the_python_that_is_named_and_it_is_used(
 ) -> None:
     named = tmp_path / "my python"
     log = tmp_path / "called"
-    named.write_text(f'#!/bin/sh\necho "$@" >> "{log}"\nexec {sys.executable} "$@"\n')
+    go = tmp_path / "go"
+    waits = f'while test "$2" = venv && ! test -e "{go}"; do sleep 0.1; done'
+    named.write_text(f'#!/bin/sh\necho "$@" >> "{log}"\n{waits}\nexec {sys.executable} "$@"\n')
     named.chmod(0o755)
     with opened(tmp_path / "head", data=False, code=code) as project:
         server = {**hosts.servers()[0], "python": str(named)}
         project.config([server], ssh_config=str(hosts.ssh_config))
-        said = project.run(TWO_PHASE, "--setup-nodes").said
-        assert "h1: env/bin/python: python 3." in said
-        assert "-m venv env" in log.read_text()
+        first = project.start(TWO_PHASE, "--setup-nodes")
+        wait_until(lambda: log.exists() and "-m venv env" in log.read_text(), what="its venv")
+        first.end()  # what it started on the node goes on
+        second = project.start(TWO_PHASE, "--setup-nodes")
+        wait_until(lambda: log.read_text().count("flock") == 2, what="the second to wait")
+        go.touch()
+        assert "h1: env/bin/python: python 3." in second.ends_with(0)
+        assert log.read_text().count("-m venv env") == 1
         log.unlink()
         assert "h1: ok: " in project.run(TWO_PHASE, "--check").said
         assert not log.exists()

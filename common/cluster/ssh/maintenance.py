@@ -18,7 +18,7 @@ from common.cluster.ssh.node_commands import (
     slot_plan,
 )
 from common.cluster.ssh.payload import code_files
-from common.cluster.transport.connection import BUILT_FROM, connect
+from common.cluster.transport.connection import BUILT_FROM, HALF_BUILT, connect
 from common.cluster.work import Say
 from common.data.data_sets import DataSha256
 from common.data.manifest import file_sha256
@@ -151,12 +151,15 @@ def setup_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
 
 
 # $1: folder of requirements.txt; $2: the Python to build from, as the configuration names it.
-# An environment without pip is what an interrupted set-up leaves: it is built again. One that was
-# made in another way, from another Python, is left alone.
+# A set-up that a lost link left at work is waited for; what an interrupted one left is built again.
+# An environment that was made in another way, from another Python, is left alone.
 _SETUP = f"""set -e
 case "$2" in "") python=python3;; "~/"*) python=$HOME/${{2#"~/"}};; *) python=$2;; esac
+mkdir -p locks
+exec 9>>locks/env.lock
+"$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' || :
 built=$(cat {BUILT_FROM} 2>/dev/null) || built=
-if ! env/bin/python -m pip --version >/dev/null 2>&1; then
+if test -e {HALF_BUILT} || ! env/bin/python -m pip --version >/dev/null 2>&1; then
     rm -rf env
 elif test -n "$2" && test "$built" != "$2"; then
     if test -n "$built"; then
@@ -166,10 +169,13 @@ elif test -n "$2" && test "$built" != "$2"; then
         exit 1
     fi
 fi
-test -d env || "$python" -m venv env
-printf %s "$2" > {BUILT_FROM}
-exec env/bin/python -m pip install --quiet --disable-pip-version-check \\
+mkdir -p env
+: > {HALF_BUILT}
+test -x env/bin/python || "$python" -m venv env
+env/bin/python -m pip install --quiet --disable-pip-version-check \\
     -r "$1/requirements.txt" -c "$1/constraints.txt"
+printf %s "$2" > {BUILT_FROM}
+rm {HALF_BUILT}
 """
 _WHICH_PYTHON = "import sys; print(sys.base_prefix, sys.version_info[:2])"
 

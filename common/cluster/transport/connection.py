@@ -59,6 +59,7 @@ COPIES = 2  # at a time and node
 ATTEMPTS = 5  # to connect: sshd drops bursts of new connections
 DEFAULT_PATH = "~/ml-customization"
 BUILT_FROM = "env/built-from"  # the Python that env/ was built from, as the configuration names it
+HALF_BUILT = "env/half-built"  # there while --setup-nodes builds env/
 OUTPUT_LIMIT = 64 << 20
 
 # What sshd hands to the login shell, whatever that is (csh reads a quoted argument with line breaks
@@ -74,8 +75,9 @@ _START = (
 _RESOLVE = (
     'case "$1" in "~") p=$HOME;; "~/"*) p=$HOME/${1#"~/"};; /*) p=$1;; *) p=$HOME/$1;; esac; case'
     ' "$2" in "") q=python3;; "~/"*) q=$HOME/${2#"~/"};; *) q=$2;; esac; mkdir -p "$p" && cd "$p"'
-    f' && if test -x env/bin/python && {{ test -z "$2" || test "$2" = "$(cat {BUILT_FROM}'
-    ' 2>/dev/null)"; }; then q=env/bin/python; fi && printf "%s\\0" "$p" "$q"'
+    f' && if test -x env/bin/python && ! test -e {HALF_BUILT} && {{ test -z "$2" || test "$2" ='
+    f' "$(cat {BUILT_FROM} 2>/dev/null)"; }}; then q=env/bin/python; fi'
+    ' && printf "%s\\0" "$p" "$q"'
 )
 _LINKS = 'for f; do if test -L "$f"; then printf "%s\\0" "$f"; fi; done'
 _KILL = 'kill -KILL "-$1" 2>/dev/null || kill -KILL "$1"'
