@@ -265,6 +265,28 @@ def test_silence_of_the_head_ends_it(folder: Path) -> None:
     worker.stdout.close()
 
 
+def test_a_worker_that_was_frozen_for_too_long_ends_itself_though_the_head_still_speaks(
+    folder: Path,
+) -> None:
+    worker = Worker(folder, "me", "--silence=2")
+    worker.send(beat=1)
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    frozen = time.monotonic()
+    wait_until(lambda: time.monotonic() > frozen + 2.2, what="the end of its time")
+    worker.send(beat=2)
+    os.kill(worker.process.pid, signal.SIGCONT)
+    waited = time.monotonic()
+
+    def ends() -> bool:
+        with contextlib.suppress(BrokenPipeError):
+            worker.send(beat=3)
+        return worker.process.poll() is not None or time.monotonic() > waited + 10
+
+    wait_until(ends)
+    assert worker.process.poll() == 1
+    worker.close()
+
+
 def test_a_newer_worker_of_the_same_project_ends_the_older_and_another_project_is_refused(
     folder: Path, worker: Worker
 ) -> None:

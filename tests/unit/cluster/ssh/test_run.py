@@ -466,6 +466,21 @@ def test_an_idle_slot_that_is_given_up_gets_no_job(play: Any) -> None:
     assert run.scheduler.job_at(SlotId("n", 1 - busy)) is None
 
 
+def test_a_run_is_not_over_while_base_models_are_on_their_way_to_a_node(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RunContext, "published_bases", lambda context: ["f" * 16])
+    run = play(script("a"))
+    run.run.context.push_all = True
+    run.join()
+    assert run.node().sending == [("f" * 16,)]
+    run.say({"done": "a", "seconds": 1.0})
+    assert run.scheduler.over
+    assert not run.run.status()["ended"]
+    run.tell(Arrived(run.node(), ("f" * 16,), 1))
+    assert run.run.status()["ended"]
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_what_is_done_here_while_the_run_is_stopped_counts(play: Any, *, shared: bool) -> None:
     run = play([base("a"), base("b")])
