@@ -113,6 +113,12 @@ class Head:
             self.send({"beat": number})
 
     def _listen(self) -> None:
+        try:
+            self._hear()
+        finally:  # a job has closed the input: the head cannot reach this worker any more
+            end_everything()
+
+    def _hear(self) -> NoReturn:
         buffer, heard = b"", _clock()
         while True:
             ready, _, _ = select.select([self._in], [], [], min(1.0, self._silence / 4))
@@ -232,7 +238,6 @@ class Worker:
     def outcome(self, message: Message) -> Message:
         """Run one job; the outcome holds whatever happened."""
         job, began = message["job"], time.monotonic()
-        self._undo()
         try:
             self._load(message["script"])
             began = time.monotonic()  # without the import of torch, once a worker
@@ -251,14 +256,21 @@ class Worker:
                 else f"{type(error).__name__}: {error}"
             )
             outcome = {"failed": job, "cause": cause_of(error), "error": one_line(said)[:2000]}
+        self._undo()
         return {**outcome, "seconds": time.monotonic() - began, "log": self._tail()}
 
     def _undo(self) -> None:
-        """What own code of the last job may have done to this process."""
+        """What own code may have done to this process: it left its folder, or closed its outputs
+        (the file that is opened next would take their numbers, and what is printed).
+        """
         os.chdir(self._project)
-        for name in ("stdout", "stderr"):
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(self._log.fileno(), number)
             if getattr(sys, name).closed:
-                setattr(sys, name, os.fdopen(os.dup(self._log.fileno()), "w"))
+                setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115
 
     def _run(self, job: str, script: str, values: Message) -> Mapping[str, Any]:
         run = self._load(script)

@@ -62,6 +62,15 @@ def run(options, progress):
         open("went on", "w").close()
     if what == "memory":
         raise MemoryError()
+    if what == "deaf":
+        import fcntl, stat
+        for fd in map(int, os.listdir("/dev/fd")):
+            try:
+                piped = stat.S_ISFIFO(os.fstat(fd).st_mode)
+                if piped and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                    os.close(fd)
+            except OSError:
+                pass
     return {"pid": os.getpid(), "device": options["device"]}
 """
 
@@ -190,6 +199,11 @@ def test_a_fork_of_the_worker_says_nothing_to_the_head(worker: Worker, folder: P
     worker.job("x", 1)
     assert worker.answer("done")["done"] == "j1"
     assert not (folder / "went on").exists()
+
+
+def test_a_job_that_closes_the_pipe_from_the_head_ends_its_worker(worker: Worker) -> None:
+    worker.job("deaf")
+    assert worker.process.wait(30) == 1
 
 
 def test_it_beats_while_a_job_runs_and_a_job_can_be_cancelled(worker: Worker) -> None:
