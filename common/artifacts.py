@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, ProjectError
 from common.paths import (
     BASE_MODELS,
     EXPERIMENT_CODE,
@@ -414,24 +414,16 @@ def lock(
         Conflict: another process holds it, and `wait` is off; with its `path` and `holder`.
             `refusal` makes the message of the holder.
     """
-    make_folder(path.parent)
-    with path.open("ab+", buffering=0) as file:
-        try:
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            holder = _read_owner(file)
-            message = (
-                refusal(holder)
-                if refusal
-                else f"{path}: held by {holder}: wait for it to end, or stop it"
-            )
-            raise Conflict(message, path=path, holder=holder) from None
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+    new = not path.exists()
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    with _open_locked(path, kind, refusal) as file:
         _write_owner(file, owner)
         try:
             yield
+        except ProjectError:
+            if new:
+                _remove_lock(path, file)
+            raise
         finally:
             _write_owner(file, "")
 
@@ -441,6 +433,37 @@ def training_lock(
 ) -> contextlib.AbstractContextManager[None]:
     """Hold the lock under which one process at a time makes a result. Raises Conflict."""
     return lock(paths.training_lock(key), wait=wait, owner=f"process {os.getpid()}")
+
+
+def _open_locked(path: Path, kind: int, refusal: Callable[[str], str] | None) -> IO[bytes]:
+    """The file at `path`, locked. It is opened again where a refused command has removed it."""
+    while True:
+        make_folder(path.parent)
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as opened:
+            file = opened.enter_context(path.open("ab+", buffering=0))
+            try:
+                fcntl.flock(file, kind)
+            except BlockingIOError:
+                holder = _read_owner(file)
+                message = (
+                    refusal(holder)
+                    if refusal
+                    else f"{path}: held by {holder}: wait for it to end, or stop it"
+                )
+                raise Conflict(message, path=path, holder=holder) from None
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                opened.pop_all()
+                return file
+
+
+def _remove_lock(path: Path, file: IO[bytes]) -> None:
+    """A refused command leaves nothing that it made, unless another process shares the lock."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+        path.parent.rmdir()
 
 
 def _read_owner(file: IO[bytes]) -> str:

@@ -5,15 +5,18 @@ standard error and an exit code.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
 
 from common.errors import InputError, ProjectError, nearest
+from common.paths import Paths
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,12 +85,18 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     """
     # No script opens a window, and a notebook's backend may not be installed where it runs.
     os.environ["MPLBACKEND"] = "agg"
+    cache = Paths(Path()).sha256_cache
+    new = not cache.parent.exists()
     try:
         code = main()
         sys.stdout.flush()
     except ProjectError as error:
         code = error.exit_code
         sys.stderr.write(f"error: {one_line(error)}\n")
+        if new and code == InputError.exit_code:  # a refused command leaves nothing that it made
+            with contextlib.suppress(OSError):
+                cache.unlink()
+                cache.parent.rmdir()
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # standard output was closed (`| head`)
             sys.stdout = None

@@ -456,7 +456,10 @@ def attempt(case: Case, project: Project) -> Refusal:
     (published,) = (project.folder / "base_models").glob("*.pt")
     argv = [published.stem if word == "BASE" else word for word in case.argv]
     done = project.run(case.script, *argv, exit_code=None)
-    return Refusal(done, before, project.tree("cache", "locks", "huge.json"))
+    assert not [
+        path for path in project.folder.iterdir() if path.name in ("cache", "locks", "runs")
+    ]
+    return Refusal(done, before, project.tree("huge.json"))
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from common import artifacts
-from common.errors import BaseModelNotFound, Conflict, CorruptArtifact
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError
 from common.paths import EXPERIMENT_FILES, Paths
+from tests.conftest import wait_until
 
 HASH = "0123456789abcdef"
 FILES = {
@@ -155,6 +158,69 @@ def test_a_lock_that_was_taken_only_now_says_by_whom_too(paths: Paths) -> None:
         ):
             pass
         timer.join()
+
+
+def test_a_refused_command_leaves_no_lock_that_it_made(paths: Paths) -> None:
+    place = paths.training_lock("k")
+
+    def refused(shared: bool = False) -> None:
+        with (
+            pytest.raises(InputError),
+            artifacts.lock(place, wait=False, owner="me", shared=shared),
+        ):
+            raise InputError("x")
+
+    refused()
+    assert not place.parent.exists()
+    with artifacts.lock(place, wait=False, owner="another"):
+        pass
+    refused()
+    assert place.exists()  # it was there before
+
+
+def test_a_lock_that_another_waits_for_is_one_lock_though_its_file_was_removed(
+    paths: Paths,
+) -> None:
+    place = paths.training_lock("k")
+
+    def wait() -> None:
+        with artifacts.lock(place, wait=True, owner="second"):
+            assert place.read_text() == "second"  # not of the file that the first removed
+
+    with ThreadPoolExecutor() as pool:
+
+        def refused() -> None:
+            with artifacts.lock(place, wait=False, owner="first"):
+                waiting.append(pool.submit(wait))
+                wait_until(lambda: waits_for(place), what="the second to wait")
+                raise InputError("x")
+
+        waiting: list[Future[None]] = []
+        with pytest.raises(InputError):
+            refused()
+        waiting[0].result(30)
+
+
+def test_a_lock_that_another_shares_stays(paths: Paths) -> None:
+    place = paths.data_lock("data/x")
+    with ExitStack() as held:
+
+        def refused() -> None:
+            with artifacts.lock(place, wait=False, owner="first", shared=True):
+                held.enter_context(artifacts.lock(place, wait=False, owner="second", shared=True))
+                raise InputError("x")
+
+        with pytest.raises(InputError):
+            refused()
+        with pytest.raises(Conflict), artifacts.lock(place, wait=False, owner="third"):
+            pass
+
+
+def waits_for(place: Path) -> bool:
+    """Whether somebody waits for the lock on this file."""
+    inode = place.stat().st_ino
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("->" in line and f":{inode} " in line for line in lines)
 
 
 def test_a_lock_that_is_held_says_by_whom(paths: Paths) -> None:
