@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,6 +200,32 @@ def test_a_script_in_a_folder_of_the_checkout_is_sent_where_the_project_is_the_c
         use(project, hosts, "h1")
         project.run(*OWN[:-1], "scripts/mine.py")
     assert set(traces(hosts["h1"].project)) == {0}
+
+
+def test_a_shared_project_folder_needs_the_code_in_its_place_there_too(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "common", code / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, code)
+    with opened(tmp_path / "head", data=False, code=code) as project:
+        own_jobs(project, 1)
+        server = {**hosts.servers()[0], "path": str(project.folder)}
+        project.config([server], ssh_config=str(hosts.ssh_config), **CALM)
+        assert "1 done" in project.run(*OWN).said
+        assert set(traces(project.folder)) == {0}
+        sshd = hosts["h1"].sshd
+        assert sshd is not None
+        hide = ["nsenter", "--mount", "-t", str(sshd.pid), "mount", "-t", "tmpfs", "none", code]
+        subprocess.run(hide, check=True)  # on h1 alone
+        lines = [
+            f"h1: CANNOT WORK: its project folder is the head's (a shared file system), but the"
+            f" head's code is not in {code} there (common/__init__.py, ",
+            "left out: h1: its project folder is the head's (a shared file system)",
+        ]
+        for line, flags in zip(lines, (["--check"], []), strict=True):
+            assert line in project.run(*OWN, *flags, code=1).said
 
 
 # Base models

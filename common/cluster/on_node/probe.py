@@ -1,7 +1,9 @@
 """What a node has, as JSON on standard output. Its text is given to the node's Python, so it needs
 nothing but the standard library.
 
-    python -c "$(cat probe.py)" < list of [data_path, file name] to be compared, as JSON
+    python -c "$(cat probe.py)" CODE < list of [data_path, file name] to be compared, as JSON
+
+CODE is the folder where the project's code lies.
 """
 
 from __future__ import annotations
@@ -118,14 +120,10 @@ def cpu_kernel() -> str:
 
 def code() -> dict[str, str | None]:
     """SHA-256 of the project's code here."""
-    names = (
-        glob.glob("*.py")
-        + glob.glob("common/**/*.py", recursive=True)
-        + glob.glob("common/**/*.cpp", recursive=True)
-        + glob.glob("requirements*.txt")
-        + glob.glob("constraints.txt")
-    )
-    return {name: digest_of(name) for name in sorted(names)}
+    folder = sys.argv[1]
+    kinds = ("*.py", "common/**/*.py", "common/**/*.cpp", "requirements*.txt", "constraints.txt")
+    names = [n for kind in kinds for n in glob.glob(kind, root_dir=folder, recursive=True)]
+    return {name: digest_of(os.path.join(folder, name)) for name in sorted(names)}
 
 
 def main() -> None:

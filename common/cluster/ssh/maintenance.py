@@ -11,7 +11,8 @@ from common import artifacts
 from common.cluster.config import ClusterConfig, Server
 from common.cluster.ssh.node_commands import (
     check_facts,
-    code_digests,
+    code_folder,
+    lacking_code,
     probe,
     remove_files,
     send_code,
@@ -98,9 +99,7 @@ def _check_node(
             facts = probe(node, () if node.shared else files)
             slots = slot_plan(server, facts)
             remarks = [*check_facts(server.name, facts), *slots.left_out]
-            missing = [
-                name for name, digest in code_digests().items() if facts["code"].get(name) != digest
-            ]
+            missing = lacking_code(node, facts)
             code = (
                 "shared"
                 if node.shared
@@ -186,8 +185,7 @@ def _setup_node(server: Server, paths: Paths, say: Say) -> bool:
             node.push(() if node.shared else code_files(), base=CODE_ROOT)
             say(f"{server.name}: building env/ from requirements.txt")
             named = "" if server.python == "env/bin/python" else server.python or ""
-            code = str(CODE_ROOT) if node.shared else "."
-            argv = ["sh", "-c", _SETUP, "sh", code, named, _WHICH_PYTHON]
+            argv = ["sh", "-c", _SETUP, "sh", code_folder(node), named, _WHICH_PYTHON]
             done = node.run(argv, timeout=3600)
             if not done.ok:
                 raise NodeError(

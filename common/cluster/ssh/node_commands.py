@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from common.cli import few
 from common.cluster import protocol
 from common.cluster.config import ClusterConfig, Gpu, Probe, Server, Slot, SlotPlan, slots
 from common.cluster.ssh.payload import code_files
@@ -27,17 +28,34 @@ def code_digests() -> dict[str, str]:
     return {name: file_sha256(CODE_ROOT / name) for name in code_files()}
 
 
-def send_code(connection: Connection, facts: dict[str, Any], extra: Iterable[str] = ()) -> None:
-    """Send the head's code, and `extra` files of the project, to a node; `facts`: what its probe
-    found.
+def code_folder(connection: Connection) -> str:
+    """Where the code lies on a node: in its project folder; where that is the head's, and the code
+    elsewhere, at the same place as on the head.
     """
-    if not connection.shared:
-        there = facts["code"]
-        connection.push(
-            [name for name, digest in code_digests().items() if there.get(name) != digest],
-            base=CODE_ROOT,
+    elsewhere = connection.shared and connection.project != CODE_ROOT
+    return str(CODE_ROOT) if elsewhere else connection.path
+
+
+def lacking_code(connection: Connection, facts: dict[str, Any]) -> list[str]:
+    """Files of the head's code that a node has to be sent; `facts`: what its probe found. Raises
+    NodeError where nothing is sent, because the project folder is shared, and the code is not.
+    """
+    there = facts["code"]
+    lacking = [name for name, digest in code_digests().items() if there.get(name) != digest]
+    if lacking and connection.shared:
+        raise NodeError(
+            "its project folder is the head's (a shared file system), but the head's code is not in"
+            f" {CODE_ROOT} there ({few(lacking)} missing or different): share that folder too, or"
+            " put the code into the project folder",
+            node=connection.name,
         )
-        connection.push(extra)
+    return lacking
+
+
+def send_code(connection: Connection, facts: dict[str, Any], extra: Iterable[str] = ()) -> None:
+    """Send the head's code, and `extra` files of the project, to a node. Raises NodeError."""
+    connection.push(lacking_code(connection, facts), base=CODE_ROOT)
+    connection.push(extra)
 
 
 _SET_ASIDE = (
@@ -61,7 +79,7 @@ def probe(connection: Connection, files: Sequence[File] = ()) -> dict[str, Any]:
     """What the node has, SHA-256 of `files` included. Raises NodeError when its Python does not
     answer.
     """
-    argv = [connection.python, "-c", PROBE_TEXT]
+    argv = [connection.python, "-c", PROBE_TEXT, code_folder(connection)]
     result = connection.run(argv, input=json.dumps(files).encode(), timeout=3600 if files else 60)
     try:
         facts = json.loads(result.stdout.splitlines()[-1])
@@ -184,17 +202,12 @@ def worker_argv(
     measure: float | None,
 ) -> list[str]:
     """The command of a worker. It sees its own GPU only."""
-    code = (
-        str(CODE_ROOT)
-        if connection.shared and connection.path != str(CODE_ROOT)
-        else connection.path
-    )
     environment = [
         f"CUDA_VISIBLE_DEVICES={slot.gpu or ''}",
         "CUBLAS_WORKSPACE_CONFIG=:4096:8",
         f"JOBS_PER_GPU={jobs_per_gpu}",
     ]
-    environment += [f"PYTHONPATH={code}", "PYTHONUNBUFFERED=1"]
+    environment += [f"PYTHONPATH={code_folder(connection)}", "PYTHONUNBUFFERED=1"]
     flags = {
         "project": connection.path,
         "slot": slot_name(slot, plan),
