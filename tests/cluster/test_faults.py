@@ -224,6 +224,26 @@ def test_with_the_real_limits_a_cut_of_40_s_costs_nothing_and_one_for_good_moves
     nothing_runs(hosts, "h1", "h2", seconds=90)
 
 
+def test_a_training_that_finishes_no_epoch_is_ended_and_done_elsewhere(
+    hosts: Hosts, project: Project
+) -> None:
+    base, key = one_base(project, hosts, ("h1", "h2"), stall_minutes=0.1)
+    with ExitStack() as hold:
+        holds = {name: hold.enter_context(ExitStack()) for name in ("h1", "h2")}
+        for name, each in holds.items():
+            each.enter_context(held(hosts[name].project, key))
+        run = project.start(TWO_PHASE)
+        first = begun_on(project, base)
+        holds[other(first)].close()
+        project.wait_for(event="done", job=base, node=other(first))
+        ended, *_ = project.found(event="job", job=base, state="ready")
+        assert ended["cause"].endswith("finished no epoch in 0.1 minutes (stall_minutes)")
+        run.ends_with(0)  # the training is still held on the first
+    assert not project.found(event="node", state="closed")
+    one_result(project, base)
+    nothing_runs(hosts, "h1", "h2")
+
+
 def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project: Project) -> None:
     base, key = one_base(project, hosts, ("h1",))
     with held(hosts["h1"].project, key):
