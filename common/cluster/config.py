@@ -94,6 +94,8 @@ class Server(_Model):
             raise ValueError("may not begin with - nor hold spaces or shell characters")
         if info.field_name == "host" and "@" in plain:
             raise ValueError('write the user as its own key, "user"')
+        if info.field_name == "host" and ("," in plain or ("[" in plain and ":" not in plain)):
+            raise ValueError("names one node; write an entry for each node of a list or range")
         # a node's name is also that of a folder below incoming/
         if "/" in plain or plain in (".", ".."):
             raise ValueError("may not hold / nor be . or ..")

@@ -114,6 +114,8 @@ def test_what_holds_for_all_servers_is_passed_down_and_overridden_by_each(load: 
         ({"engine": "pbs", **server()}, ["engine", "'ssh' or 'slurm'"]),
         ({"engine": "slurm"}, ['needs a "slurm" part']),
         ({"servers": []}, ["lists no servers"]),
+        (server(host="node[01-20]"), ["servers[0].host", "write an entry for each node"]),
+        (server(host="a,b"), ["servers[0].host", "write an entry for each node"]),
         ({}, ["lists no servers"]),
         ([], ["must be a JSON object"]),
         ({"servers": {"host": "a"}}, ["servers: input should be a valid list"]),
