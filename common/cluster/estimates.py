@@ -18,7 +18,7 @@ from common.paths import Paths, split_file
 # most trainings after some 40 epochs.
 SECONDS_PER_BYTE = 1e-8
 EPOCHS = 40
-OVERHEAD_SECONDS = 0.1  # of a job in a worker that is ready
+OVERHEAD_SECONDS = 0.25  # of a job in a worker that is ready
 JOBS_SEEN = 200  # the latest jobs of a kind and of a node that count
 
 
