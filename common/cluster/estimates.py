@@ -4,21 +4,24 @@ the speed of a node, from earlier runs or from a measurement.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from common.data.manifest import read_manifest
+from common.errors import InputError
 from common.jobs import identity
 from common.jobs.job_files import Job
-from common.options import WITHOUT_NETWORK
+from common.options import WITHOUT_NETWORK, Options
 from common.paths import Paths, split_file
 
 # Before the first run: an epoch over 100 MB takes about 1 s on one core, and early stopping ends
 # most trainings after some 40 epochs.
 SECONDS_PER_BYTE = 1e-8
 EPOCHS = 40
-OVERHEAD_SECONDS = 0.25  # of a job in a worker that is ready
+OVERHEAD_SECONDS = 0.1  # of a job in a worker that is ready
 JOBS_SEEN = 200  # the latest jobs of a kind and of a node that count
 
 
@@ -37,6 +40,7 @@ class Estimates:
     def __init__(self, paths: Paths, past: Iterable[dict[str, Any]]) -> None:
         self._paths = paths
         self._sizes: dict[tuple[str, str], int] = {}
+        self._windows: dict[str, int] = {}  # bytes of a window, by data_path
         rates: dict[str, list[float]] = defaultdict(list)
         done: list[tuple[str, str, float, float]] = []
         measured: dict[str, float] = {}
@@ -83,28 +87,40 @@ class Estimates:
         """Bytes of windows that pass through the network in all expected epochs."""
         if job.kind == "script":
             return 0.0
-        epochs = min(int(job.values["max_epochs"]), EPOCHS)
-        if job.values.get("mode") in WITHOUT_NETWORK:
-            epochs = 1
         if job.kind == "base":
-            people = identity.base_participants(job.base)
-            return epochs * sum(
-                self._size(job, name, split)
-                for name in people
-                for split in ("train", "val", "test")
-            )
-        options = job.finetune
+            learnt = self._sizes_of(job, job.base, ("train", "val"))
+            chosen = self._sizes_of(job, job.base, ("test",))
+            return self._passes(job, job.base, learnt, chosen)
+        options = job.finetune.effective()
         target = identity.target(options)
-        size = self._size(job, target, "train") * options.target_data_pct + self._size(
-            job, target, "val"
-        )
+        learnt = self._size(job, target, "train") * options.target_data_pct
         if options.mode in ("full_fine_tuning", "forest_base"):
-            size += sum(
-                self._size(job, name, split)
-                for name in identity.base_participants(options)
-                for split in ("train", "val")
-            )
-        return epochs * size
+            learnt += self._sizes_of(job, options, ("train", "val"))
+        chosen = self._size(job, target, "val")
+        if options.mode in WITHOUT_NETWORK:
+            return learnt + chosen
+        return self._passes(job, options, learnt, chosen)
+
+    def _passes(self, job: Job, options: Options, learnt: float, chosen: float) -> float:
+        """Bytes of all epochs. A small set is repeated up to min_steps_per_epoch batches."""
+        batch = min(options.batch_size * self._window_bytes(job), learnt)
+        learnt = max(learnt, options.min_steps_per_epoch * batch)
+        return min(options.max_epochs, EPOCHS) * (learnt + chosen)
+
+    def _sizes_of(self, job: Job, options: Options, splits: Sequence[str]) -> float:
+        people = identity.base_participants(options)
+        return sum(self._size(job, name, split) for name in people for split in splits)
+
+    def _window_bytes(self, job: Job) -> int:
+        """0 where no dataset.json says how many channels there are."""
+        folder = str(job.values["data_path"])
+        if folder not in self._windows:
+            manifest = None
+            with contextlib.suppress(InputError, OSError):
+                manifest = read_manifest(self._paths.data(folder))
+            size = 4 * len(manifest.channels) * manifest.window_size if manifest else 0
+            self._windows[folder] = size
+        return self._windows[folder]
 
     def seconds(self, job: Job) -> float:
         """The estimate at speed 1."""

@@ -9,8 +9,9 @@ import pytest
 
 from common.cluster.estimates import EPOCHS, OVERHEAD_SECONDS, SECONDS_PER_BYTE, Estimates
 from common.data.data_sets import Data
-from common.jobs.job_files import Job, base_job
+from common.jobs.job_files import Job, base_job, finetune_job
 from common.paths import Paths
+from tests.scripts.made import write_data
 
 MEGABYTE = 10**6
 
@@ -44,6 +45,28 @@ def test_before_the_first_run_bytes_decide(tmp_path: Path, job: Job) -> None:
         OVERHEAD_SECONDS + 3 * MEGABYTE * EPOCHS * SECONDS_PER_BYTE
     )
     assert estimates.speed("n1") == 1
+
+
+def test_small_sets_count_as_often_as_they_are_repeated_in_an_epoch(tmp_path: Path) -> None:
+    """40 windows a split, 24 bytes each; a tenth of them is repeated for ten batches of 4."""
+    write_data(tmp_path / "data/made", ["ann", "bob"], manifest=True, samples=3, sizes=(40, 40, 40))
+    train, val = (
+        (tmp_path / f"data/made/ann_{split}.pt").stat().st_size for split in ("train", "val")
+    )
+    values = {"data_path": "data/made", "fold": 0, "mode": "target_only", "target_data_pct": 0.1}
+    data, epochs = Data(Paths(tmp_path)), {"max_epochs": 2, "batch_size": 4}
+
+    def work(**more: object) -> float:
+        job = finetune_job({**values, **epochs, **more}, "here", data)
+        return Estimates(Paths(tmp_path), []).work(job)
+
+    assert work() == pytest.approx(2 * (0.1 * train + val))
+    assert work(min_steps_per_epoch=10_000) == pytest.approx(2 * (10_000 * 4 * 24 + val))
+    assert work(min_steps_per_epoch=1) == work()
+    (tmp_path / "data/made/dataset.json").unlink()
+    assert work(min_steps_per_epoch=10_000, participants=["ann", "bob"]) == work(
+        participants=["ann", "bob"]
+    )
 
 
 def test_jobs_of_the_same_kind_correct_the_rate(tmp_path: Path, job: Job) -> None:
