@@ -205,11 +205,10 @@ def _hint(bouts: Sequence[Bout], placed: Sequence[tuple[float, float]], clock: C
     session lie inside: then it is that one row.
     """
     last = float(clock.times[-1])
-    fits = any(end > 0 and start <= last for start, end in placed)
-    offset = _offset_that_fits(placed, last)
-    if fits:
-        return offset if "all its bouts" in offset else ""
-    return _unit_that_fits(bouts, clock) or offset
+    zone = _zone_that_fits(placed, last)
+    if any(end > 0 and start <= last for start, end in placed):
+        return zone
+    return _unit_that_fits(bouts, clock) or zone or _shift_that_fits(placed, last)
 
 
 def _unit_that_fits(bouts: Sequence[Bout], clock: Clock) -> str:
@@ -222,15 +221,21 @@ def _unit_that_fits(bouts: Sequence[Bout], clock: Clock) -> str:
     return ""
 
 
-def _offset_that_fits(placed: Sequence[tuple[float, float]], last: float) -> str:
+def _zone_that_fits(placed: Sequence[tuple[float, float]], last: float) -> str:
     """The time zone's offset with which all bouts of a session would lie inside it, as a hint."""
     first, end = min(start for start, _ in placed), max(end for _, end in placed)
-    if end - first > last:
-        return ""
     for step in sorted(range(-ZONE_STEPS, ZONE_STEPS + 1), key=abs):
         offset = step * ZONE_STEP_S
         if first + offset >= 0 and end + offset <= last:
             return f"; with {shown_seconds(offset)} s added all its bouts would lie inside"
+    return ""
+
+
+def _shift_that_fits(placed: Sequence[tuple[float, float]], last: float) -> str:
+    """The least shift with which all bouts of a session would lie inside it, as a hint."""
+    first, end = min(start for start, _ in placed), max(end for _, end in placed)
+    if end - first > last:
+        return ""
     offset = -first if first < 0 else last - end
     return (
         f"; they would lie inside with {shown_seconds(np.ceil(offset))} s added at least"

@@ -209,11 +209,9 @@ def _channels(
         if column.name:
             chosen.append(column)
         elif column.empty == column.rows:
-            notes.append(f"left out: an empty column without a name (first in {path})")
+            notes.append("left out: an empty column without a name")
         elif column.counts:
-            notes.append(
-                f"left out: a column without a name that only counts rows (first in {path})"
-            )
+            notes.append("left out: a column without a name that only counts rows")
         else:
             raise InputError(
                 f"{path}: a column has no name; name it, or choose the signals with --channels"

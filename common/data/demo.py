@@ -25,7 +25,6 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ import numpy as np
 
 from common.data.clock import Clock
 from common.data.manifest import file_sha256
-from common.data.proof import Fingerprint, fingerprint
+from common.data.proof import fingerprint
+from common.data.recordings import Reading
 from common.data.resampling import make_session
 from common.data.sessions import Session
 from common.errors import InputError, ProjectError
@@ -107,15 +107,6 @@ def _pip_download(folder: str, kept: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class DemoReading:
-    """One recording as read, in the form of `common.data.recordings.Reading`."""
-
-    session: Session
-    fingerprint: Fingerprint
-    mended: dict[str, int] = field(default_factory=dict)
-
-
 class DemoRecordings:
     """The demo as a source of sessions, in the form of `common.data.recordings.Recordings`.
 
@@ -135,14 +126,14 @@ class DemoRecordings:
         """Of the wheel."""
         return WHEEL_SHA256
 
-    def sessions(self, participant: str) -> Iterator[DemoReading]:
+    def sessions(self, participant: str) -> Iterator[Reading]:
         """One person's fourteen sessions."""
         for session in self._people[participant]:
             values = session.values[:]
             clock = Clock(0.0, np.arange(len(values)) / RATE_HZ)
             name = f"{participant}/{session.name}"
             digest = hashlib.sha256(values.tobytes()).hexdigest()
-            yield DemoReading(
+            yield Reading(
                 session, fingerprint(participant, session.name, name, digest, clock, values)
             )
 

@@ -34,6 +34,7 @@ from common.data.manifest import (
 from common.data.overview import SessionBar, draw_overview, session_bar
 from common.data.preparation import Preparation
 from common.data.proof import SHARED_ROWS, Fingerprint, refuse_shared, shared_sample
+from common.data.recordings import Reading
 from common.data.sessions import Session, in_order, recorded_within
 from common.data.splits import Parts, spans, split_sessions, split_shares
 from common.data.staging import staged_folder, write_synced
@@ -51,17 +52,6 @@ MAX_NAMED = 5
 Save = Callable[[Path, NDArray[np.float32], NDArray[np.int64]], None]
 
 
-class Recorded(Protocol):
-    """One recording as read: `recordings.Reading` or the demo's."""
-
-    @property
-    def session(self) -> Session: ...
-    @property
-    def fingerprint(self) -> Fingerprint: ...
-    @property
-    def mended(self) -> dict[str, int]: ...
-
-
 class SessionSource(Protocol):
     """Where sessions come from: `recordings.Recordings` or `demo.DemoRecordings`."""
 
@@ -74,7 +64,7 @@ class SessionSource(Protocol):
     @property
     def notes(self) -> list[str]: ...
     def sha256(self) -> str: ...
-    def sessions(self, participant: str) -> Iterator[Recorded]: ...
+    def sessions(self, participant: str) -> Iterator[Reading]: ...
 
 
 @dataclass

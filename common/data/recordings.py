@@ -8,14 +8,18 @@ wrong where.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.data.bouts import (
     BOUTS,
     POSITIVE,
     UNKNOWN,
+    BoutTable,
     bouts_inside,
     composed,
     label_runs,
@@ -27,7 +31,7 @@ from common.data.columns import ColumnRules, RawRecording, read_columns
 from common.data.manifest import file_sha256
 from common.data.proof import Fingerprint, fingerprint
 from common.data.resampling import make_session
-from common.data.sessions import Floats, Session, natural
+from common.data.sessions import NO_RANGES, Session, natural
 from common.data.tables import SEPARATOR_NAMES, Table, is_table, open_table, table_stem
 from common.errors import InputError
 from common.options import safe_name
@@ -99,6 +103,7 @@ class Recordings:
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder = folder
         self.notes: list[str] = []
+        self._noted: set[str] = set()
         self.files = list_recordings(folder, self.notes)
         self.channels = layout.channels
         self._layout = layout
@@ -146,35 +151,10 @@ class Recordings:
         self._check_labelling(table)
         raw = read_columns(table, layout.column_rules, self.channels)
         self.channels = self._same_channels(path, raw.channels)
-        self._note_once(*raw.notes)
-        clock = read_clock(str(path), raw.stamps, layout.clock_rules, raw.doubled)
-        values = raw.values if clock.rows is None else raw.values[clock.rows]
-        bouts, unknown = self._labels(participant, path, raw, clock)
-        session = make_session(
-            composed(table_stem(path)),
-            clock.start_s,
-            clock.times,
-            values,
-            bouts,
-            layout.rate,
-            layout.max_gap_s,
-            unknown_s=unknown,
-            joints=clock.joints,
-        )
+        self._note_once(path, raw.notes)
+        session, clock, values = on_grid(path, raw, layout, participant, self._bouts)
         print_ = fingerprint(participant, session.name, path, file_sha256(path), clock, values)
         return Reading(session, print_, clock.mended)
-
-    def _labels(
-        self, participant: str, path: Path, raw: RawRecording, clock: Clock
-    ) -> tuple[Floats, Floats]:
-        """Bouts and stretches of unknown label, in seconds since the first sample."""
-        if raw.labels is not None:
-            labels = raw.labels if clock.rows is None else raw.labels[clock.rows]
-            positive, unknown = (label_runs(labels, clock.times, v) for v in (POSITIVE, UNKNOWN))
-            return positive, unknown
-        assert self._bouts is not None
-        rows = self._bouts.rows.get((participant, table_stem(path)), [])
-        return bouts_inside(str(path), self._bouts, rows, clock, raw.stamps.form)
 
     def _check_labelling(self, table: Table) -> None:
         layout, path, bouts = self._layout, table.path, self.folder / BOUTS
@@ -212,13 +192,47 @@ class Recordings:
         if table.encoding == "utf-16":
             said.append("UTF-16")
         if said:
-            self._note_once(f"read as: {', '.join(said)} (first in {table.path})")
+            self._note_once(table.path, [f"read as: {', '.join(said)}"])
 
-    def _note_once(self, *notes: str) -> None:
+    def _note_once(self, path: Path, notes: Iterable[str]) -> None:
+        """Note what holds for many files at the first of them."""
         for note in notes:
-            before = note.partition(" (first in ")[0]
-            if not any(known.partition(" (first in ")[0] == before for known in self.notes):
-                self.notes.append(note)
+            if note not in self._noted:
+                self._noted.add(note)
+                self.notes.append(f"{note} (first in {path})")
+
+
+def on_grid(
+    path: Path, raw: RawRecording, layout: Layout, person: str, bouts: BoutTable | None
+) -> tuple[Session, Clock, NDArray[np.float32]]:
+    """The columns of a recording as a session, its clock, and the values in the clock's order.
+
+    Labels come from the label column where there is one, else from `bouts`, if there are any.
+
+    Raises:
+        InputError: the clock, or a bout, does not fit.
+    """
+    clock = read_clock(str(path), raw.stamps, layout.clock_rules, raw.doubled)
+    values = raw.values if clock.rows is None else raw.values[clock.rows]
+    positive = unknown = NO_RANGES
+    if raw.labels is not None:
+        labels = raw.labels if clock.rows is None else raw.labels[clock.rows]
+        positive, unknown = (label_runs(labels, clock.times, v) for v in (POSITIVE, UNKNOWN))
+    elif bouts is not None:
+        rows = bouts.rows.get((person, table_stem(path)), [])
+        positive, unknown = bouts_inside(str(path), bouts, rows, clock, raw.stamps.form)
+    session = make_session(
+        composed(table_stem(path)),
+        clock.start_s,
+        clock.times,
+        values,
+        positive,
+        layout.rate,
+        layout.max_gap_s,
+        unknown_s=unknown,
+        joints=clock.joints,
+    )
+    return session, clock, values
 
 
 def list_recordings(folder: Path, notes: list[str] | None = None) -> dict[str, list[Path]]:

@@ -7,22 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from common.data.bouts import (
-    POSITIVE,
-    UNKNOWN,
-    BoutTable,
-    bouts_inside,
-    composed,
-    label_runs,
-    read_bouts,
-)
-from common.data.clock import read_clock
-from common.data.columns import RawRecording, read_columns
-from common.data.recordings import Layout, list_recordings
-from common.data.resampling import make_session
-from common.data.sessions import NO_RANGES, Session, natural
+from common.data.bouts import BoutTable, composed, read_bouts
+from common.data.columns import read_columns
+from common.data.recordings import Layout, list_recordings, on_grid
+from common.data.sessions import Session, natural
 from common.data.tables import is_table, open_table, table_stem
 from common.errors import InputError
 
@@ -111,20 +99,8 @@ def read_recording(
     table = open_table(path, known=known, header_line=layout.header_line, names=layout.columns)
     _check_channels(path, table.columns, model_input["channels"])
     raw = read_columns(table, layout.column_rules, layout.channels)
-    clock = read_clock(str(path), raw.stamps, layout.clock_rules, raw.doubled)
-    values = raw.values if clock.rows is None else raw.values[clock.rows]
-    bouts, unknown, labelled = _labels(recording, raw, clock)
-    session = make_session(
-        recording.name,
-        clock.start_s,
-        clock.times,
-        values,
-        bouts,
-        layout.rate,
-        layout.max_gap_s,
-        unknown_s=unknown,
-        joints=clock.joints,
-    )
+    session, clock, _ = on_grid(path, raw, layout, recording.person, recording.bouts)
+    labelled = raw.labels is not None or recording.bouts is not None
     mended = [f"{number} {kind.replace('_', ' ')} mended" for kind, number in clock.mended.items()]
     return ReadSession(session, labelled, (*raw.notes, *mended, *_check_rate(path, session)))
 
@@ -148,17 +124,3 @@ def _check_rate(path: Path, session: Session) -> list[str]:
     if session.sampled_at < SLOW * session.rate:
         return [f"sampled at {session.sampled_at:.3g} Hz, the model's rate is {session.rate:g} Hz"]
     return []
-
-
-def _labels(recording: Recording, raw: RawRecording, clock: Any) -> tuple[Any, Any, bool]:
-    if raw.labels is not None:
-        labels = raw.labels if clock.rows is None else raw.labels[clock.rows]
-        positive, unknown = (label_runs(labels, clock.times, v) for v in (POSITIVE, UNKNOWN))
-        return positive, unknown, True
-    if recording.bouts is None:
-        return NO_RANGES, NO_RANGES, False
-    rows = recording.bouts.rows.get((recording.person, table_stem(recording.path)), [])
-    bouts, unknown = bouts_inside(
-        str(recording.path), recording.bouts, rows, clock, raw.stamps.form
-    )
-    return np.asarray(bouts), np.asarray(unknown), True
