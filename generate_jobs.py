@@ -36,10 +36,9 @@ def parser() -> Parser:
         default=Path("."),
         help="where the two job files go (default: here)",
     )
-    flags.add_argument(
+    flags.switch(
         "--with-baselines",
-        action="store_true",
-        help="add the modes target_only (once per target) and head_only_fine_tuning",
+        "add the modes target_only (once per target) and head_only_fine_tuning",
     )
     return flags
 

@@ -32,15 +32,13 @@ def main() -> int:
         default=Path(FINETUNE_JOBS),
         help=f"fine-tunes (default: {FINETUNE_JOBS})",
     )
-    flags.add_argument(
+    flags.switch(
         "--skip-base-training",
-        action="store_true",
-        help="train no base model; send those that are published to all nodes",
+        "train no base model; send those that are published to all nodes",
     )
-    flags.add_argument(
+    flags.switch(
         "--wait-for-all-bases",
-        action="store_true",
-        help="two literal phases: no fine-tune before the last base model",
+        "two literal phases: no fine-tune before the last base model",
     )
     args = flags.parse()
 

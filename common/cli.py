@@ -34,6 +34,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
 
+    def switch(self, flag: str, text: str) -> None:
+        """A flag that is given or not."""
+        self.add_argument(flag, action="store_true", help=text)
+
     def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
         """Parse, or raise InputError."""
         known, unknown = self.parse_known_args(argv)

@@ -36,7 +36,7 @@ Read = Callable[[Data], tuple[list[Job], list[Job], Path | None]]
 
 
 def parser(description: str) -> Parser:
-    """The shared flags."""
+    """The shared flags: how to run, then what to do instead of a run."""
     flags = Parser(description)
     flags.add_argument(
         "--cluster-config",
@@ -44,37 +44,21 @@ def parser(description: str) -> Parser:
         default=Path(CLUSTER_CONFIG),
         help=f"the nodes (default: {CLUSTER_CONFIG})",
     )
-    _add_run_flags(flags)
-    add_flag(flags)
-    _add_other_flags(flags)
-    return flags
-
-
-def _add_run_flags(flags: Parser) -> None:
-    """How to run."""
-    flags.add_argument(
+    flags.switch(
         "--skip-sync",
-        action="store_true",
-        help=(
-            "send nothing before it is missed: trust what the nodes have (SHA-256 is still checked)"
-        ),
+        "send nothing before it is missed: trust what the nodes have (SHA-256 is still checked)",
     )
-    flags.add_argument(
+    flags.switch(
         "--no-wait",
-        action="store_true",
-        help="leave out slots that another project of yours fills, instead of waiting for a turn",
+        "leave out slots that another project of yours fills, instead of waiting for a turn",
     )
-    flags.add_argument(
-        "--dry-run", action="store_true", help="print what would run, what is reused and why"
-    )
+    flags.switch("--dry-run", "print what would run, what is reused and why")
     flags.add_argument(
         "--only",
         metavar="failed|PREFIX",
         help="only jobs that failed last time, or fine-tunes whose prefix begins so",
     )
-    flags.add_argument(
-        "--retrain", action="store_true", help="make results of other code versions anew"
-    )
+    flags.switch("--retrain", "make results of other code versions anew")
     flags.add_argument(
         "--max-retries",
         type=int,
@@ -87,34 +71,16 @@ def _add_run_flags(flags: Parser) -> None:
         metavar="CMD",
         help="run at the end and at the first failure, with a line of text as its last argument",
     )
-
-
-def _add_other_flags(flags: Parser) -> None:
-    """What to do instead of a run."""
-    flags.add_argument(
-        "--status",
-        action="store_true",
-        help="show the latest run of this project folder, from any terminal",
-    )
+    add_flag(flags)
+    flags.switch("--status", "show the latest run of this project folder, from any terminal")
     flags.add_argument(
         "--log", metavar="JOB", help="print the path of a job's log in the latest run that has one"
     )
-    flags.add_argument("--check", action="store_true", help="only test the nodes: one line each")
-    flags.add_argument(
-        "--setup-nodes",
-        action="store_true",
-        help="build each node's environment from requirements.txt",
-    )
-    flags.add_argument(
-        "--cancel",
-        action="store_true",
-        help="Slurm: end this project's waiting and running jobs, and no others",
-    )
-    flags.add_argument(
-        "--clean-nodes",
-        action="store_true",
-        help="remove from the nodes results that are verified here",
-    )
+    flags.switch("--check", "only test the nodes: one line each")
+    flags.switch("--setup-nodes", "build each node's environment from requirements.txt")
+    flags.switch("--cancel", "Slurm: end this project's waiting and running jobs, and no others")
+    flags.switch("--clean-nodes", "remove from the nodes results that are verified here")
+    return flags
 
 
 def execute(

@@ -38,10 +38,9 @@ def check_package() -> None:
 
 def add_flag(flags: Parser) -> None:
     """--tensorboard, for a script that trains."""
-    flags.add_argument(
+    flags.switch(
         "--tensorboard",
-        action="store_true",
-        help="write curves to runs/{id}/tensorboard/ (requirements-tensorboard.txt)",
+        "write curves to runs/{id}/tensorboard/ (requirements-tensorboard.txt)",
     )
 
 
