@@ -266,7 +266,7 @@ def around_the_step(repeats: int) -> Row:
             inside[0] += time.perf_counter() - began
             return total
 
-        run.backend.train = timed  # type: ignore[method-assign]
+        run.backend.train = timed
         shares = []
         for _ in range(2 + 3 * repeats):
             inside[0], began = 0.0, time.perf_counter()

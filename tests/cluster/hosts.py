@@ -435,7 +435,7 @@ class Hosts:
     def _remove_network(self) -> None:
         """Everything under this number, made by us or left over from a run that was killed."""
         for namespace in [name for name in _namespaces() if name.startswith(f"mlc{self.number}-")]:
-            _signal_until(lambda namespace=namespace: processes_in(namespace), signal.SIGKILL)  # type: ignore[misc]
+            _signal_until(lambda namespace=namespace: processes_in(namespace), signal.SIGKILL)
             _call("ip", "netns", "del", namespace)
         for link in [f"mlc{self.number}v{index}" for index in range(len(self.names))] + [
             self.bridge

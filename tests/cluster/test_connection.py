@@ -293,7 +293,7 @@ def test_a_frozen_node_gives_no_exit_and_does_not_hold_us(hosts: Hosts, node: Co
 
 def test_a_restarted_node_is_connected_to_again(hosts: Hosts, node: Connection) -> None:
     hosts.restart_sshd("h1")
-    wait_until(lambda: not any(shared.link.transport.is_active() for shared in node._links))  # type: ignore[attr-defined]
+    wait_until(lambda: not any(shared.link.transport.is_active() for shared in node._links))
     assert node.run(["hostname"]).text == "h1"
 
 
@@ -992,7 +992,7 @@ def test_a_copy_that_is_killed_here_leaves_nothing_under_a_final_name(
                 lambda direction=direction: rsync_at_work(
                     project if direction == "push" else head / "in"
                 )
-            )  # type: ignore[misc]
+            )
             for process in list(node._copies):
                 os.killpg(process.pid, signal.SIGKILL)
             with pytest.raises(NodeError, match="rsync was ended by signal 9"):

@@ -87,7 +87,7 @@ def nothing_runs(hosts: Hosts, *names: str, seconds: float = 30) -> None:
             lambda name=name: not hosts.user_processes(name),
             seconds,
             f"the end of all on {name}: {hosts.user_processes(name)}",
-        )  # type: ignore[misc]
+        )
 
 
 def one_result(project: Project, base: str) -> None:

@@ -34,7 +34,7 @@ def nothing_runs(hosts: Hosts) -> None:
     for name in ("h1", "h2"):
         wait_until(
             lambda name=name: not hosts.user_processes(name), 20, f"the end of all on {name}"
-        )  # type: ignore[misc]
+        )
 
 
 def test_the_first_ctrl_c_lets_running_jobs_finish_and_starts_no_other(

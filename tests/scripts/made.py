@@ -62,7 +62,7 @@ def write_data(
 ) -> Path:
     """A prepared data set; `form` as in `write_person`. Returns `folder`."""
     for name in people:
-        write_person(folder, name, **form)  # type: ignore[arg-type]
+        write_person(folder, name, **form)
     if manifest:
         write_manifest(folder, people)
     return folder

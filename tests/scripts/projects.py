@@ -208,7 +208,7 @@ class Project:
 def made(parent: Path, name: str = "project", **form: object) -> Project:
     """A project with the little data set of made.py and two local slots."""
     project = Project.create(parent, name)
-    write_data(project.folder / "data/made", **form)  # type: ignore[arg-type]
+    write_data(project.folder / "data/made", **form)
     project.write_cluster()
     return project
 

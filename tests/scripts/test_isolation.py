@@ -52,7 +52,7 @@ def weights_of_base(**changes: object) -> bytes:
 def test_whatever_stands_in_the_targets_files_its_base_model_is_the_same(
     project: Project, fold: int
 ) -> None:
-    target = QUICK["participants"][fold]  # type: ignore[index]
+    target = QUICK["participants"][fold]
     before = weights_of_base(fold=fold)
     poison(target, "train", "val", "test")
     assert weights_of_base(fold=fold) == before

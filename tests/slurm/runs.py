@@ -55,7 +55,7 @@ def command(project: Project, *argv: object) -> Iterator[subprocess.Popen[str]]:
             stdout=output,
             stderr=output,
             text=True,
-        )  # type: ignore[arg-type]
+        )
         try:
             yield process
         finally:

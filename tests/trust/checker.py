@@ -141,11 +141,11 @@ def broken(folder: Path) -> list[str]:
     for name in bases:
         checker._look(
             f"base_models/{name}", lambda name=name: base_bytes(folder / "base_models", name)
-        )  # type: ignore[misc]
+        )
     for name in experiments:
         checker._look(
             f"experiments/{name}", lambda name=name: experiment_bytes(folder / "experiments" / name)
-        )  # type: ignore[misc]
+        )
     return checker.problems
 
 
@@ -184,9 +184,9 @@ class Checker:
         self.problems = []
         bases, experiments = self.published()
         for name in bases:
-            self._look(f"base_models/{name}", lambda name=name: self.base(name))  # type: ignore[misc]
+            self._look(f"base_models/{name}", lambda name=name: self.base(name))
         for name in experiments:
-            self._look(f"experiments/{name}", lambda name=name: self.experiment(name, bases))  # type: ignore[misc]
+            self._look(f"experiments/{name}", lambda name=name: self.experiment(name, bases))
         if planned:
             self._compare("base model", set(bases), planned.bases, planned.excused, complete)
             self._compare(
@@ -419,7 +419,7 @@ def whole(folder: Path) -> dict[str, bytes]:
     found = contents(folder, provenance=True)
     kept: dict[str, bytes] = {}
     for name in bases:
-        if not _problems(checker, f"base_models/{name}", lambda name=name: checker.base(name)):  # type: ignore[misc]
+        if not _problems(checker, f"base_models/{name}", lambda name=name: checker.base(name)):
             kept |= {
                 file: found[file]
                 for file in (f"base_models/{name}.pt", f"base_models/{name}_metadata.json")
@@ -427,7 +427,7 @@ def whole(folder: Path) -> dict[str, bytes]:
     for name in experiments:
         if not _problems(
             checker, f"experiments/{name}", lambda name=name: checker.experiment(name, bases)
-        ):  # type: ignore[misc]
+        ):
             kept |= {
                 file: content
                 for file, content in found.items()

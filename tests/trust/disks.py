@@ -267,7 +267,7 @@ def every_failure(name: str, parent: Path) -> int:
                 f" {errno.errorcode[error]}"
             )
             with Disk(folder, number, error):
-                must_name_the_path(lambda folder=folder: publish.act(folder), error, folder, where)  # type: ignore[misc]
+                must_name_the_path(lambda folder=folder: publish.act(folder), error, folder, where)
             assert publish.read(folder) in (publish.old, publish.new, None), where
             assert not broken(folder), where
             publish.act(folder)
@@ -375,7 +375,7 @@ def every_failure_of_a_training(
                 with Disk(folder, number, error):
                     must_name_the_path(
                         lambda folder=folder: training.run(folder), error, folder, where
-                    )  # type: ignore[misc]
+                    )
                 assert not broken(folder), f"{where}: {broken(folder)}"
                 training.run(folder)
                 assert contents(folder) == training.result, where

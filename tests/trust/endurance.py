@@ -73,7 +73,7 @@ def tiny_jobs(parent: Path, jobs: int = 2_000, seed: int = 0, script: str = TINY
                 lambda before=before: log.done() > before or head.poll() is not None,
                 600,
                 "the next job",
-            )  # type: ignore[misc]
+            )
             with contextlib.suppress(OSError, KeyError):  # they may end at any moment
                 late = {pid: Size.of(pid) for pid in pids}
         assert head.wait(60) == 0, world.said

@@ -201,7 +201,7 @@ def fork(work: Callable[[], object], said: Path) -> int:
     try:
         said.write_text(json.dumps(work()))
         os._exit(0)
-    except BaseException as error:  # noqa: BLE001 - the child's edge: the parent reads what went wrong
+    except BaseException as error:  # noqa: BLE001 - the parent reads what went wrong
         said.write_text(f"{type(error).__name__}: {error}")
         os._exit(1)
 

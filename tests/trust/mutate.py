@@ -43,7 +43,7 @@ def broken(module: str, function: str, old: str, new: str) -> Iterator[None]:
 
 
 def _replaced(function: object, old: str, new: str, scope: dict[str, object], name: str) -> object:
-    source = inspect.cleandoc("\n" + inspect.getsource(function))  # type: ignore[arg-type]
+    source = inspect.cleandoc("\n" + inspect.getsource(function))
     assert source.count(old) >= 1, f"{name} has no {old!r} any more: what broke it no longer does"
     found: dict[str, object] = {}
     # annotations stay text

@@ -39,7 +39,7 @@ def over_hosts(hosts: Hosts, parent: Path, name: str) -> Iterator[tuple[World, P
                 lambda host=host: not hosts.user_processes(host),
                 40,
                 f"the end of {hosts.user_processes(host)}",
-            )  # type: ignore[misc]
+            )
 
 
 def ends_well(world: World, planned: Planned, head: subprocess.Popen[bytes], parent: Path) -> None:

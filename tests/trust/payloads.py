@@ -77,7 +77,7 @@ def _objects(mark: str) -> dict[str, Any]:
         "functools.partial": _Calls(functools.partial, os.system, shell),
         "operator.methodcaller": _Calls(operator.methodcaller, "system", shell),
         "codecs.encode": _Calls(codecs.encode, shell, "rot13"),
-        "runpy": _Calls(runpy._run_code, code.co_code, {}),  # type: ignore[attr-defined]
+        "runpy": _Calls(runpy._run_code, code.co_code, {}),
         "types.CodeType": _Calls(types.SimpleNamespace),
         "torch.load within": _Calls(torch.load, io.BytesIO(inner.getvalue())),
         "torch.storage._load_from_bytes": _Calls(torch.storage._load_from_bytes, inner.getvalue()),

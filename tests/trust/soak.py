@@ -237,7 +237,7 @@ class Tally:
         try:
             self.trials += fault.run(seed, folder)
             shutil.rmtree(folder, ignore_errors=True)
-        except Exception:  # noqa: BLE001 - whatever it is, the trial failed; it is told, and the others go on
+        except Exception:  # noqa: BLE001 - the trial failed; it is reported, the others go on
             self.trials, self.failures, self.failed = (
                 self.trials + 1,
                 self.failures + 1,

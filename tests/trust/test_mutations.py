@@ -329,7 +329,7 @@ def test_the_checker_sees_whatever_is_wrong(tmp_path: Path) -> None:
             ),
             "the hash of its configuration": lambda: reseal(
                 folder / meta, lambda r: r["config"].update(lr=1.0)
-            ),  # type: ignore[attr-defined]
+            ),
             "base_participants is": lambda: reseal(
                 folder / meta, lambda r: r.update(base_participants=["cem"])
             ),
@@ -380,6 +380,6 @@ def test_a_result_made_twice_is_caught(tmp_path: Path) -> None:
         reseal(
             world.folder / META.format(there.base),
             lambda r: r["provenance"].update(finished="later"),
-        )  # type: ignore[attr-defined]
+        )
         with pytest.raises(AssertionError, match="made again or lost"):
             kills.not_made_again(world, kept)

@@ -1,9 +1,10 @@
 // Forward and backward pass of a stack of blocks, fused, on a CPU. Built by build.py, bound by
 // stack.py.
 //
-// A block is a convolution over time (3 taps, dilated, padded with zeros), layer norm over channels,
-// in some blocks max-pooling by 2, and ReLU. After the last block: the average over time, dropout by
-// a given mask, and a head of one linear layer or of two with a ReLU between them: one logit.
+// A block is a convolution over time (3 taps, dilated, padded with zeros), layer norm over
+// channels, in some blocks max-pooling by 2, and ReLU. After the last block: the average over time,
+// dropout by a given mask, and a head of one linear layer or of two with a ReLU between them: one
+// logit.
 //
 // Layout. The vector lanes run along time. A group of windows lies side by side in one row per
 // channel, with zeros between neighbours, so that a convolution reads its padding from there and
@@ -193,7 +194,8 @@ void set_levels(Shape& shape, int channels, long samples, const int64_t* blocks,
   long unit = 0;  // distance after all poolings
   for (size_t l = 0; l < shape.levels.size(); ++l) {
     const Level& level = shape.levels[l];
-    unit = std::max(unit, rounded<long>((level.samples + level.padding) << depth[l], 1L << pools) >> pools);
+    const long samples = (level.samples + level.padding) << depth[l];
+    unit = std::max(unit, rounded<long>(samples, 1L << pools) >> pools);
   }
   shape.group = std::max(1L, std::min(16L, GROUP_SAMPLES / (unit << pools)));
   const long whole = rounded<long>(shape.group * (unit << pools), (long)LANES << pools);
@@ -363,7 +365,8 @@ INLINE void convolve(V (&sums)[DEEP][WIDTH], const float* x, long stride, int in
 template <class Tile>
 INLINE void in_tiles(long length, Tile tile) {
   long t = 0;
-  for (; t + WIDE * LANES <= length; t += WIDE * LANES) tile(std::integral_constant<int, WIDE>(), t);
+  for (; t + WIDE * LANES <= length; t += WIDE * LANES)
+    tile(std::integral_constant<int, WIDE>(), t);
   if (WIDE > 2 && t + 2 * LANES <= length) {
     tile(std::integral_constant<int, 2>(), t);
     t += 2 * LANES;
@@ -545,7 +548,8 @@ template <int WIDTH>
 INLINE void input_tile(const Block& b, const float* filters, Rows dh, Rows dx, long t) {
   for (int i = 0; i < b.inputs; i += DEEP) {
     V sums[DEEP][WIDTH] = {};
-    convolve(sums, dh.start + t, dh.stride, b.outputs, b.dilation, filters + (long)i * b.outputs * 3);
+    const float* own = filters + (long)i * b.outputs * 3;
+    convolve(sums, dh.start + t, dh.stride, b.outputs, b.dilation, own);
 #pragma GCC unroll 4
     for (int j = 0; j < DEEP; ++j)
 #pragma GCC unroll 4
@@ -607,7 +611,8 @@ void copy_input(const Group& g) {
       else
         for (long t = 0; t < level.samples; ++t) to[t] = from[t * g.call.sample];
       if (g.call.mean)
-        for (long t = 0; t < level.samples; ++t) to[t] = (to[t] - g.call.mean[c]) * g.call.factor[c];
+        for (long t = 0; t < level.samples; ++t)
+          to[t] = (to[t] - g.call.mean[c]) * g.call.factor[c];
       const long end = n + 1 < g.windows ? level.distance : length - n * level.distance;
       std::memset(to + level.samples, 0, (end - level.samples) * sizeof(float));
     }
@@ -736,7 +741,8 @@ void head(const Group& g, long n) {
   const float logit = head_forward(shape, p, f, a);
   if (g.call.logits) g.call.logits[g.first + n] = logit;
   if (!g.call.y) return;
-  const double of = of_logit(logit, g.call.y[g.first + n], g.call.pos_weight, g.call.losses[g.first + n]);
+  const long at = g.first + n;
+  const double of = of_logit(logit, g.call.y[at], g.call.pos_weight, g.call.losses[at]);
   head_backward(shape, p, (float)(of / g.call.batch), f, a, df, g.slot);
   for (int c = 0; c < shape.features; ++c) {
     float* row = y.at(c) + n * last.distance;
@@ -750,7 +756,10 @@ void pass(const Group& g) {
   const int count = (int)shape.blocks.size();
   set_valid(g.work, shape, g.windows);
   copy_input(g);
-  for (int b = 0; b < count; ++b) g.slot && b >= g.call.lowest ? forward_block<true>(g, b) : forward_block<false>(g, b);
+  for (int b = 0; b < count; ++b) {
+    const bool keeps = g.slot && b >= g.call.lowest;
+    keeps ? forward_block<true>(g, b) : forward_block<false>(g, b);
+  }
   for (long n = 0; n < g.windows; ++n) head(g, n);
   for (int b = count - 1; g.slot && b >= g.call.lowest; --b) backward_block(g, b);
 }

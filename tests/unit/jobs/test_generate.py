@@ -216,7 +216,7 @@ def test_the_sizes_said_beforehand_are_those_of_the_subsets(order: str) -> None:
     for negatives, positives in ((5, 4), (100, 1), (33, 66)):
         labels = [0] * negatives + [1] * positives
         for fraction in (0.01, 0.05, 0.1, 0.125, 0.5, 1.0):
-            rows = select_subset(labels, fraction, order=order, seed=3)  # type: ignore[arg-type]
+            rows = select_subset(labels, fraction, order=order, seed=3)
             sizes = subset_sizes(negatives, positives, fraction, order)
             # in time order one window of each class is there in any case
             assert len(rows) >= sum(sizes)

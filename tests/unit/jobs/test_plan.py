@@ -56,7 +56,7 @@ class World:
         }
         artifacts.publish_base_model(
             self.paths, job.id, record["training_key"].encode(), record | changes
-        )  # type: ignore[union-attr]
+        )
 
     def publish(self, job: Job, **changes: Any) -> None:
         assert job.needs

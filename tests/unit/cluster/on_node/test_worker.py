@@ -426,7 +426,7 @@ def test_a_disk_too_full_for_the_log_is_still_told_as_the_nodes_fault(
     with (folder / "log").open("ab", buffering=0) as log:
         outcome = worker_module.Worker(None, folder, "cpu", log).outcome(
             {"job": "j0", "script": "full_disk.py", "values": {}}
-        )  # type: ignore[arg-type]
+        )
     assert (outcome["failed"], outcome["cause"], outcome["log"]) == ("j0", "disk", "")
 
 

@@ -76,7 +76,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ClusterConfig]:
                 *([Server(host="localhost", **local)] if local else []),
                 *(Server(host=name) for name in answers),
             ]
-        )  # type: ignore[arg-type]
+        )
 
     return make
 

@@ -63,11 +63,11 @@ def test_a_worker_that_ends_at_once_is_reported_as_started_first(tmp_path: Path)
         path="/there",
         python="python3",
         close=lambda: None,
-    )  # type: ignore[assignment]
+    )
     one._plan = SlotPlan((Slot("n", 0, None),))
     for number in range(1, 101):
         one._start_worker(Slot("n", 0, None))
-        wait_until(lambda number=number: len(events) == 2 * number, what="its end")  # type: ignore[misc]
+        wait_until(lambda number=number: len(events) == 2 * number, what="its end")
     one.stop()
     for started, ended in zip(events[::2], events[1::2], strict=True):
         assert isinstance(started, Started)
@@ -81,7 +81,7 @@ def test_a_worker_that_floods_the_head_is_not_read_faster_than_it_is_looked_at(
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     one = node(tmp_path, events.put)
     process = Played([b"mark\n", *[b"{}\n"] * (3 * UNHANDLED)])
-    link = WorkerLink(one, Slot("n", 0, None), process, "mark", events.put)  # type: ignore[arg-type]
+    link = WorkerLink(one, Slot("n", 0, None), process, "mark", events.put)
     link.begin()
     wait_until(lambda: events.qsize() == UNHANDLED, what="as many as may wait")
     assert process.read <= UNHANDLED + 2
@@ -102,7 +102,7 @@ def test_a_copy_that_fails_because_the_heads_disk_is_full_is_no_fault_of_the_nod
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, free))
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     one = node(tmp_path, events.put)
-    one._connection = SimpleNamespace(pull=pull, close=lambda: None)  # type: ignore[assignment]
+    one._connection = SimpleNamespace(pull=pull, close=lambda: None)
     one.fetch("b" * 16, urgent=True)
     event = events.get(timeout=30)
     one.stop()

@@ -164,7 +164,7 @@ def test_the_file_that_makes_a_result_published_is_named() -> None:
 def record() -> Node:
     """Of a node that is never touched."""
     threads = SimpleNamespace(name="n", server=None, close=lambda: None)
-    return Node(threads)  # type: ignore[arg-type]
+    return Node(threads)
 
 
 def test_what_is_on_its_way_is_not_sent_twice() -> None:

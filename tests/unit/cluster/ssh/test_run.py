@@ -36,7 +36,7 @@ class PlayedWorker(WorkerLink):
     """The head's end of a worker that this test speaks for."""
 
     def __init__(self, node: PlayedThreads, slot: Slot) -> None:
-        super().__init__(node, slot, None, "mark", node.tell)  # type: ignore[arg-type]
+        super().__init__(node, slot, None, "mark", node.tell)
         self.ended = False
         self.got: list[dict[str, Any]] = []
 
@@ -132,9 +132,9 @@ class Play:
             load_config(path),
             work,
             needs,
-            self.results,  # type: ignore[arg-type]
+            self.results,
             Journal(self.paths, "r"),
-            estimates,  # type: ignore[arg-type]
+            estimates,
             self.scheduler,
             self.hear,
             patience=0.0,

@@ -494,9 +494,9 @@ def test_files_are_taken_only_into_a_fresh_folder(tmp_path: Path) -> None:
 def test_a_node_that_only_says_what_it_was_told_does_not_share_our_folder(tmp_path: Path) -> None:
     ssh = Ssh.__new__(Ssh)
     ssh.project = tmp_path
-    ssh.run = lambda argv: Result(0, argv[-1].encode(), b"")  # type: ignore[assignment, method-assign, misc]
+    ssh.run = lambda argv: Result(0, argv[-1].encode(), b"")
     assert not ssh._sees_our_folder()
-    ssh.run = lambda argv: Result(0, (tmp_path / argv[-1]).read_bytes(), b"")  # type: ignore[assignment, method-assign, misc]
+    ssh.run = lambda argv: Result(0, (tmp_path / argv[-1]).read_bytes(), b"")
     assert ssh._sees_our_folder()
     assert not list(tmp_path.iterdir())
 
