@@ -27,6 +27,26 @@ KEYS = ["target_participant", "mode", "fraction", "val", "order", "setting"]
 SCORES = ("test_", "val_", "base_test_", "base_val_", "train_", "selection_")
 
 
+class Reasons(dict[str, str]):
+    """Why scores are undefined, by name of the score; in a CSV file as text."""
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {why}" for name, why in sorted(self.items()))
+
+    def of(self, metric: str) -> list[str]:
+        """Why a score is undefined on the test windows, for any model and threshold."""
+        return [why for name, why in sorted(self.items()) if f"test_{metric}" in name]
+
+
+class Names(tuple[str, ...]):
+    """Names in a column; in a CSV file as text."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return " ".join(self)
+
+
 def with_base(rows: pd.DataFrame, n_base: float | None) -> pd.DataFrame:
     """Those with so many base participants, and those of the target alone."""
     return rows[rows["n_base_participants"].isna() | (rows["n_base_participants"] == n_base)]
@@ -258,11 +278,12 @@ def why_excluded(
     """
     needed = [c for c in kept if c.mode != RECALIBRATED]
     lacking = [c for c in needed if person not in test[c].index or not np.isfinite(test[c][person])]
+    undefined = rows.loc[rows["target_participant"] == person, "undefined"]
     reasons = [
-        text
-        for cell in rows.loc[rows["target_participant"] == person, "undefined"]
-        for text in str(cell).split("; ")
-        if f"test_{metric}" in text
+        f"{name}: {why}"
+        for cell in undefined
+        for name, why in sorted(cell.items())
+        if f"test_{metric}" in name
     ]
     absent = [c for c in lacking if person not in test[c].index]
     if absent:

@@ -31,6 +31,7 @@ from common.paths import (
     Paths,
     experiment_name,
 )
+from common.report.cells import Names, Reasons
 from common.report.grids import Analysis
 from common.report.predictions import (
     Bout,
@@ -299,14 +300,13 @@ def _row(run: Run, project: Project, rules: EventRules) -> Json:
     return row
 
 
-def _undefined(reasons: Json, from_scratch: bool) -> str:
+def _undefined(reasons: Json, from_scratch: bool) -> Reasons:
     """Why scores are undefined. From scratch there is no base, so that its scores are not there
     says nothing about the data.
     """
-    kept = {
-        key: why for key, why in reasons.items() if not (from_scratch and key.startswith("base_"))
-    }
-    return "; ".join(f"{key}: {why}" for key, why in sorted(kept.items()))
+    return Reasons(
+        {key: why for key, why in reasons.items() if not (from_scratch and key.startswith("base_"))}
+    )
 
 
 def _flat(options: Json) -> Json:
@@ -494,5 +494,5 @@ def _most_common(facts: dict[int, Json], project: pd.Series) -> dict[str, Json]:
     return {str(label): best.get(str(label), {}) for label in project.unique()}
 
 
-def _differing(values: Json, common: Json) -> str:
-    return " ".join(sorted(name for name, value in values.items() if common.get(name) != value))
+def _differing(values: Json, common: Json) -> Names:
+    return Names(sorted(name for name, value in values.items() if common.get(name) != value))

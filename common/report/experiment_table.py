@@ -118,9 +118,7 @@ def _marks(row: pd.Series, metric: str) -> str:
         for column in ("other_data", "other_code", "other_versions")
         if row[column]
     ]
-    return ", ".join(
-        [*marks, "undefined scores"] if f"test_{metric}" in row["undefined"] else marks
-    )
+    return ", ".join([*marks, "undefined scores"] if row["undefined"].of(metric) else marks)
 
 
 def curves(run: Run) -> Json:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from common.data.manifest import Fold
 from common.options import FROM_SCRATCH, FinetuneOptions, shapes_result
-from common.report.cells import POOLED
+from common.report.cells import POOLED, Reasons
 from common.report.collect import MODELS, Json, Run, each_window, from_windows, joined
 from common.report.predictions import EventRules
 from common.training.metrics import SCORES, THRESHOLDED, final_scores, threshold_scores
@@ -64,8 +64,7 @@ def _pooled(rows: pd.DataFrame, runs: Mapping[int, Run], rules: EventRules) -> J
         if lacking
         else _scored([runs[index] for index in ids], str(first["mode"]), rules)
     )
-    told = "; ".join(f"{name}: {why}" for name, why in sorted(reasons.items()))
-    return row | scores | {"undefined": told}
+    return row | scores | {"undefined": Reasons(reasons)}
 
 
 def _averaged(rows: pd.DataFrame) -> Json:

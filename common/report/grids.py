@@ -209,7 +209,7 @@ def filter_rows(table: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
         for value in wanted.split(","):
             keep |= _equals(table[key], value.strip())
         if not keep.any():
-            there = sorted({str(value) for value in table[key].dropna().unique()})
+            there = sorted({str(value) for value in table[key].dropna()})
             raise InputError(
                 f"--filter {text}: no experiment has it; {key} is"
                 f" {', '.join(there[:12]) or 'empty'}{' ...' if len(there) > 12 else ''}"

@@ -275,9 +275,9 @@ def _mixed(table: pd.DataFrame) -> list[str]:
     words = {"other_data": "data files", "other_code": "code", "other_versions": "library versions"}
     table, found = table[table["duplicate_of"].isna() & table["stale"].isna()], []
     for column, what in words.items():
-        differing = table[table[column] != ""]
+        differing = table[table[column].map(bool)]
         if len(differing):
-            names = sorted({name for text in differing[column] for name in text.split(" ")})
+            names = sorted({name for some in differing[column] for name in some})
             found.append(
                 f"Mixed {what}: {len(differing)} of {len(table)} experiments were made with other"
                 f" {what} than the rest ({few(names, 5)}); see the column {column}. Numbers that"
@@ -383,13 +383,12 @@ def _several_lists(rows: pd.DataFrame) -> list[str]:
 
 def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:
     """Who lacks the reported score and why; that others are undefined is only mentioned."""
-    affected = rows[rows["undefined"] != ""]
-    mine: dict[str, None] = {}
-    for row in affected.itertuples():
-        for text in str(row.undefined).split("; "):
-            key, _, reason = text.partition(": ")
-            if f"test_{metric}" in key:
-                mine[f"{row.target_participant} ({reason})"] = None
+    affected = rows[rows["undefined"].map(bool)]
+    mine = dict.fromkeys(
+        f"{row.target_participant} ({why})"
+        for row in affected.itertuples()
+        for why in row.undefined.of(metric)
+    )
     if mine:
         return [f"Undefined {metric_words(metric)}, shown as a dash: {few(mine, 5)}."]
     return (
