@@ -43,7 +43,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from rows import Row  # noqa: E402
 
-from common.cluster.scheduler.scheduler import Limits, PlannedJob, Scheduler, SlotId  # noqa: E402
+from common.cluster.scheduler.scheduler import Scheduler  # noqa: E402
+from common.cluster.scheduler.states import Limits, PlannedJob, SlotId  # noqa: E402
 
 BASES, SIBLINGS = 84, 12
 BASE_SECONDS, FINETUNE_SECONDS = 600.0, 120.0

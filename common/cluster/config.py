@@ -462,16 +462,3 @@ def _known_keys(loc: Sequence[int | str]) -> list[str]:
         else ClusterConfig
     )
     return list(model.model_fields)
-
-
-__all__ = [
-    "ClusterConfig",
-    "Gpu",
-    "Probe",
-    "Server",
-    "Slot",
-    "SlotPlan",
-    "Slurm",
-    "load_config",
-    "slots",
-]

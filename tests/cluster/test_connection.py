@@ -29,9 +29,9 @@ from common.cluster.ssh.node_commands import probe
 from common.cluster.transport import connection as connection_module
 from common.cluster.transport import link as link_module
 from common.cluster.transport import process as process_module
-from common.cluster.transport.connection import ConnectError, Connection, connect
+from common.cluster.transport.connection import Connection, connect
 from common.cluster.transport.host_keys import HostCertificate
-from common.cluster.transport.openssh import SshSettings
+from common.cluster.transport.openssh import ConnectError, SshSettings
 from common.cluster.transport.rsync import verify_arrived
 from common.errors import InputError, NodeError
 from tests.cluster.hosts import DOMAIN_USERS, Hosts

@@ -30,18 +30,6 @@ from common.cluster.scheduler.states import (
     SlotId,
 )
 
-__all__ = [
-    "ENDED",
-    "Assignment",
-    "Cancellation",
-    "Change",
-    "JobState",
-    "Limits",
-    "PlannedJob",
-    "Scheduler",
-    "SlotId",
-]
-
 _ALIKE = 1.5  # slots of a node whose measured speeds differ by less are taken as equal
 
 

@@ -34,6 +34,11 @@ class TaskArray:
     tasks: Mapping[int, tuple[Job, ...]]
     after: BaseTask | None = None
 
+    @property
+    def trains_bases(self) -> bool:
+        """Whether its jobs are base trainings."""
+        return any(job.kind == "base" for jobs in self.tasks.values() for job in jobs)
+
 
 def lay_out(
     work: Work, submitted: Mapping[str, BaseTask], size: int, per_task: int

@@ -18,10 +18,8 @@ from common.paths import Paths
 
 TIMEOUT_SECONDS = 60
 DEFAULT_ARRAY_SIZE = 1001
-ENDED = re.compile(
-    "COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|OUT_OF_MEMORY|BOOT_FAIL|DEADLINE|PREEMPTED"
-    "|REVOKED"
-)
+ENDED = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+ENDED |= {"BOOT_FAIL", "DEADLINE", "PREEMPTED", "REVOKED"}
 NEVER = "DependencyNeverSatisfied"
 # Environment variables that act as flags of Slurm's commands.
 _INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_")
@@ -52,7 +50,7 @@ class QueuedTask:
     @property
     def ended(self) -> bool:
         """It will not run any more."""
-        return bool(ENDED.fullmatch(self.state)) or self.reason == NEVER
+        return self.state in ENDED or self.reason == NEVER
 
 
 def name_prefix(paths: Paths) -> str:

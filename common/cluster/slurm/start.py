@@ -162,8 +162,9 @@ def _submit_all(
     record = SubmissionRecord(request.paths, run, arrays, work.siblings)
     record.write()
     numbers: dict[str, str] = {}
+    bases = list(earlier)
     for array in arrays:
-        dependency = _dependency(array, numbers, earlier, request)
+        dependency = _dependency(array, numbers, bases, request)
         try:
             number = submit(request.paths, settings, run, array, work, dependency)
         except SlurmError as error:
@@ -175,6 +176,7 @@ def _submit_all(
                 " run the same command again later"
             )
         numbers[array.label] = number
+        bases += [number] if array.trains_bases else []
         record.submitted(array.label, number)
     tasks = sum(len(array.tasks) for array in arrays)
     jobs = sum(len(jobs) for array in arrays for jobs in array.tasks.values())
@@ -186,19 +188,19 @@ def _submit_all(
 
 
 def _dependency(
-    array: TaskArray, numbers: Mapping[str, str], earlier: Collection[str], request: Request
+    array: TaskArray, numbers: Mapping[str, str], bases: Sequence[str], request: Request
 ) -> str:
     """What has to end before a task of `array` starts: its own base training, with success, and
-    with --wait-for-all-bases every base training. `earlier`: as in _submit_all.
+    with --wait-for-all-bases every base training. `numbers`: by label, those of the arrays that are
+    submitted; `bases`: those of all arrays of base trainings.
     """
     parts, own = [], ""
     if array.after is not None:
         own = array.after.array or numbers[array.after.label]
         parts.append(f"aftercorr:{own}")
-    new = [number for label, number in numbers.items() if label.startswith("base")]
-    bases = [number for number in dict.fromkeys([own, *earlier, *new]) if number]
-    if request.wait_for_all_bases and bases and not array.label.startswith("base"):
-        parts.append(f"afterany:{':'.join(bases)}")
+    before = [number for number in dict.fromkeys([own, *bases]) if number]
+    if request.wait_for_all_bases and before and not array.trains_bases:
+        parts.append(f"afterany:{':'.join(before)}")
     return ",".join(parts)
 
 

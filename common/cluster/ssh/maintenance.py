@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -223,22 +224,17 @@ def clean_nodes(config: ClusterConfig, paths: Paths, say: Say) -> bool:
 def _verified_bases(paths: Paths) -> list[str]:
     found = []
     for base in artifacts.published_base_hashes(paths):
-        try:
+        with contextlib.suppress(CorruptArtifact, BaseModelNotFound):
             found.append(artifacts.open_base_model(paths, base).hash)
-        except (CorruptArtifact, BaseModelNotFound):
-            continue
     return found
 
 
 def _verified_experiments(paths: Paths) -> list[str]:
     found = []
     for metrics in sorted(paths.experiments.glob(f"*/*/{EXPERIMENT_METRICS}")):
-        try:
-            found.append(
-                str(artifacts.open_experiment(metrics.parent).folder.relative_to(paths.experiments))
-            )
-        except (CorruptArtifact, FileNotFoundError):
-            continue
+        with contextlib.suppress(CorruptArtifact, FileNotFoundError):
+            folder = artifacts.open_experiment(metrics.parent).folder
+            found.append(str(folder.relative_to(paths.experiments)))
     return found
 
 

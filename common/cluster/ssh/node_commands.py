@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from common.cli import few
 from common.cluster import protocol
 from common.cluster.config import ClusterConfig, Gpu, Probe, Server, Slot, SlotPlan, slots
 from common.cluster.ssh.payload import code_files
-from common.cluster.transport.connection import Connection, Result
+from common.cluster.transport.connection import Connection
+from common.cluster.transport.process import Result
 from common.data.manifest import file_sha256
 from common.errors import NodeError
 from common.jobs.inputs import File
@@ -82,16 +84,22 @@ def probe(connection: Connection, files: Sequence[File] = ()) -> dict[str, Any]:
     argv = [connection.python, "-c", PROBE_TEXT, code_folder(connection)]
     result = connection.run(argv, input=json.dumps(files).encode(), timeout=3600 if files else 60)
     try:
-        facts = json.loads(result.stdout.splitlines()[-1])
-        if result.ok:
-            return protocol.node_facts(facts)
-    except (ValueError, IndexError, RecursionError):
-        pass
-    raise NodeError(
-        f"{connection.python} does not work there"
-        f" ({result.last_words or 'no answer'}): run with --setup-nodes",
-        node=connection.name,
-    )
+        return protocol.node_facts(_answer(result))
+    except ValueError:
+        raise NodeError(
+            f"{connection.python} does not work there"
+            f" ({result.last_words or 'no answer'}): run with --setup-nodes",
+            node=connection.name,
+        ) from None
+
+
+def _answer(result: Result) -> dict[str, Any]:
+    """The JSON object in the last line of a command's output; empty where there is none."""
+    with contextlib.suppress(ValueError, IndexError, RecursionError):
+        answer = json.loads(result.stdout.splitlines()[-1])
+        if result.ok and isinstance(answer, dict):
+            return answer
+    return {}
 
 
 def slot_plan(server: Server, facts: dict[str, Any]) -> SlotPlan:
@@ -172,11 +180,7 @@ def _ask(connection: Connection, request: Mapping[str, Any]) -> tuple[dict[str, 
     """The answer of on_node/inventory.py, empty where it gave none."""
     argv = [connection.python, "-m", "common.cluster.on_node.inventory"]
     result = connection.run(argv, input=json.dumps(request).encode(), timeout=3600)
-    try:
-        answer = json.loads(result.stdout.splitlines()[-1])
-    except (ValueError, IndexError, RecursionError):
-        answer = None
-    return (answer if result.ok and isinstance(answer, dict) else {}), result
+    return _answer(result), result
 
 
 def slot_name(slot: Slot, plan: SlotPlan) -> str:

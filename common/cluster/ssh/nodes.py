@@ -15,7 +15,7 @@ from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import Joined, Left, Listed, Tell
 from common.cluster.ssh.node import NodeThreads
 from common.cluster.ssh.worker_link import WorkerLink, WorkerState
-from common.cluster.transport.connection import manual_rsync_command
+from common.cluster.transport.rsync import manual_rsync_command
 from common.errors import ProjectError
 from common.jobs.inputs import File
 from common.paths import BASE_MODELS

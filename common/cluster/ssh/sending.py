@@ -7,7 +7,7 @@ from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import Arrived
 from common.cluster.ssh.nodes import Item, Node, RunNodes, WaitingJob
 from common.cluster.ssh.workers import Workers
-from common.cluster.transport.connection import manual_rsync_command
+from common.cluster.transport.rsync import manual_rsync_command
 from common.jobs.inputs import beside_files, data_files, path_of
 from common.paths import BASE_MODELS
 

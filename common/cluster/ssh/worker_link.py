@@ -15,8 +15,7 @@ from common.cluster import protocol
 from common.cluster.config import Slot
 from common.cluster.scheduler.states import SlotId
 from common.cluster.ssh.events import Ended, Said, Tell
-from common.cluster.transport.connection import Process
-from common.cluster.transport.process import last_words
+from common.cluster.transport.process import Process, last_words
 from common.errors import NodeError
 
 if TYPE_CHECKING:

@@ -47,7 +47,6 @@ from common.cluster.transport.rsync import (
     by_linked_folder,
     copy,
     folders_above,
-    manual_rsync_command,
     relative_names,
     rsync_argv,
     verify_arrived,
@@ -489,14 +488,3 @@ def _is_plain(folder: Path, name: str) -> bool:
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, 9)
-
-
-__all__ = [
-    "ConnectError",
-    "Connection",
-    "Process",
-    "Result",
-    "Transfer",
-    "connect",
-    "manual_rsync_command",
-]

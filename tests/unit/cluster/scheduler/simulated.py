@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from common.cluster.scheduler.scheduler import (
+from common.cluster.scheduler.scheduler import Scheduler
+from common.cluster.scheduler.states import (
     ENDED,
     JobState,
     Limits,
     PlannedJob,
-    Scheduler,
     SlotId,
 )
 

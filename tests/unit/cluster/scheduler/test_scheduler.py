@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from common.cluster.scheduler.scheduler import (
+from common.cluster.scheduler.scheduler import Scheduler
+from common.cluster.scheduler.states import (
     Assignment,
     Change,
     JobState,
     Limits,
     PlannedJob,
-    Scheduler,
     SlotId,
 )
 from tests.unit.cluster.scheduler.simulated import SimulatedCluster, grid

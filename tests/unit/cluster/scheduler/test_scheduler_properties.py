@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from common.cluster.scheduler.scheduler import ENDED, JobState, Limits, PlannedJob, SlotId
+from common.cluster.scheduler.states import ENDED, JobState, Limits, PlannedJob, SlotId
 from tests.unit.cluster.scheduler.simulated import SimulatedCluster, grid
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

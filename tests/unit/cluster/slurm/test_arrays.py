@@ -100,7 +100,9 @@ def test_two_literal_phases_hold_back_what_needs_no_base_too(tmp_path: Path) -> 
     for wait, expected in ((False, plain), (True, literal)):
         request = Request(Paths(tmp_path), tmp_path, config, wait_for_all_bases=wait)
         assert [
-            _dependency(array, taken if array.label != "base0" else {}, ["7"], request)
+            _dependency(
+                array, *(({}, ["7"]) if array.trains_bases else (taken, ["7", "9"])), request
+            )
             for array in arrays
         ] == expected
     (alone,) = lay_out(work([], [finetune("3", None)]), {}, 1001, 12)

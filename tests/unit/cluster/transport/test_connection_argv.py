@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from common.cluster.config import Server
 from common.cluster.transport import connection as connection_module
 from common.cluster.transport import openssh
-from common.cluster.transport.connection import ConnectError, Result, Ssh, connect
-from common.cluster.transport.openssh import own_options, read_settings, ssh_options
+from common.cluster.transport.connection import Ssh, connect
+from common.cluster.transport.openssh import ConnectError, own_options, read_settings, ssh_options
+from common.cluster.transport.process import Result
 from common.cluster.transport.rsync import (
     Side,
     _once,
