@@ -232,9 +232,7 @@ class Options(BaseModel):
         "always",
     )
     window_size: Annotated[int, Field(ge=1, le=10_000_000)] = option(
-        3000,
-        "samples in a window (unset: that of dataset.json; without one the default)",
-        "always",
+        3000, "samples in a window (unset: that of dataset.json; without one the default)", "always"
     )
     participants: Participants | None = option(
         None, "everyone, in order (unset: those of dataset.json)", "always", shapes=False

@@ -202,12 +202,7 @@ def _status(paths: Paths, display: Display) -> int:
 
 
 def _check(
-    engine: Engine,
-    config: ClusterConfig,
-    paths: Paths,
-    data: Data,
-    read: Read,
-    display: Display,
+    engine: Engine, config: ClusterConfig, paths: Paths, data: Data, read: Read, display: Display
 ) -> int:
     try:
         bases, others, _ = read(data)

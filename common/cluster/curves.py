@@ -39,8 +39,7 @@ def check_package() -> None:
 def add_flag(flags: Parser) -> None:
     """--tensorboard, for a script that trains."""
     flags.switch(
-        "--tensorboard",
-        "write curves to runs/{id}/tensorboard/ (requirements-tensorboard.txt)",
+        "--tensorboard", "write curves to runs/{id}/tensorboard/ (requirements-tensorboard.txt)"
     )
 
 

@@ -11,14 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from common.data.clock import (
-    Clock,
-    StampReader,
-    Stamps,
-    shown_cell,
-    shown_seconds,
-    shown_time,
-)
+from common.data.clock import Clock, StampReader, Stamps, shown_cell, shown_seconds, shown_time
 from common.data.sessions import Floats, Part, Session, recorded_within
 from common.data.tables import SUFFIXES, Table, open_table
 from common.errors import InputError, nearest

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from common.data.sessions import Floats, Ints
 from common.errors import InputError
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+EMPTY = ("", "nan", "na", "n/a", "null", "none")  # cells, in lower case
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 DATES_PER_SECOND = PER_SECOND["ns"]
 ZONE = re.compile(r"(?:Z|UTC|GMT|[+-]\d\d:?(?:\d\d)?)$")
@@ -181,7 +181,7 @@ class StampReader:
 def shown_cell(cell: object, kind: str = "number") -> str:
     """A cell that is no number, for a message."""
     text = str(cell).strip()
-    if text.lower() in ("", "nan", "na", "n/a", "null", "none"):
+    if text.lower() in EMPTY:
         return f"empty or NaN ({text})" if text else "empty or NaN"
     if isinstance(cell, str) and not _is_number(cell):
         return f"{text[:40]!r}, not a {kind}"
@@ -302,10 +302,7 @@ def _without_set_backs(
         ticks, per_second = shown.stamps.ticks, shown.stamps.per_second
         found.append(
             SetBack(
-                row,
-                seconds,
-                float(ticks[:row].max() / per_second),
-                float(ticks[row] / per_second),
+                row, seconds, float(ticks[:row].max() / per_second), float(ticks[row] / per_second)
             )
         )
         times = times.copy() if len(found) == 1 else times

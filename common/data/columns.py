@@ -15,14 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.data.bouts import LabelReader, missing_column
-from common.data.clock import Bools, Ints, StampReader, Stamps, shown_cell
+from common.data.clock import EMPTY, Bools, StampReader, Stamps, shown_cell
+from common.data.sessions import Ints
 from common.data.tables import Table
 from common.errors import InputError
 
 # From so many rows on it is no accident that a column never falls, with so many different values
 ROWS_OF_A_CLOCK, RISES_OF_A_CLOCK = 20, 10
 SLOWER = 0.5  # of the rows empty: the column is slower than the others
-EMPTY = ("", "nan", "na", "n/a", "null", "none")
 MOSTLY = 0.9
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import artifacts
+from common.cli import few
 from common.data.bouts import annotated_bouts
 from common.data.clock import shown_seconds
 from common.data.manifest import (
@@ -438,14 +439,14 @@ def _share_warnings(counts: dict[str, dict[str, SplitCounts]]) -> list[str]:
         / max(sum(c.windows for c in own.values()), 1)
         for participant, own in counts.items()
     }
-    many = [p for p, share in shares.items() if share > 100 * MANY_POSITIVE]
-    few = [p for p, share in shares.items() if 0 < share < 100 * FEW_POSITIVE]
+    high = [p for p, share in shares.items() if share > 100 * MANY_POSITIVE]
+    low = [p for p, share in shares.items() if 0 < share < 100 * FEW_POSITIVE]
     return [
-        f"{_named(people)}: {word} of all windows are positive ({_span(shares, people)} %);"
+        f"{few(people, MAX_NAMED)}: {word} of all windows are positive ({_span(shares, people)} %);"
         f" {advice}"
         for people, word, advice in (
-            (many, "more than half", "shorter --window_seconds or a --min_overlap lower that"),
-            (few, "less than 1 %", "longer --window_seconds, or --min_overlap any, raise that"),
+            (high, "more than half", "shorter --window_seconds or a --min_overlap lower that"),
+            (low, "less than 1 %", "longer --window_seconds, or --min_overlap any, raise that"),
         )
         if people
     ]
@@ -454,11 +455,6 @@ def _share_warnings(counts: dict[str, dict[str, SplitCounts]]) -> list[str]:
 def _span(shares: dict[str, float], people: Sequence[str]) -> str:
     low, high = (f"{end(shares[p] for p in people):.0f}" for end in (min, max))
     return low if low == high else f"{low} to {high}"
-
-
-def _named(people: Sequence[str]) -> str:
-    more = f" and {len(people) - MAX_NAMED} more" if len(people) > MAX_NAMED else ""
-    return ", ".join(people[:MAX_NAMED]) + more
 
 
 # -- proof and description

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.clock import Clock, Floats, Ints, shown_seconds
+from common.data.clock import Clock, shown_seconds
+from common.data.sessions import Floats, Ints
 from common.errors import InputError
 
 Hashes = NDArray[np.uint64]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cli import few
 from common.data.bouts import (
     BOUTS,
     POSITIVE,
@@ -262,9 +263,8 @@ def list_recordings(folder: Path, notes: list[str] | None = None) -> dict[str, l
     if len(files) < len(people):
         raise InputError(f"{folder}: two participants' names differ only in how accents are stored")
     if notes is not None and skipped:
-        shown = ", ".join(str(path.relative_to(folder)) for path in skipped[:5])
-        more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-        notes.append(f"skipped, since not PARTICIPANT/SESSION.csv or .csv.gz: {shown}{more}")
+        shown = few((str(path.relative_to(folder)) for path in skipped), 5)
+        notes.append(f"skipped, since not PARTICIPANT/SESSION.csv or .csv.gz: {shown}")
     return files
 
 

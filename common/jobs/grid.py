@@ -156,10 +156,7 @@ def read_grid(path: Path) -> GridSpec:
 
 
 def expand(
-    grid: GridSpec,
-    where: str,
-    data: Data,
-    folds: Sequence[str] | None = None,
+    grid: GridSpec, where: str, data: Data, folds: Sequence[str] | None = None
 ) -> tuple[list[Job], list[Job]]:
     """Base jobs and fine-tunes of a grid, each once, in the grid's order.
 

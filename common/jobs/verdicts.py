@@ -13,13 +13,7 @@ from typing import Any
 from common import artifacts
 from common.cli import few
 from common.data.data_sets import Data, DataSha256
-from common.errors import (
-    BaseModelNotFound,
-    Conflict,
-    CorruptArtifact,
-    InputError,
-    TrainingError,
-)
+from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError, TrainingError
 from common.jobs import identity
 from common.options import FinetuneOptions, Options
 from common.paths import Paths, split_file

@@ -126,11 +126,7 @@ def contrasts(grid: Grid, suffix: str = "") -> list[Contrast]:
     pairs += _between_modes(grid)
     against = {BASE: Condition(RECALIBRATED, 0.0)} if suffix else {}
     results: list[Tested] = [
-        (
-            f"{a.words} − {against.get(b, b).words}",
-            paired(finite(grid.gains(a, b, suffix))),
-            (a, b),
-        )
+        (f"{a.words} − {against.get(b, b).words}", paired(finite(grid.gains(a, b, suffix))), (a, b))
         for a, b in pairs
     ]
     primary = (grid.primary, BASE) if not suffix and not grid.exploratory else None
@@ -150,8 +146,7 @@ def _between_modes(grid: Grid) -> list[tuple[Condition, Condition]]:
 
 
 def adjusted(
-    results: list[Tested],
-    primary: tuple[Condition | None, Condition] | None = None,
+    results: list[Tested], primary: tuple[Condition | None, Condition] | None = None
 ) -> list[Contrast]:
     """Holm over all but the primary contrast, which comes first."""
     first = [entry for entry in results if entry[2] is not None and entry[2] == primary]

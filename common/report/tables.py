@@ -9,13 +9,7 @@ from collections.abc import Mapping, Sequence
 from common.report.analysis import Contrast, Draws, Line, Sensitivity
 from common.report.conditions import MODES, RECALIBRATED, UNTOUCHED, Condition, percent
 from common.report.grids import Grid
-from common.report.statistics import (
-    Estimate,
-    Paired,
-    median_level,
-    p_text,
-    signed_rank_level,
-)
+from common.report.statistics import Estimate, Paired, median_level, p_text, signed_rank_level
 from common.report.wording import (
     NOTHING,
     count,

@@ -19,12 +19,7 @@ import torch
 from common import artifacts
 from common.data.data_sets import Data
 from common.data.dataset import Rows, Split, Windows, select_subset
-from common.data.manifest import (
-    Manifest,
-    listed_windows,
-    read_manifest,
-    require_one_clock,
-)
+from common.data.manifest import Manifest, listed_windows, read_manifest, require_one_clock
 from common.data.windowing import covered_hours
 from common.errors import CorruptArtifact, InputError
 from common.jobs import identity

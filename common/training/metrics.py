@@ -13,15 +13,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-THRESHOLDED = (
-    "macro_f1",
-    "f1",
-    "precision",
-    "recall",
-    "specificity",
-    "balanced_accuracy",
-    "mcc",
-)
+THRESHOLDED = ("macro_f1", "f1", "precision", "recall", "specificity", "balanced_accuracy", "mcc")
 SCORES = ("loss", *THRESHOLDED, "pr_auc", "roc_auc", "brier", "ece")
 ECE_BINS = 10
 # Without a window of this class in the labels, these have no meaning.

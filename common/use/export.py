@@ -33,11 +33,7 @@ CHECKED = 4096  # windows at most
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "executorch": "model.pte"}
 QUANTIZED = "model_int8.onnx"
 CARD = "model_card.json"
-NEEDED = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "torch": (),
-    "executorch": ("executorch",),
-}
+NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "executorch": ("executorch",)}
 Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]
 

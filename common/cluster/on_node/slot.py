@@ -82,10 +82,7 @@ class SlotLock:
 
 
 def take_slot(
-    name: str,
-    owner: str,
-    waiting: Callable[[SlotHeld], object] | None = None,
-    turn: float = 0.0,
+    name: str, owner: str, waiting: Callable[[SlotHeld], object] | None = None, turn: float = 0.0
 ) -> SlotLock:
     """Lock the slot. A worker of the same owner (head and project) is ended first; another's is
     waited for, after `waiting` was called with it, or SlotHeld is raised where `waiting` is None.

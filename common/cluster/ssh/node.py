@@ -231,10 +231,7 @@ class NodeThreads:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            raise NodeError(
-                "the connection is closed",
-                node=self.name,
-            )
+            raise NodeError("the connection is closed", node=self.name)
         return self._connection
 
     # -- in the fetching thread

@@ -122,10 +122,7 @@ def check_facts(name: str, facts: dict[str, Any]) -> list[str]:
             f"{', '.join(missing)} not installed there: run with --setup-nodes", node=name
         )
     if facts["free_bytes"] < MIN_FREE_BYTES:
-        raise NodeError(
-            f"only {facts['free_bytes'] >> 20} MB free on its disk",
-            node=name,
-        )
+        raise NodeError(f"only {facts['free_bytes'] >> 20} MB free on its disk", node=name)
     notes = []
     here, there = metadata.version("torch"), str(facts["versions"]["torch"])
     if here != there:

@@ -270,10 +270,7 @@ class Local(Connection):
         try:
             return LocalProcess(self.name, argv, self.path, keep_all)
         except OSError as error:
-            raise NodeError(
-                f"cannot start {argv[0]}: {error.strerror}",
-                node=self.name,
-            ) from None
+            raise NodeError(f"cannot start {argv[0]}: {error.strerror}", node=self.name) from None
 
     def _place(self) -> Side:
         return Side(self.path)
@@ -348,9 +345,7 @@ class Ssh(Connection):
     def _start(self, argv: list[str], keep_all: bool, folder: str | None = None) -> Process:
         ready, marker = secrets.token_hex(16), secrets.token_hex(16)
         command = _START.format(
-            folder=_quoted(folder or self.path),
-            marker=marker,
-            command=" ".join(map(_quoted, argv)),
+            folder=_quoted(folder or self.path), marker=marker, command=" ".join(map(_quoted, argv))
         )
         shared, channel = self._open_session()
         process = RemoteProcess(
@@ -443,11 +438,7 @@ class Ssh(Connection):
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise ConnectError(
-                "lost",
-                "the connection was closed",
-                node=self.name,
-            )
+            raise ConnectError("lost", "the connection was closed", node=self.name)
 
     def _open_patiently(self) -> Link:
         for attempt in range(ATTEMPTS):

@@ -285,8 +285,6 @@ def _accepted(transport: paramiko.Transport, s: SshSettings, key: paramiko.PKey)
         ) from None
     if not transport.is_authenticated():
         raise ConnectError(
-            "auth",
-            f"{s.hostname} wants more than a key; only keys are used",
-            node=s.name,
+            "auth", f"{s.hostname} wants more than a key; only keys are used", node=s.name
         )
     return True

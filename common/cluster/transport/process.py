@@ -114,17 +114,11 @@ class Process(ABC):
             deadline = _deadline(timeout)
             while view:
                 if self._input_closed:
-                    raise NodeError(
-                        f"the input of process {self.pid} is closed",
-                        node=self.name,
-                    )
+                    raise NodeError(f"the input of process {self.pid} is closed", node=self.name)
                 if sent := self._send(bytes(view[:CHUNK]), _left(deadline, TICK)):
                     view, deadline = view[sent:], _deadline(timeout)
                 elif time.monotonic() >= deadline:
-                    raise NodeError(
-                        f"process {self.pid} takes no input",
-                        node=self.name,
-                    )
+                    raise NodeError(f"process {self.pid} takes no input", node=self.name)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Read on to the end; its exit code as in Result (None: link lost, or closed by us).
