@@ -8,14 +8,16 @@ provenance, of itself, so that opening notices every changed bit before anything
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -133,6 +135,15 @@ def to_json(value: Any) -> bytes:
     return (
         json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     ).encode()
+
+
+def to_csv(header: Iterable[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A CSV file with a header line and plain line ends."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def seal(record: Mapping[str, Any]) -> Json:

@@ -360,14 +360,22 @@ class Options(BaseModel):
         texts = {"model": self.model, "augmentation": augmentation if self.augments else None}
         return {name: found for name, text in texts.items() if (found := own_code(text or ""))}
 
-    def own_files(self) -> list[str]:
-        """The user's own files that this training reads, named by where they lie: below the project
-        folder ('./net.py') or, for initial weights, perhaps absolute.
+    def files_by_option(self) -> dict[str, str]:
+        """The user's own files that this training reads, by option: below the project folder
+        ('./net.py') or, for initial weights, perhaps absolute.
         """
-        names = [file for file, _ in self.own_code.values()]
+        names = {option: file for option, (file, _) in self.own_code.items()}
+        if getattr(self, f"augmentation{OWN}", None) and "augmentation" in names:
+            names[f"augmentation{OWN}"] = names.pop("augmentation")
         if isinstance(self, BaseOptions) and self.init_weights is not None:
-            names.append(self.init_weights)
-        return list(dict.fromkeys(name if os.path.isabs(name) else f"./{name}" for name in names))
+            names["init_weights"] = self.init_weights
+        return {
+            option: name if os.path.isabs(name) else f"./{name}" for option, name in names.items()
+        }
+
+    def own_files(self) -> list[str]:
+        """Those files, each once."""
+        return list(dict.fromkeys(self.files_by_option().values()))
 
     def resolved(self: O, known: Sequence[str] | None) -> O:
         """A copy with participants filled in (from `known`, those of dataset.json) and 'all' as a

@@ -355,11 +355,11 @@ def slots(server: Server, probe: Probe) -> SlotPlan:
     gpus, left_out = _choose_gpus(server, wanted, probe)
     places: list[str | None] = [gpu for _ in range(server.jobs_per_gpu) for gpu in gpus]
     if wanted == "auto":
-        places = _believed(server, places, left_out)
+        places = _capped(places, left_out)
     if server.cpu_slots is not None:
         places += [None] * server.cpu_slots
     elif not gpus and (not probe.gpus or wanted in (0, [])):
-        places += _believed(server, [None] * probe.cores, left_out)
+        places += _capped([None] * probe.cores, left_out)
     if not places:
         raise NodeError(
             f"no slot is free: {'; '.join(left_out) or 'no GPU and no core'}", node=server.name
@@ -369,9 +369,9 @@ def slots(server: Server, probe: Probe) -> SlotPlan:
     )
 
 
-def _believed(server: Server, places: list[str | None], left_out: list[str]) -> list[str | None]:
-    """`places` of which the node alone says how many there are: each will be a process there and
-    two threads here.
+def _capped(places: list[str | None], left_out: list[str]) -> list[str | None]:
+    """At most AUTO_SLOTS of the places whose number the node alone reports: each becomes a process
+    there and two threads here.
     """
     if len(places) > AUTO_SLOTS:
         left_out.append(

@@ -77,7 +77,7 @@ def message(said: object, given: Collection[str]) -> Json:
     where nothing of it is of use.
 
     Raises:
-        ValueError: it is none, or speaks of a job that the worker was not given.
+        ValueError: it is malformed, or names a job that the worker was not given.
     """
     if not isinstance(said, dict):
         raise ValueError("not an object")

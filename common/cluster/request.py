@@ -77,12 +77,9 @@ def plan_request(request: Request, data: Data, fingerprints: AskNodes) -> Prepar
     files = all_data_files((*bases, *others))
     own = {file for job in (*bases, *others) for file in own_files(job)}
     sha256, known = _data_sha256(request.paths, data, files, fingerprints, own)
-    made = (
-        plan(request.paths, bases, others, sha256, retrain=request.retrain)
-        if request.script is None
-        else Plan()
-    )
+    made = Plan()
     if request.script is None:
+        made = plan(request.paths, bases, others, sha256, retrain=request.retrain)
         _refuse(made, others)
     return Prepared(made, _work(request, made, bases, others), sha256, known)
 
@@ -272,7 +269,7 @@ def lock_data(request: Request) -> Iterator[None]:
         yield
 
 
-def make_room(request: Request, prepared: Prepared, home: Results) -> None:
+def make_room(request: Request, prepared: Prepared, results: Results) -> None:
     """Move what is stale or damaged aside, clear away what a killed head was writing, and publish
     what is only a copy.
     """
@@ -287,7 +284,7 @@ def make_room(request: Request, prepared: Prepared, home: Results) -> None:
         if verdict.state in (State.STALE, State.DAMAGED):
             artifacts.supersede_base_model(paths, base_hash)
     for base_hash, source in made.copies.items():
-        home.copy(source, jobs[base_hash])
+        results.copy(source, jobs[base_hash])
     for job, verdict in made.finetunes.items():
         if verdict.state in (State.STALE, State.DAMAGED, State.CONFLICT):
             make_way(

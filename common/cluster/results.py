@@ -52,14 +52,14 @@ class Results:
                 self._accept_experiment(job, root)
             for sibling in self._siblings.get(job.id, ()):
                 self.copy(job.id, sibling)
-        # also what stands in its way here: another configuration's results
+        # InputError: results of another configuration are published here under its name
         except (CorruptArtifact, InputError) as error:
             return one_line(error)
         return ""
 
     def judge(self, job: Job, root: Paths) -> Verdict:
-        """How a result in `root` stands to what is expected; stale, and why, where that cannot be
-        said: its data or its base model changed meanwhile.
+        """The verdict on a result in `root`; STALE where its data or its base model changed so that
+        it cannot be judged.
         """
         try:
             if job.kind == "base":

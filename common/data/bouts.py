@@ -187,7 +187,7 @@ def _on_mended_clock(table: BoutTable, bout: Bout, clock: Clock) -> tuple[float,
             raise InputError(
                 f"{table.path}: row {bout.row}: the clock of this recording shows"
                 f" {shown_seconds(back.after_s)} to {shown_seconds(back.before_s)} s twice, since"
-                " it was set back: nobody can tell where the bout lies; cut the recording there"
+                " it was set back: it is not known where the bout lies; cut the recording there"
                 " into two files"
             )
     return bout.start_s - clock.start_s + shift, bout.end_s - clock.start_s + shift

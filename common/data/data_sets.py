@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.data.manifest import Manifest, Sha256Cache, read_manifest
 from common.errors import InputError, nearest
-from common.options import OWN, O, Options
+from common.options import O, Options
 from common.paths import Paths, split_file
 
 # (data_path, file name) -> SHA-256; of the head's own files, or as the nodes report theirs
@@ -63,11 +63,9 @@ class Data:
         return self._manifests[data_path]
 
     def _check_own_files(self, options: Options) -> None:
-        for name in options.own_files():
+        for option, name in options.files_by_option().items():
             if not (self._paths.root / name).is_file():
                 name = os.path.normpath(name)
-                of = ("model", f"augmentation{OWN}", "augmentation", "init_weights")
-                option = next(k for k in of if str(getattr(options, k, None)).startswith(name))
                 raise InputError(f"{option}: no file {name} in the project folder")
 
     def resolve(self, options: O) -> O:
@@ -75,7 +73,7 @@ class Data:
         not given.
 
         Raises:
-            InputError: nobody says who they are, or dataset.json says that these options are of
+            InputError: no participants are given, or dataset.json says that these options are of
             other data.
         """
         folder, manifest = self._paths.data(options.data_path), self._manifest(options.data_path)

@@ -96,7 +96,7 @@ def require_one_clock(folder: Path, participant: str, split: str) -> None:
         if float(start_s) < latest and session != before:
             raise InputError(
                 f"target_order time: session {session} of {participant} does not come after"
-                f" {before} by its clock (each starts at its own zero?), so that nobody can tell"
+                f" {before} by its clock (each starts at its own zero?), so that it is not known"
                 " which windows are the earliest; take target_order block or random, or record"
                 " sessions on one clock"
             )

@@ -7,8 +7,6 @@ windows are cut.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -313,14 +311,16 @@ def _write_participant(
     channels: int,
 ) -> None:
     rows = annotated_bouts(in_order(sessions)[0], parts)
-    write_synced(one.folder / bouts_file(participant), _csv(BOUT_COLUMNS, rows))
+    write_synced(one.folder / bouts_file(participant), artifacts.to_csv(BOUT_COLUMNS, rows))
     one.counts[participant] = {}
     placed = []
     for split in SPLITS:
         windows = place_windows(parts[split], options.labelling, channels)
         _save_windows(one.folder / split_file(participant, split), windows, save)
         listed = zip(windows.sessions(), windows.starts_s(), strict=True)
-        write_synced(one.folder / windows_file(participant, split), _csv(WINDOW_COLUMNS, listed))
+        write_synced(
+            one.folder / windows_file(participant, split), artifacts.to_csv(WINDOW_COLUMNS, listed)
+        )
         counts = SplitCounts(windows=len(windows.y), positives=int(windows.y.sum()))
         one.counts[participant][split] = counts
         placed.append(windows)
@@ -341,14 +341,6 @@ def _save_windows(path: Path, windows: PlacedWindows, save: Save) -> None:
             np.ascontiguousarray(block).tofile(file)
     save(path, np.memmap(raw, np.float32, mode="r+", shape=windows.shape), windows.y)
     raw.unlink()
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 # -- what its maker should know

@@ -43,7 +43,7 @@ class Layout:
     """How the recordings are written, and the grid they are put on.
 
     Attributes:
-        label_required: somebody named the label column, so no bouts.csv stands in for it.
+        label_required: the label column was named, so bouts.csv does not replace it.
         columns: names of the columns of files without a header line.
         header_line: the line with the names of the columns (None: the first one).
         date_format: of the time column, as strptime takes it (None: numbers or ISO 8601).

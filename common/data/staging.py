@@ -46,7 +46,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
             _publish(partial, target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            with suppress(OSError):  # somebody else may have put something there meanwhile
+            with suppress(OSError):  # another process may have put something there
                 for parent in made:
                     parent.rmdir()
             raise

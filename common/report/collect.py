@@ -372,8 +372,8 @@ def _split_seed(manifest: Manifest | None) -> Any:
 
 
 def _data_family(manifest: Manifest | None, data_path: str) -> str:
-    """Equal for data sets that differ by the seed of their split alone, or are its folds. Where the
-    recordings lay matters to nobody: their SHA-256 is there.
+    """Equal for data sets that differ by the seed of their split alone, or are its folds. The
+    folder of the recordings is left out: their SHA-256 identifies them.
     """
     if manifest is None:
         return data_path

@@ -88,7 +88,7 @@ def missing_cells(collection: Collection) -> tuple[list[dict[str, Any]], list[st
         path = project.paths.root / FINETUNE_JOBS
         if not path.is_file():
             notes.append(
-                f"{project.label}: no {FINETUNE_JOBS}, so nobody can say which experiments are"
+                f"{project.label}: no {FINETUNE_JOBS}, so it is not known which experiments are"
                 " missing"
             )
             continue

@@ -308,8 +308,8 @@ def _interval_macros(
 
 
 def condition_letters(condition: Condition) -> str:
-    """'TargetOnlyFineTuningTwelvePointFive' would need an English speaker; digits are spelled one
-    by one: 'TargetOnlyFineTuningOneTwoPointFive'. A budget that is not the usual one follows.
+    """The condition in letters, as a macro's name needs: 'TargetOnlyFineTuningOneTwoPointFive'. A
+    budget that is not the usual one follows.
     """
     budget = ("" if condition.val == "full" else condition.val.capitalize()) + (
         "" if condition.order == "random" else condition.order.capitalize()

@@ -4,8 +4,6 @@ workers call.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -601,25 +599,16 @@ def _hours(manifest: Manifest | None, places: list[tuple[str, str]]) -> float | 
 def _predictions(
     sets: _Sets, places: Mapping[str, list[tuple[str, str]]], before: _Scores | None, after: _Scores
 ) -> bytes:
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["split", "index", "session", "start_s", "label", "p_base", "p_finetuned"])
+    rows: list[Sequence[object]] = []
     for split in (split for split in ("val", "test") if split in sets.rows):
         opened, kept = sets.rows[split]
         base, tuned = before.probabilities[split] if before else None, after.probabilities[split]
         for position, number in enumerate(_numbers(opened, kept)):
             p_base = "" if base is None else f"{base[position]:.9g}"
-            rows.writerow(
-                [
-                    split,
-                    number,
-                    *places[split][position],
-                    int(opened.y[number]),
-                    p_base,
-                    f"{tuned[position]:.9g}",
-                ]
-            )
-    return out.getvalue().encode()
+            p_tuned, label = f"{tuned[position]:.9g}", int(opened.y[number])
+            rows.append([split, number, *places[split][position], label, p_base, p_tuned])
+    header = ["split", "index", "session", "start_s", "label", "p_base", "p_finetuned"]
+    return artifacts.to_csv(header, rows)
 
 
 def _places(paths: Paths, task: _Task, sets: _Sets) -> dict[str, list[tuple[str, str]]]:

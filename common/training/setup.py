@@ -167,8 +167,8 @@ def number_of_parameters(model: torch.nn.Module) -> int:
 
 
 def model_input(paths: Paths, options: Options) -> dict[str, Any] | None:
-    """All that a recording must be to be understood by a model of these data; None where no
-    dataset.json tells.
+    """What a recording must be like for a model of these data; None where there is no
+    dataset.json.
     """
     manifest = read_manifest(paths.data(options.data_path))
     if manifest is None:

@@ -36,7 +36,8 @@ class FinishedModel:
     Attributes:
         name: for legends: the experiment's folder, or the base model's hash.
         network: with its weights, on the CPU.
-        input: what a recording must be (see `setup.model_input`); None where nobody knows.
+        input: what a recording must be (see `setup.model_input`); None where it is not
+            recorded.
         threshold_tuned: the threshold that maximised macro F1 on its own validation windows.
         scores: of the test windows that it was scored on, by name.
     """

@@ -4,8 +4,6 @@ labelled.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.artifacts import to_csv
 from common.data.sessions import Part, Session
 from common.data.windowing import Labelling, MinOverlap, PlacedWindows, label_windows, window_starts
 from common.errors import InputError
@@ -78,8 +77,8 @@ def agree(models: Sequence[FinishedModel]) -> dict[str, Any]:
     for model in models:
         if model.input is None:
             raise InputError(
-                f"{model.name}: its data set had no dataset.json, so nobody knows which channels,"
-                " in which order and at which rate, it was trained on"
+                f"{model.name}: its data set had no dataset.json, so it is not known which"
+                " channels, in which order and at which rate, it was trained on"
             )
     first = dict(models[0].input or {})
     for model in models[1:]:
@@ -151,7 +150,7 @@ def windows_csv(predicted: Predicted) -> bytes:
     columns = [[f"{value:.9g}" for value in one.probabilities] for one in predicted.predictions]
     starts = predicted.predictions[0].starts_s
     rows = [[_seconds(start), *values] for start, *values in zip(starts, *columns, strict=True)]
-    return _csv(["start_s", *names], rows)
+    return to_csv(["start_s", *names], rows)
 
 
 def episodes_csv(predicted: Predicted) -> bytes:
@@ -163,19 +162,11 @@ def episodes_csv(predicted: Predicted) -> bytes:
             row = [_seconds(found.start_s), _seconds(found.end_s), f"{found.mean_probability:.6g}"]
             rows.append([str(number), *row] if several else row)
     header = ["start_s", "end_s", "mean_probability"]
-    return _csv(["model", *header] if several else header, rows)
+    return to_csv(["model", *header] if several else header, rows)
 
 
 def _seconds(value: float) -> str:
     return str(round(float(value), 6))
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return out.getvalue().encode()
 
 
 def summary(place: str, predicted: Predicted) -> dict[str, Any]:

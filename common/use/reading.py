@@ -39,7 +39,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class ReadSession:
-    """A recording on the model's grid. `labelled`: somebody said where it is positive."""
+    """A recording on the model's grid. `labelled`: it has a label column or a bouts.csv."""
 
     session: Session
     labelled: bool

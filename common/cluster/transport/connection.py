@@ -88,7 +88,7 @@ class Connection(ABC):
     name: str  # as in messages and slots
     path: str  # its project folder, absolute
     python: str  # first word of a Python command, run in the project folder
-    # its project folder is the head's own: nothing needs copying, results are home already
+    # its project folder is the head's own: nothing needs copying
     shared: bool
 
     def __init__(self, server: Server, project: Path) -> None:

@@ -239,7 +239,7 @@ def _why(code: int) -> str:
         127: "no rsync on the node; install it there",
         255: "rsync got no connection",
         12: "rsync lost the connection",
-        30: "rsync waited in vain",
+        30: "rsync timed out",
         10: "rsync lost the connection",
     }
     return words.get(code, f"rsync failed with exit code {code}")
