@@ -269,11 +269,12 @@ def lock_data(request: Request) -> Iterator[None]:
         yield
 
 
-def make_room(request: Request, prepared: Prepared, results: Results) -> None:
+def make_room(request: Request, prepared: Prepared) -> Results:
     """Move what is stale or damaged aside, clear away what a killed head was writing, and publish
-    what is only a copy.
+    what is only a copy. Returns the head's side of publishing the rest.
     """
     made, paths = prepared.made, request.paths
+    results = Results(paths, prepared.sha256, prepared.work.siblings)
     for base_hash, key in made.keys.items():
         _clear(paths, str(key), paths.base_models, base_hash)
     for job in made.finetunes:
@@ -290,6 +291,7 @@ def make_room(request: Request, prepared: Prepared, results: Results) -> None:
             make_way(
                 paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite
             )
+    return results
 
 
 def _clear(paths: Paths, lock: str, folder: Path, name: str = "") -> None:

@@ -13,20 +13,19 @@ CONDITION_WORDS = {UNTOUCHED: "untouched base", RECALIBRATED: "base, threshold t
 }
 VAL_WORDS = {"full": "", "matched": ", matched selection", "none": ", no selection"}
 ORDER_WORDS = {"random": "", "time": ", earliest windows", "block": ", one stretch of windows"}
-LOWER_IS_BETTER = frozenset(
+# Scores that can exceed 1.
+UNBOUNDED = frozenset(
     {
         "loss",
-        "brier",
-        "ece",
         "false_episodes_per_hour",
         "false_episodes_per_day",
         "false_episodes_per_hour_iou",
         "false_episodes_per_day_iou",
-        "false_time_share",
         "fragmented_bouts",
         "merged_bouts",
     }
 )
+LOWER_IS_BETTER = UNBOUNDED | {"brier", "ece", "false_time_share"}
 
 
 class Condition(NamedTuple):

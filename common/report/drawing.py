@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.fonts import installed_families
-from common.report.wording import UNBOUNDED
+from common.report.conditions import UNBOUNDED
 
 COLUMN, PAGE = 3.5, 7.1  # inches: one and two columns of a journal page
 # Okabe and Ito's colours, in an order that also steps in lightness; each with a marker and a line

@@ -57,11 +57,16 @@ def draw_grid(
         ]
 
 
-def _thresholds(grid: Grid) -> list[tuple[str, str]]:
-    """The panels: at 0.5 and, where the score has one, at the tuned threshold."""
-    if not grid.has_tuned:
-        return [("", "")]
-    return [("", "threshold 0.5"), ("_tuned", "threshold tuned, for both")]
+def _panels(grid: Grid, height: float) -> tuple[Figure, Any, list[tuple[str, str]]]:
+    """A figure with a panel at threshold 0.5 and, where the score has one, at the tuned threshold;
+    suffix and title of each.
+    """
+    panels = [("", "")]
+    if grid.has_tuned:
+        panels = [("", "threshold 0.5"), ("_tuned", "threshold tuned, for both")]
+    width = COLUMN * len(panels) + 0.1 * (len(panels) - 1)
+    figure, axes = new_figure(width, height, len(panels), sharey=True)
+    return figure, axes, panels
 
 
 # -- over participants
@@ -71,10 +76,7 @@ def paired_lines(grid: Grid) -> Made | None:
     """Base against fine-tuned, a line a participant."""
     if grid.primary is None or BASE not in grid.conditions:
         return None
-    panels = _thresholds(grid)
-    figure, axes = new_figure(
-        COLUMN * len(panels) + 0.1 * (len(panels) - 1), 3.0, len(panels), sharey=True
-    )
+    figure, axes, panels = _panels(grid, 3.0)
     for place, (suffix, title) in enumerate(panels):
         pair = grid.pair(grid.primary, suffix=suffix).dropna()
         _slopes(
@@ -150,10 +152,7 @@ def by_fraction(grid: Grid) -> Made | None:
     """Score against the fraction of the target's training windows, log axis, a line a mode."""
     if not any(len(grid.fractions(series)) > 1 for series in grid.series()):
         return None
-    panels = _thresholds(grid)
-    figure, axes = new_figure(
-        COLUMN * len(panels) + 0.1 * (len(panels) - 1), 3.1, len(panels), sharey=True
-    )
+    figure, axes, panels = _panels(grid, 3.1)
     for place, (suffix, title) in enumerate(panels):
         _fraction_panel(axes[0, place], grid, suffix)
         axes[0, place].set_title(title)

@@ -251,10 +251,10 @@ def more_macros(grid: Grid, drawn: Draws | None, size: Sensitivity | None) -> di
     """SDs over draws and people, and the smallest gain that would have been found."""
     found: dict[str, str] = {}
     if drawn:
-        found |= {"SDWithin": score_text(drawn.within, signed=True).removeprefix("+")}
-        found |= {"SDBetween": score_text(drawn.between, signed=True).removeprefix("+")}
+        found["SDWithin"] = score_text(drawn.within, digits=3)
+        found["SDBetween"] = score_text(drawn.between, digits=3)
     if size:
-        found |= {"DetectableGain": score_text(size.gain, grid.metric, signed=True)}
+        found["DetectableGain"] = score_text(size.gain, grid.metric, signed=True)
     return found
 
 

@@ -9,7 +9,7 @@ import math
 from common.cli import time_span
 from common.options import FROM_SCRATCH
 from common.report.analysis import Draws, Line, Sensitivity
-from common.report.conditions import BASE, MODES, Condition, percent
+from common.report.conditions import BASE, MODES, UNBOUNDED, Condition, percent
 from common.report.grids import DEFAULT_METRIC, PRIMARY_FRACTION, Grid
 from common.report.statistics import SMALLEST_N, Estimate, Paired, p_text
 
@@ -40,17 +40,6 @@ METRIC_WORDS = {
     "fragmented_bouts": "fragmented bouts",
     "merged_bouts": "merged bouts",
 }
-UNBOUNDED = frozenset(
-    {
-        "loss",
-        "false_episodes_per_hour",
-        "false_episodes_per_day",
-        "false_episodes_per_hour_iou",
-        "false_episodes_per_day_iou",
-        "fragmented_bouts",
-        "merged_bouts",
-    }
-)
 NOTHING = "–"
 
 
@@ -59,13 +48,13 @@ def metric_words(metric: str) -> str:
     return METRIC_WORDS.get(metric, metric.replace("_", " "))
 
 
-def score_text(value: float | None, metric: str = "", signed: bool = False) -> str:
+def score_text(value: float | None, metric: str = "", signed: bool = False, digits: int = 2) -> str:
     """'.84', '1.00'; '0.84' where a score can exceed 1; differences are signed and have a digit
     more, '+.071'; a dash where there is none.
     """
     if value is None or not math.isfinite(value):
         return NOTHING
-    text = f"{abs(value):.{3 if signed else 2}f}"
+    text = f"{abs(value):.{3 if signed else digits}f}"
     negative = value < 0 and float(text) != 0
     text = text if metric in UNBOUNDED else text.removeprefix("0")
     return ("−" if negative else "+" if signed and float(text) != 0 else "") + text
@@ -314,7 +303,7 @@ def sensitivity_words(grid: Grid, found: Sensitivity | None) -> str:
     """What a test of this size could have found."""
     if found is None:
         return ""
-    sd = score_text(found.sd, grid.metric, signed=True).removeprefix("+")
+    sd = score_text(found.sd, grid.metric, digits=3)
     gain = score_text(found.gain, grid.metric, signed=True)
     return (
         f"Sensitivity: with n = {found.n} and an SD of the gains of {sd}, a true gain of {gain} is"
@@ -330,9 +319,6 @@ def draws_words(grid: Grid, found: Draws | None) -> str:
     number = found.scores.notna().sum(axis="columns").max()
     return (
         f"{number} draws of the training windows at {condition_words(grid.primary)}: SD within a"
-        f" person {_sd(found.within)}, between people {_sd(found.between)}."
+        f" person {score_text(found.within, digits=3)}, between people"
+        f" {score_text(found.between, digits=3)}."
     )
-
-
-def _sd(value: float) -> str:
-    return score_text(value, signed=True).removeprefix("+")

@@ -21,10 +21,9 @@ from common.data.manifest import WindowForm, file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.options import WITHOUT_NETWORK, FinetuneOptions
 from common.paths import BASE_MODELS, EXPERIMENT_METRICS, Paths
-from common.training import loop, networks, plugins
+from common.training import loop, plugins, setup
 from common.training.backends import backend_for
 from common.training.networks import Model
-from common.training.setup import model_input
 
 HASH = re.compile(r"[0-9a-f]{16}")
 
@@ -147,7 +146,7 @@ def _base(paths: Paths, base_hash: str, folder: Path | None = None) -> FinishedM
             base_hash,
             network,
             options,
-            _form(record.get("input") or model_input(paths, options), network, options),
+            _form(record.get("input") or setup.model_input(paths, options), network, options),
             str(record["weights_sha256"]),
             base_hash,
             None,
@@ -173,7 +172,7 @@ def _experiment(folder: Path) -> FinishedModel:
             visible(folder.resolve().name),
             network,
             options,
-            _form(config.get("input") or model_input(Paths(root), options), network, options),
+            _form(config.get("input") or setup.model_input(Paths(root), options), network, options),
             str(metrics["files"]["best_model.pt"]),
             config.get("base_model_hash"),
             _threshold(metrics.get("threshold_tuned")),
@@ -221,22 +220,8 @@ def _network(
 ) -> Model:
     state = loop.deserialize(weights)
     try:
-        channels = len(state["mean"])
-        source = plugins.kept(record.get("own_code") or {}, folder, "model")
-        if source is not None:
-            keywords = options.model_options
-            samples = options.window_size
-            network: Model = plugins.own_network(
-                source, channels=channels, samples=samples, keywords=keywords, seed=0
-            )
-        else:
-            network = networks.build_network(
-                options.model,
-                channels=channels,
-                base_channels=options.base_channels,
-                num_blocks=options.num_blocks,
-                dropout=options.dropout,
-            )
+        own = plugins.Own(model=plugins.kept(record.get("own_code") or {}, folder, "model"))
+        network = setup.network(options, own, len(state["mean"]), seed=0)
         network.load_state_dict(state)
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:
         raise CorruptArtifact(

@@ -14,7 +14,6 @@ from common.cluster.config import ClusterConfig, Slurm
 from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal, past_events
 from common.cluster.request import Prepared, Request, make_room, signals
-from common.cluster.results import Results
 from common.cluster.slurm.arrays import BaseTask, TaskArray, lay_out
 from common.cluster.slurm.queue import (
     QueuedTask,
@@ -64,8 +63,7 @@ def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcom
     paths, settings, work = request.paths, _settings(request.config, request.paths), prepared.work
     check_submitit()
     submitted = _Submitted(paths, [task for task in queued_tasks(paths) if not task.ended])
-    results = Results(paths, prepared.sha256, work.siblings)
-    make_room(request, prepared, results)
+    results = make_room(request, prepared)
     blocked = sorted(prepared.made.missing_base)
     if not work.bases and not work.others:
         return Outcome(blocked=blocked)

@@ -11,7 +11,6 @@ from common.cluster.config import ClusterConfig, Server
 from common.cluster.estimates import Estimates
 from common.cluster.journal import Journal, past_events
 from common.cluster.request import Prepared, Request, make_room, signals
-from common.cluster.results import Results
 from common.cluster.scheduler.scheduler import Scheduler
 from common.cluster.scheduler.states import Limits
 from common.cluster.ssh.context import SEEN_SECONDS, RunContext
@@ -32,8 +31,7 @@ check, setup, clean = check_nodes, setup_nodes, clean_nodes
 def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcome:
     """Run a planned request to its end."""
     paths, work = request.paths, prepared.work
-    results = Results(paths, prepared.sha256, work.siblings)
-    make_room(request, prepared, results)
+    results = make_room(request, prepared)
     blocked = sorted(prepared.made.missing_base)
     if not work.bases and not work.others:
         return Outcome(blocked=blocked)

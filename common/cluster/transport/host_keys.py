@@ -20,7 +20,13 @@ from pathlib import Path
 import paramiko
 from paramiko.hostkeys import HostKeyEntry, HostKeys
 
-from common.cluster.transport.openssh import ConnectError, SshSettings, expand_tokens, own_options
+from common.cluster.transport.openssh import (
+    ConnectError,
+    SshSettings,
+    expand_tokens,
+    own_options,
+    run_openssh,
+)
 
 CERTIFICATE = "-cert-v01@openssh.com"  # end of a certificate's kind
 
@@ -66,12 +72,7 @@ def _known(s: SshSettings, offered: paramiko.PKey | None = None) -> Iterable[Kno
 
 def _lines(s: SshSettings, path: Path, source: str) -> Iterable[KnownKey]:
     """ssh-keygen knows hashed names and patterns."""
-    answer = subprocess.run(
-        ["ssh-keygen", "-F", s.known_as, "-f", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    answer = run_openssh("ssh-keygen", "-F", s.known_as, "-f", str(path))
     for line in answer.stdout.splitlines():
         words = line.split()
         marker = words.pop(0) if words and words[0].startswith("@") else ""

@@ -20,7 +20,7 @@ import paramiko
 from paramiko.agent import AgentKey, AgentSSH
 
 from common.cluster.transport.host_keys import CERTIFICATE, check_host_key, known_types_first
-from common.cluster.transport.openssh import CONNECT_SECONDS, ConnectError, SshSettings
+from common.cluster.transport.openssh import CONNECT_SECONDS, ConnectError, SshSettings, run_openssh
 
 # paramiko reports a lost link to the root logger's last resort, which is standard error; failures
 # reach the caller as exceptions anyway.
@@ -226,13 +226,7 @@ def _advice(s: SshSettings) -> str:
 
 def _public_fingerprint(path: Path) -> str:
     """Of a key file, readable without its passphrase."""
-    answer = subprocess.run(
-        ["ssh-keygen", "-lf", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        stdin=subprocess.DEVNULL,
-    )
+    answer = run_openssh("ssh-keygen", "-lf", str(path))
     words = answer.stdout.split()
     return words[1] if answer.returncode == 0 and len(words) > 1 else ""
 

@@ -161,15 +161,16 @@ def read_settings(server: Server) -> SshSettings:
     )
 
 
+def run_openssh(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run one of the commands of OpenSSH that answer at once."""
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
+    )
+
+
 def _ask_openssh(server: Server) -> dict[str, list[str]]:
     try:
-        answer = subprocess.run(
-            ["ssh", *ssh_options(server, strict=False), "-G", server.host],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            stdin=subprocess.DEVNULL,
-        )
+        answer = run_openssh("ssh", *ssh_options(server, strict=False), "-G", server.host)
     except FileNotFoundError:
         raise InputError(
             "no ssh on this machine; install OpenSSH's client", node=server.name
