@@ -5,6 +5,7 @@ of.
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,31 +31,19 @@ def hours(collection: Collection) -> list[Json]:
     """Hours of training by kind of device: fine-tunes, distinct base trainings, and what sharing
     them saved.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     table = collection.table
     for project in collection.projects:
-        trainings: dict[str, float] = {}
+        trainings: dict[str, Json] = {}  # the provenance of each distinct one
         for index in table.index[table["project"] == project.label]:
             row = table.loc[index]
-            tally = found.setdefault(
-                _kind(row["trained_on"]), {"finetunes": 0.0, "bases": 0.0, "alone": 0.0}
-            )
+            tally = found[_kind(row["trained_on"])]
             tally["finetunes"] += _seconds(row["train_seconds"])
-            base = project.bases.get(str(row["base_model_hash"]))
-            if base:
-                tally["alone"] += _seconds(base.get("provenance", {}).get("train_seconds"))
-                trainings.setdefault(
-                    str(base.get("training_key")),
-                    _seconds(base.get("provenance", {}).get("train_seconds")),
-                )
-        kinds = {
-            str(base.get("training_key")): _kind(base.get("provenance", {}).get("device"))
-            for base in project.bases.values()
-        }
-        for key, seconds in trainings.items():
-            found.setdefault(kinds[key], {"finetunes": 0.0, "bases": 0.0, "alone": 0.0})[
-                "bases"
-            ] += seconds
+            if base := project.bases.get(str(row["base_model_hash"])):
+                trainings.setdefault(str(base.get("training_key")), base["provenance"])
+                tally["alone"] += _seconds(base["provenance"].get("train_seconds"))
+        for made in trainings.values():
+            found[_kind(made.get("device"))]["bases"] += _seconds(made.get("train_seconds"))
     return [_hours_row(kind, tally) for kind, tally in sorted(found.items())]
 
 
