@@ -10,6 +10,7 @@ was done, and scores where the recordings are labelled. A result folder is all t
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def flags() -> Parser:
     for name in READING:
         field = Preparation.model_fields[name]
         if name == "repair_clock":
-            parser.add_argument("--repair_clock", action="store_true", help=field.description)
+            parser.switch("--repair_clock", field.description or "")
         elif name == "columns":
             parser.add_argument("--columns", nargs="+", help=field.description)
         else:
@@ -91,17 +92,8 @@ def layout_of(args: Any, needed: dict[str, Any]) -> Any:
 
     given = {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
     checked = Preparation.parse({**given, "sessions": str(args.sessions), "data_path": "data/none"})
-    return Layout(
-        time_column=checked.time_column,
-        time_unit=checked.time_unit,
-        label_column=checked.label_column,
-        channels=tuple(needed["channels"]),
-        rate=needed["sampling_rate_hz"],
-        max_gap_s=checked.max_gap_seconds,
-        columns=tuple(checked.columns) if checked.columns else None,
-        header_line=checked.header_line,
-        date_format=checked.date_format,
-        repair_clock=checked.repair_clock,
+    return replace(
+        Layout.of(checked), channels=tuple(needed["channels"]), rate=needed["sampling_rate_hz"]
     )
 
 

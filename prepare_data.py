@@ -60,23 +60,8 @@ def open_source(options: Preparation, cache: Path) -> tuple[SessionSource, dict]
             "licence": "BSD",
             "positive": POSITIVE,
         }
-    layout = Layout(
-        time_column=options.time_column,
-        time_unit=options.time_unit,
-        label_column=options.label_column,
-        channels=tuple(options.channels) if options.channels else None,
-        rate=options.sampling_rate,
-        max_gap_s=options.max_gap_seconds,
-        label_required="label_column" in options.model_fields_set,
-        columns=tuple(options.columns) if options.columns else None,
-        header_line=options.header_line,
-        date_format=options.date_format,
-        repair_clock=options.repair_clock,
-    )
-    return Recordings(Path(options.sessions), layout), {
-        "kind": "sessions",
-        "folder": options.sessions,
-    }
+    recordings = Recordings(Path(options.sessions), Layout.of(options))
+    return recordings, {"kind": "sessions", "folder": options.sessions}
 
 
 def progress(participants: list[str]):

@@ -30,6 +30,7 @@ from common.data.bouts import (
 from common.data.clock import Clock, ClockRules, read_clock
 from common.data.columns import ColumnRules, RawRecording, read_columns
 from common.data.manifest import file_sha256
+from common.data.preparation import Preparation
 from common.data.proof import Fingerprint, fingerprint
 from common.data.resampling import make_session
 from common.data.sessions import NO_RANGES, Session, natural
@@ -61,6 +62,23 @@ class Layout:
     header_line: int | None = None
     date_format: str | None = None
     repair_clock: bool = False
+
+    @classmethod
+    def of(cls, options: Preparation) -> Layout:
+        """As the options of prepare_data.py say."""
+        return cls(
+            time_column=options.time_column,
+            time_unit=options.time_unit,
+            label_column=options.label_column,
+            channels=tuple(options.channels) if options.channels else None,
+            rate=options.sampling_rate,
+            max_gap_s=options.max_gap_seconds,
+            label_required="label_column" in options.model_fields_set,
+            columns=tuple(options.columns) if options.columns else None,
+            header_line=options.header_line,
+            date_format=options.date_format,
+            repair_clock=options.repair_clock,
+        )
 
     @property
     def clock_rules(self) -> ClockRules:
