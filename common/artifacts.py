@@ -60,7 +60,6 @@ class Experiment:
 
 
 def sha256(content: bytes) -> str:
-    """Hex SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
 

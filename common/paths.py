@@ -80,12 +80,10 @@ class Paths:
 
     @property
     def base_models(self) -> Path:
-        """Published base models."""
         return self.root / BASE_MODELS
 
     @property
     def experiments(self) -> Path:
-        """Published experiments."""
         return self.root / EXPERIMENTS
 
     @property
@@ -122,7 +120,6 @@ class Paths:
         return self.base_models / f"{base_hash}_metadata.json"
 
     def experiment(self, prefix: str, name: str) -> Path:
-        """Folder of one experiment."""
         return self.experiments / prefix / name
 
     def training_lock(self, key: str) -> Path:

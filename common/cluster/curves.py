@@ -159,7 +159,6 @@ class _EventFile:
         self._records.write(first.SerializeToString())
 
     def add(self, epoch: int, points: Mapping[str, float]) -> None:
-        """The points of one epoch."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in points.items()]
         event = self._event(wall_time=time.time(), step=epoch, summary=self._summary(value=values))
         self._records.write(event.SerializeToString())

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.data.clock import Clock, StampReader, Stamps, shown_cell, shown_seconds, shown_time
-from common.data.sessions import Floats, Part, Session, recorded_within
+from common.data.sessions import Floats, Part, Session, recorded_within, true_ranges
 from common.data.tables import SUFFIXES, Table, open_table
 from common.errors import InputError, nearest
 
@@ -280,8 +280,8 @@ def label_runs(labels: NDArray[np.int8], times: Floats, value: int) -> Floats:
     """Runs of one label as [runs, 2] in seconds; a run lasts one sample interval beyond its last
     sample, but not into the next run.
     """
-    turns = np.flatnonzero(np.diff(np.concatenate([[0], labels == value, [0]])))
-    first, last = turns[::2], turns[1::2] - 1
+    first, end = true_ranges(labels == value).T
+    last = end - 1
     every = np.median(np.diff(times))
     after = np.append(times, np.inf)[last + 1]
     runs: Floats = np.stack([times[first], np.minimum(times[last] + every, after)], axis=1)

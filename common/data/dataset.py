@@ -310,7 +310,6 @@ class Windows:
 
     @property
     def window_bytes(self) -> int:
-        """Bytes of one window."""
         return self.channels * self.samples * 4
 
     def place(

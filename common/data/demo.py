@@ -123,7 +123,6 @@ class DemoRecordings:
         self.notes: list[str] = []
 
     def sha256(self) -> str:
-        """Of the wheel."""
         return WHEEL_SHA256
 
     def sessions(self, participant: str) -> Iterator[Reading]:

@@ -57,7 +57,6 @@ class Fingerprint:
 
     @property
     def name(self) -> str:
-        """For messages."""
         return f"{self.participant}/{self.session}"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.clock import GAP_STEPS
-from common.data.sessions import NO_RANGES, Floats, Ints, Session, merge_ranges
+from common.data.sessions import NO_RANGES, Floats, Ints, Session, merge_ranges, true_ranges
 
 DEGREE = 5
 # A grid point this near to a sample, in seconds, is that sample: clocks in epoch seconds resolve
@@ -158,7 +158,7 @@ def _between(at: Floats, left: Ints, times: Floats, values: Floats) -> Floats:
     steps = np.diff(times)
     usual = np.median(steps)
     even = (steps > EVEN[0] * usual) & (steps < EVEN[1] * usual)
-    for begin, end in _runs(even):
+    for begin, end in true_ranges(even).tolist():
         inside = slice(*np.searchsorted(left, [begin, end]))
         if end - begin >= 2 * DEGREE and inside.stop > inside.start:
             made[inside] = _spline(at[inside], times[begin : end + 1], values[begin : end + 1])
@@ -185,12 +185,6 @@ def clip_levels(values: Floats) -> tuple[Floats, Floats]:
             if not clipped:
                 levels[channel] = none
     return low, high
-
-
-def _runs(flags: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Ranges [begin, end) in which all flags are set."""
-    turns = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
-    return list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
 
 
 def _spline(at: Floats, times: Floats, values: Floats) -> Floats:

@@ -16,6 +16,12 @@ Ints = NDArray[np.int64]
 NO_RANGES: Floats = np.zeros((0, 2))
 
 
+def true_ranges(flags: NDArray[np.bool_]) -> Ints:
+    """Ranges [begin, end) in which all flags are set, as [ranges, 2]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return edges.reshape(-1, 2)
+
+
 class Samples(Protocol):
     """Float32 [samples, channels], in memory or in a file; a slice of it is an array."""
 

@@ -41,7 +41,6 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """For messages."""
         return self.file or DOCUMENTED
 
     def record(self) -> dict[str, Any]:

@@ -26,7 +26,6 @@ def render(
     notes: list[str],
     run_figures: list[Drawn],
 ) -> bytes:
-    """The page."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -147,7 +147,6 @@ def headline(grid: Grid, lines: list[Line]) -> str:
 
 
 def primary_line(grid: Grid, lines: list[Line]) -> Line | None:
-    """The line of the primary condition."""
     return next((line for line in lines if line.condition == grid.primary), None)
 
 

@@ -133,7 +133,6 @@ class AutogradBackend:
         self._captured = torch.compile(self._losses, mode=mode, dynamic=False)
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """As in Backend."""
         self.model.train()
         for parameter in self.trained:
             if parameter.grad is not None:
@@ -151,7 +150,6 @@ class AutogradBackend:
         return total
 
     def train(self, x: Tensor, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
-        """As in Backend."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for xb, yb in zip(torch.split(x, list(sizes)), torch.split(y, list(sizes)), strict=True):
             total += self.gradient(xb, yb)
@@ -159,14 +157,12 @@ class AutogradBackend:
         return total
 
     def logits(self, x: Tensor) -> Tensor:
-        """As in Backend."""
         self.model.eval()
         with torch.inference_mode():
             logits: Tensor = self.model(x).reshape(len(x))
             return logits
 
     def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
-        """As in Backend."""
         with torch.inference_mode():
             logits = self.logits(x)
             loss = F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
@@ -210,12 +206,10 @@ class KernelBackend:
         self._stacks: dict[int, Stack] = {}
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """As in Backend."""
         given, _kept = self._training(x, y)
         return _double(self._stack(x).gradient(given))
 
     def train(self, x: Tensor, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
-        """As in Backend."""
         given, _kept = self._training(x, y)
         step, mean, square = (value.data_ptr() for value in adam.state.values())
         weights, gradient = adam.weights.data_ptr(), adam.gradient.data_ptr()
@@ -224,14 +218,12 @@ class KernelBackend:
         return _double(self._stack(x).train(given, sizes, state))
 
     def logits(self, x: Tensor) -> Tensor:
-        """As in Backend."""
         out = torch.empty(len(x))
         given = Given(x.data_ptr(), x.stride(), len(x), threads=self.threads)
         self._stack(x).logits(given, out.data_ptr())
         return out
 
     def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
-        """As in Backend."""
         out, labels = torch.empty(5, dtype=torch.float64), y.contiguous()
         place = labels.data_ptr()
         given = Given(x.data_ptr(), x.stride(), len(x), place, threads=self.threads)

@@ -42,7 +42,6 @@ class OwnFile:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
         return artifacts.sha256(self.content)
 
     @property

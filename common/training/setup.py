@@ -71,7 +71,6 @@ def device_for_hand(name: str) -> tuple[str, list[str]]:
 
 
 def device_name(device: torch.device) -> str:
-    """For the provenance."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -280,12 +279,10 @@ class Log:
         self._progress({"epoch": state["epoch"], "of": state["epochs"]} | state)
 
     def line(self, text: str) -> None:
-        """One line."""
         self._lines.append(f"{time.monotonic() - self._began:9.3f} {text}")
 
     @property
     def text(self) -> str:
-        """The whole log."""
         return "\n".join(self._lines) + "\n"
 
 

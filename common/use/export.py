@@ -370,6 +370,5 @@ class _Calibration:
         self._batches = iter(torch.split(x, 64))
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch, or None."""
         x = next(self._batches, None)
         return None if x is None else {"samples": x.numpy()}

@@ -54,7 +54,6 @@ class FinishedModel:
 
     @property
     def channels(self) -> int:
-        """Channels of a window."""
         return len(self.network.mean)
 
     def probabilities(self, blocks: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -28,7 +28,6 @@ class Recording:
 
     @property
     def name(self) -> str:
-        """Of its session."""
         return composed(table_stem(self.path))
 
     @property

@@ -297,7 +297,6 @@ class Scheduler:
         return taken
 
     def state(self, job: str) -> JobState:
-        """State of a job."""
         return self._jobs[job].state
 
     def cause(self, job: str) -> str:
@@ -313,7 +312,6 @@ class Scheduler:
         return self._nodes[node].speed
 
     def counts(self, kind: str | None = None) -> dict[JobState, int]:
-        """Number of jobs in each state, of one kind or of all."""
         return self._jobs.counts(kind)
 
     def kinds(self) -> list[str]:
@@ -329,7 +327,6 @@ class Scheduler:
         return list(self._jobs[job].copies)
 
     def job_at(self, slot: SlotId) -> str | None:
-        """The job that occupies `slot`, or None."""
         row = self._nodes[slot.node].rows.get(slot.number)
         copy = self._slots.copies[row] if row is not None else None
         return copy.job.job.id if copy is not None else None

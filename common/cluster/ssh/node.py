@@ -47,7 +47,6 @@ class _Threads:
             threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def put(self, do: Callable[[], object]) -> None:
-        """Do this next."""
         self._todo.put(do)
 
     def stop(self) -> None:

@@ -76,7 +76,6 @@ class WorkerLink:
         self._unhandled.release()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Queue a message."""
         if "job" in message:
             self._given.add(message["job"])
         self._outbox.put(json.dumps(message).encode() + b"\n")
