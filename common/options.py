@@ -465,7 +465,7 @@ MODE_WORDS = {
 # Modes without a network, and those that start from no base model.
 WITHOUT_NETWORK = frozenset({"majority", "forest_target_only", "forest_base"})
 FROM_SCRATCH = WITHOUT_NETWORK | {"target_only"}
-# Modes that learn from nobody but the target.
+# Modes that learn from the target alone.
 TARGET_ALONE = FROM_SCRATCH - {"forest_base"}
 
 

@@ -64,7 +64,8 @@ def read_bouts(
         sessions: names of sessions by participant.
 
     Raises:
-        InputError: a column is missing, a bout names nobody known, or it ends before it starts.
+        InputError: a column is missing, a bout names an unknown participant, or it ends before it
+            starts.
     """
     path = folder / BOUTS
     if not path.exists():

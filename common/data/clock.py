@@ -28,7 +28,7 @@ SPACE_BEFORE_ZONE = re.compile(r"\s+(?=(?:Z|UTC|GMT|[+-]\d\d:?(?:\d\d)?)$)")
 # How far a recording's own rate may be from the grid's. A wrong unit is off by 1,000: it shows, and
 # 5 Hz on a grid of 50 Hz is let through
 TIMES_OFF = 20
-# Slower than this is believed on any grid: fast signals are put on slow ones for good reasons
+# A rate below this is accepted on any grid: fast signals are put on slow grids for good reasons
 FASTEST_HZ = 20_000
 MAX_GRID_SAMPLES = 1e9
 # A pause of this many usual steps is a gap, unless --max_gap_seconds says otherwise

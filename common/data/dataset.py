@@ -36,8 +36,8 @@ Rows = npt.NDArray[Any]
 CHUNK_BYTES = 4 << 20
 FINITE_CHECK_BYTES = 32 << 20
 
-# What torch.load raises for files that are damaged, or are something else: its reader meets
-# nonsense at any depth.
+# What torch.load raises for files that are damaged or of another kind: its reader may fail at any
+# depth.
 UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,

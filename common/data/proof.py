@@ -253,7 +253,7 @@ def shared_sample(
 ) -> str | None:
     """Two windows of different splits that share a sample, described, or None.
 
-    It knows nothing of how the splits were made. Windows are all of one length, so if any two of
+    It does not depend on how the splits were made. Windows are all of one length, so if any two of
     different splits overlap, two neighbours in order of start do.
 
     Args:

@@ -259,7 +259,7 @@ def list_recordings(folder: Path, notes: list[str] | None = None) -> dict[str, l
     `notes`.
 
     Raises:
-        InputError: no folder, nobody in it, somebody without sessions, two sessions with one name,
+        InputError: no folder, no participant, one without sessions, two sessions with one name,
         or a name that cannot be part of a file name.
     """
     if not folder.is_dir():

@@ -26,7 +26,7 @@ ROUNDING = 10  # decimals; what is left of a float sum breaks no tie
 @dataclass(frozen=True)
 class Choice:
     """The setting of each person. `candidates`: the settings that were compared. `undecided`: for
-    somebody there was nothing to compare them by, and the first was taken.
+    some person no scores compare them, and the first was taken.
     """
 
     settings: dict[str, str]

@@ -163,8 +163,8 @@ def expand(
     `folds` are numbers or names of participants (all by default).
 
     Raises:
-        InputError: an option is unknown or out of bounds, a fold names nobody or is named twice,
-        two jobs have one place, the analysis names a cell that is not in the grid.
+        InputError: an option is unknown or out of bounds, a fold names no participant or is
+        given twice, two jobs have one place, the analysis names a cell that is not in the grid.
     """
     bases: dict[str, Job] = {}
     finetunes: dict[str, Job] = {}

@@ -181,7 +181,7 @@ def choose(cells: pd.DataFrame, condition: Condition, metric: str, notes: list[s
     """Setting by participant: the best mean validation score over the *other* participants; the
     first in order among equals. Never looks at test scores.
 
-    Settings that nobody has a validation score of (target_val none), or that fewer people have
+    Settings without any validation score (target_val none), or that fewer people have
     results of than another, are chosen only where there are no others.
     """
     mine = _cells_of(cells, condition)
@@ -245,7 +245,8 @@ def complete_cases(
 
     While fewer than half of the participants have everything (a run is going on), the least
     complete condition is left out, but never the base or the primary one. Only whether a score is
-    there is looked at, never the score. A threshold that could not be tuned excludes nobody.
+    there is looked at, never the score. A threshold that could not be tuned
+    leaves no participant out.
     """
     there = {
         condition: {p for p in people if p in series.index and np.isfinite(series[p])}

@@ -301,8 +301,8 @@ def _row(run: Run, project: Project, rules: EventRules) -> Json:
 
 
 def _undefined(reasons: Json, from_scratch: bool) -> Reasons:
-    """Why scores are undefined. From scratch there is no base, so that its scores are not there
-    says nothing about the data.
+    """Why scores are undefined. A mode from scratch has no base: the missing scores of a base are
+    left out.
     """
     return Reasons(
         {key: why for key, why in reasons.items() if not (from_scratch and key.startswith("base_"))}
@@ -356,7 +356,7 @@ def _manifest(project: Project, data_path: str) -> Manifest | None:
     if data_path not in project.manifests:
         try:
             project.manifests[data_path] = read_manifest(project.paths.data(data_path))
-        except (InputError, OSError):  # the data page then says that there is none
+        except (InputError, OSError):  # the page then reports that there is none
             project.manifests[data_path] = None
     return project.manifests[data_path]
 

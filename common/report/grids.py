@@ -67,7 +67,7 @@ class Analysis:
 @dataclass
 class Grid:
     """Experiments that may be averaged: one project, one data set. Lists of participants may
-    differ: adding somebody keeps what was there.
+    differ: adding a participant keeps earlier results.
     """
 
     name: str

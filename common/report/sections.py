@@ -190,7 +190,7 @@ def _choices(grid: Grid) -> list[tuple[str, str]]:
 
 def _medians(grid: Grid, metrics: tuple[str, ...], suffix: str = "") -> list[list[str]]:
     """Per condition the number of participants with a score, then medians of each score;
-    empty where nobody has any.
+    empty where there is no score.
     """
     tables = {metric: grid.scores(metric, suffix) for metric in metrics}
     if not any(table.notna().to_numpy().any() for table in tables.values()):

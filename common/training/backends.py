@@ -1,8 +1,7 @@
 """How a network's outputs and gradients are computed: the interface between the loop and the
 networks.
 
-`backend_for` chooses. The loop asks a backend for gradients and logits and knows nothing else of
-the network.
+`backend_for` chooses. The loop uses a network through its backend only: gradients and logits.
 """
 
 from __future__ import annotations

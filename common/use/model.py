@@ -183,7 +183,7 @@ def _experiment(folder: Path) -> FinishedModel:
 
 @contextlib.contextmanager
 def _read(path: Path) -> Iterator[None]:
-    """A record whose checksum is right may be of another program, or lie."""
+    """Raise CorruptArtifact for a record of another form, though its checksum is right."""
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError) as error:
@@ -193,7 +193,7 @@ def _read(path: Path) -> Iterator[None]:
 
 
 def _form(given: Any, network: Model, options: FinetuneOptions) -> dict[str, Any] | None:
-    """What a recording must be, where the network can take that; None where nobody knows."""
+    """What a recording must be, where the network can take that; None where it is not recorded."""
     if given is None:
         return None
     form = WindowForm.model_validate(given, strict=True)

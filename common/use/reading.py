@@ -20,7 +20,7 @@ SLOW = 0.95
 
 @dataclass(frozen=True)
 class Recording:
-    """A file to predict. `person` is empty where the folder names nobody."""
+    """A file to predict. `person` is empty where no folder names one."""
 
     path: Path
     person: str
@@ -70,7 +70,7 @@ def find(sessions: Path, time_unit: str, date_format: str | None) -> list[Record
 
 
 def _alone(files: Sequence[Path]) -> list[Recording]:
-    """Recordings of nobody who is named, in natural order."""
+    """Recordings without a participant, in natural order."""
     names: dict[str, Path] = {}
     for path in sorted(files):
         if not is_table(path):

@@ -17,6 +17,7 @@ from common.report.build import chosen_run
 from common.report.collect import Collection, collect, mark_versions
 from common.report.comparisons import compare, groups_to_compare
 from common.report.conditions import BASE, Condition
+from common.report.drawing import LOOKS
 from common.report.figures import heat_map
 from common.report.grids import Analysis, Grid, filter_rows, split_grids
 from common.report.methods import _pairs, warnings
@@ -47,6 +48,7 @@ def test_every_mode_and_budget_of_the_options_has_words_and_a_place_of_its_own()
     conditions = [Condition(mode, 0.1, val, order) for mode, val, order in product(*values)]
     assert len({condition.words for condition in conditions}) == len(conditions)
     assert len({condition.place for condition in conditions}) == len(conditions)
+    assert LOOKS.keys() >= {condition.mode for condition in conditions}
 
 
 def read(*roots: Path) -> Collection:

@@ -97,7 +97,7 @@ def _limits(request: Request) -> Limits:
 
 def _interrupting(runner: Runner) -> Callable[[int, FrameType | None], None]:
     """First Ctrl-C: running jobs finish. Second, SIGTERM, SIGHUP: stop now. The handler only
-    counts; the runner speaks.
+    counts; the runner acts on it and reports.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -50,7 +50,7 @@ class WorkerLink:
         self.epoch_at = 0.0  # when that epoch was reported first
         self.log: str | None = None  # on the node
         self.heard = time.monotonic()
-        self._given: set[str] = set()  # jobs that it may speak of
+        self._given: set[str] = set()  # jobs that it may report
         self._marker = marker.encode()
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._unhandled = threading.Semaphore(UNHANDLED)

@@ -127,7 +127,7 @@ def rsync_argv(source: Side, target: Side, pull: bool) -> list[str]:
             "--chmod=D700,F600",
         ]
     else:
-        # Equal size and time say nothing about a flipped bit: compare content.
+        # Equal size and time do not exclude a flipped bit: compare content.
         argv += ["--checksum", "--copy-links"]
     if remote := source.ssh or target.ssh:
         rsh = Path(__file__).with_name("rsh.py")
