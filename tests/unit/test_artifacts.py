@@ -160,6 +160,17 @@ def test_a_lock_that_was_taken_only_now_says_by_whom_too(paths: Paths) -> None:
         timer.join()
 
 
+def test_a_lock_is_refused_in_the_words_of_its_caller(paths: Paths) -> None:
+    place = paths.training_lock("k")
+    with (
+        artifacts.lock(place, wait=False, owner="process 7"),
+        pytest.raises(Conflict, match=r"^busy: process 7$") as refused,
+        artifacts.lock(place, wait=False, owner="me", refusal="busy: {}".format),
+    ):
+        pass
+    assert (refused.value.path, refused.value.holder) == (place, "process 7")
+
+
 def test_a_refused_command_leaves_no_lock_that_it_made(paths: Paths) -> None:
     place = paths.training_lock("k")
 
