@@ -68,8 +68,13 @@ def test_the_first_ctrl_c_lets_running_jobs_finish(project: Project) -> None:
             lambda: "running jobs finish, nothing new starts" in project.output,
             what="the answer to Ctrl-C",
         )
-        said = project.run("run_two_phase_distributed.py", "--status").stdout
-        assert f"process {run.pid}: stopping: running jobs finish" in said
+        wait_until(  # it is written now and then
+            lambda: (
+                f"process {run.pid}: stopping: running jobs finish"
+                in project.run("run_two_phase_distributed.py", "--status").stdout
+            ),
+            what="the status to say so",
+        )
         release(project)
         assert run.wait(60) == 130
     assert project.output.splitlines()[-1] == "2 done, 0 failed, 0 blocked, 2 left, 0 reused"
