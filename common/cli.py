@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -89,8 +90,8 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     """
     # No script opens a window, and a notebook's backend may not be installed where it runs.
     os.environ["MPLBACKEND"] = "agg"
-    cache = Paths(Path()).sha256_cache
-    new = not cache.parent.exists()
+    paths = Paths(Path())
+    new = not paths.sha256_cache.parent.exists()
     try:
         code = main()
         sys.stdout.flush()
@@ -98,9 +99,7 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         code = error.exit_code
         sys.stderr.write(f"error: {one_line(error)}\n")
         if new and code == InputError.exit_code:  # a refused command leaves nothing that it made
-            with contextlib.suppress(OSError):
-                cache.unlink()
-                cache.parent.rmdir()
+            _remove_cache(paths)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # standard output was closed (`| head`)
             sys.stdout = None
@@ -113,6 +112,14 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         code = 130
         sys.stderr.write("interrupted\n")
     sys.exit(code)
+
+
+def _remove_cache(paths: Paths) -> None:
+    """Not a kernel that was built meanwhile; a copy of own code is not needed once it is read."""
+    with contextlib.suppress(OSError):
+        paths.sha256_cache.unlink(missing_ok=True)
+        shutil.rmtree(paths.code_copies, ignore_errors=True)
+        paths.sha256_cache.parent.rmdir()
 
 
 class Spinner:

@@ -136,9 +136,14 @@ class Paths:
         """Checkpoint of one training that was cut short."""
         return self.root / "checkpoints" / f"{key}.ckpt"
 
+    @property
+    def code_copies(self) -> Path:
+        """Copies of users' own Python files."""
+        return self.root / "cache" / "code"
+
     def own_code(self, sha256: str, file_name: str) -> Path:
         """Copy of a user's own Python file, by content; it is never edited."""
-        return self.root / "cache" / "code" / sha256[:16] / file_name
+        return self.code_copies / sha256[:16] / file_name
 
     def run(self, run_id: str) -> Path:
         """Folder of one orchestrator run."""

@@ -249,6 +249,11 @@ CASES: dict[str, Case] = {
         "data/made",
         lambda p: (shutil.rmtree(p.folder / "data/made"), (p.folder / "data/made").write_text("")),
     ),
+    "own code that lacks what is named": base(
+        "model: net.py defines no Net",
+        lambda project: (project.folder / "net.py").write_text("import torch"),
+        model="net.py:Net",
+    ),
     # options
     "fold out of range": base("fold: 4 is out of range, there are 4 participants", fold=4),
     "duplicate participants": base(
