@@ -383,6 +383,15 @@ class Hosts:
             if command and not command.startswith(("sshd:", SSHD, "ip netns", "unshare"))
         }
 
+    def wait_idle(self, *names: str, seconds: float = 60) -> None:
+        """Nothing of ours is left on the hosts (all by default), or soon will not be."""
+        for name in names or self.names:
+            _wait(
+                lambda name=name: not self.user_processes(name),
+                f"the end of all on {name}",
+                seconds,
+            )
+
     def freeze(self, name: str) -> None:
         """Stop everything on it where it stands, what is started meanwhile included."""
         _signal_until(

@@ -18,15 +18,22 @@ from typing import Any
 import pytest
 
 from tests.cluster.hosts import Hosts
-from tests.cluster.project import ONE_PHASE, TWO_PHASE, Project, Script, opened, own_jobs, traces
+from tests.cluster.project import (
+    ONE_PHASE,
+    SHORT,
+    TWO_PHASE,
+    Project,
+    Script,
+    opened,
+    own_jobs,
+    traces,
+)
 from tests.cluster.project import OWN as OWN_JOBS
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.root
 
 ONE_OF_EACH = {"mode": ["target_only_fine_tuning"], "n_base_participants": [1]}
-# where silence is not what is tested
-LONG = {"heartbeat_seconds": 1, "suspect_seconds": 60, "close_seconds": 120}
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def one_base(
     """
     project.grid(ONE_OF_EACH, folds=(0,))
     servers = [server for server in hosts.servers() if server["host"] in names]
-    project.config(servers, ssh_config=str(hosts.ssh_config), **config)
+    project.config(servers, ssh_config=str(hosts.ssh_config), **(SHORT | config))
     base = project.jobs("base_training_jobs.json")[0]
     return base["base_model_hash"], base["training_key"]
 
@@ -78,16 +85,6 @@ def started(project: Project, job: str, nodes: tuple[str, ...] = ()) -> list[str
 def other(name: str) -> str:
     """The other one of two hosts."""
     return "h2" if name == "h1" else "h1"
-
-
-def nothing_runs(hosts: Hosts, *names: str, seconds: float = 30) -> None:
-    """Nothing of ours is left on the hosts, or soon will not be."""
-    for name in names:
-        wait_until(
-            lambda name=name: not hosts.user_processes(name),
-            seconds,
-            f"the end of all on {name}: {hosts.user_processes(name)}",
-        )
 
 
 def one_result(project: Project, base: str) -> None:
@@ -116,7 +113,7 @@ def test_a_link_that_comes_back_in_time_keeps_its_job_and_the_spare_copy_is_canc
         project.wait_for(event="done", job=base, node=first)
     run.ends_with(0)
     one_result(project, base)
-    nothing_runs(hosts, "h1", "h2")
+    hosts.wait_idle("h1", "h2")
 
 
 def test_a_cancelled_copy_is_stopped_where_it_runs(hosts: Hosts, tmp_path: Path) -> None:
@@ -139,7 +136,7 @@ def test_a_cancelled_copy_is_stopped_where_it_runs(hosts: Hosts, tmp_path: Path)
         project.wait_for(event="started", node="h2", job=job)
         hosts.heal("h1")
         stopped = hosts["h2"].project / f"stopped-{job.removeprefix('job')}"
-        wait_until(stopped.exists, 30, "the end of the spare copy")
+        wait_until(stopped.exists, what="the end of the spare copy")
         assert stopped.read_text() == "Cancelled"
         for name in ("h1", "h2"):
             (hosts[name].project / "go").touch()
@@ -174,9 +171,9 @@ def test_jobs_of_a_node_that_was_cut_off_are_done_elsewhere_and_it_ends_them_its
     states = [event["state"] for event in project.found(event="node", node=first)]
     assert states.index("suspect") < states.index("closed")
     # it is still cut off: nobody but the worker itself can have ended it
-    nothing_runs(hosts, first)
+    hosts.wait_idle(first)
     hosts.heal(first)
-    nothing_runs(hosts, "h1", "h2")
+    hosts.wait_idle("h1", "h2")
 
 
 def test_jobs_of_a_frozen_node_are_done_elsewhere_and_it_ends_them_when_it_wakes(
@@ -185,7 +182,7 @@ def test_jobs_of_a_frozen_node_are_done_elsewhere_and_it_ends_them_when_it_wakes
     first, _ = lose(hosts, project, "freeze")
     assert "suspect" in [event["state"] for event in project.found(event="node", node=first)]
     hosts.thaw(first)
-    nothing_runs(hosts, "h1", "h2")
+    hosts.wait_idle("h1", "h2")
 
 
 def test_jobs_of_a_node_that_was_switched_off_are_done_elsewhere(
@@ -193,7 +190,7 @@ def test_jobs_of_a_node_that_was_switched_off_are_done_elsewhere(
 ) -> None:
     first, run = lose(hosts, project, "kill")
     assert f"lost: {first}: connection lost" in run.said
-    nothing_runs(hosts, other(first))
+    hosts.wait_idle(other(first))
 
 
 def test_with_the_real_limits_a_cut_of_40_s_costs_nothing_and_one_for_good_moves_the_job(
@@ -221,7 +218,7 @@ def test_with_the_real_limits_a_cut_of_40_s_costs_nothing_and_one_for_good_moves
     one_result(project, base)
     assert {event["node"] for event in project.found(event="done")} == {other(first)}
     hosts.heal(first)
-    nothing_runs(hosts, "h1", "h2", seconds=90)
+    hosts.wait_idle("h1", "h2", seconds=90)
 
 
 def test_a_training_that_finishes_no_epoch_is_ended_and_done_elsewhere(
@@ -241,7 +238,7 @@ def test_a_training_that_finishes_no_epoch_is_ended_and_done_elsewhere(
         run.ends_with(0)  # the training is still held on the first
     assert not project.found(event="node", state="closed")
     one_result(project, base)
-    nothing_runs(hosts, "h1", "h2")
+    hosts.wait_idle("h1", "h2")
 
 
 def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project: Project) -> None:
@@ -269,12 +266,12 @@ def test_nothing_outlives_a_killed_head_and_the_next_start_does_only_what_is_mis
         folds=(0, 1, 2),
         max_epochs=400,
     )
-    project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config), **LONG)
+    project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config))
     run = project.start(TWO_PHASE)
     project.wait_for(event="done", kind="target_only_fine_tuning")
     run.signal(signal.SIGKILL)
     run.process.wait()
-    nothing_runs(hosts, "h1", "h2", seconds=90)
+    hosts.wait_idle("h1", "h2", seconds=90)
     before = {event["job"] for event in project.found(event="done")}
     project.run(TWO_PHASE)
     assert before.isdisjoint(event["job"] for event in project.found(event="started"))
@@ -285,7 +282,7 @@ def test_what_nodes_had_published_is_fetched_and_not_done_again(
     hosts: Hosts, project: Project
 ) -> None:
     project.grid(ONE_OF_EACH)
-    project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config), **LONG)
+    project.config(hosts.servers()[:2], ssh_config=str(hosts.ssh_config))
     project.run(TWO_PHASE)
     results = project.results()
     for name in ("experiments", "base_models"):
@@ -324,7 +321,7 @@ def jobs_of(
     (project.folder / "jobs.json").write_text(
         json.dumps([{"what": what, "number": number} for number, what in enumerate(whats)])
     )
-    project.config(servers, ssh_config=str(hosts.ssh_config), **LONG)
+    project.config(servers, ssh_config=str(hosts.ssh_config))
 
 
 OWN = (ONE_PHASE, "--jobs-config", "jobs.json", "--script-path", "own script.py")

@@ -21,7 +21,6 @@ from tests.cluster.project import OWN, TWO_PHASE, Project, opened, own_jobs
 from tests.conftest import ROOT, wait_until
 
 pytestmark = pytest.mark.root
-CALM = {"suspect_seconds": 60, "close_seconds": 120}
 
 
 @pytest.fixture
@@ -36,7 +35,6 @@ def use(project: Project, hosts: Hosts, *names: str) -> None:
     project.config(
         [server for server in hosts.servers() if server["host"] in names],
         ssh_config=str(hosts.ssh_config),
-        **CALM,
     )
 
 
@@ -143,9 +141,9 @@ def test_in_a_terminal_the_run_shows_the_same_under_its_bar(project: Project) ->
         b"job0 epoch 1/2",
         b"  script: 0 done, 1 running",
     )
-    wait_until(lambda: seen(*parts), 30, "the bar")
+    wait_until(lambda: seen(*parts), what="the bar")
     (project.folder / "go").touch()
-    wait_until(lambda: seen() or run.process.poll() is not None, 30)
+    wait_until(lambda: seen() or run.process.poll() is not None)
     run.ends_with(0)
     os.close(theirs)
     os.close(ours)
@@ -310,4 +308,4 @@ def test_the_notify_command_hears_of_the_first_failure_and_of_the_end(
     assert len(heard) == 2
     assert heard[0].startswith("failed: job0: ValueError: number 1")
     assert heard[1] == "0 done, 2 failed, 0 blocked, 0 left, 0 reused"
-    wait_until(lambda: not hosts.user_processes("h1"), 10)
+    hosts.wait_idle("h1")

@@ -107,8 +107,6 @@ def test_forty_slots_on_one_node_keep_to_what_sshd_allows(hosts: Hosts, project:
     project.config(
         [server(hosts, "h1", cpu_slots=40)],
         ssh_config=str(hosts.ssh_config),
-        suspect_seconds=60,
-        close_seconds=120,
     )
     run = project.run(*OWN, seconds=240)
     assert "60 done, 0 failed" in run.said
@@ -116,7 +114,7 @@ def test_forty_slots_on_one_node_keep_to_what_sshd_allows(hosts: Hosts, project:
     log = hosts["h1"].log
     assert "MaxStartups" not in log  # what sshd says when it drops new connections
     assert 5 <= log.count("Accepted publickey") <= 30
-    assert not hosts.user_processes("h1")
+    hosts.wait_idle("h1")
 
 
 @pytest.fixture
@@ -224,7 +222,7 @@ def test_nodes_join_and_drain_when_the_configuration_is_edited(
     assert len(traces(hosts["h1"].project)) == 1
     assert len(traces(hosts["h2"].project)) == 5
     assert "h1: removed or changed in cluster_config.json: its running jobs finish" in run.said
-    assert not hosts.user_processes("h1")
+    hosts.wait_idle("h1")
 
 
 def test_a_node_whose_entry_changed_comes_back_with_its_new_slots(

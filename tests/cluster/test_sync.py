@@ -27,7 +27,6 @@ from tests.conftest import ROOT, wait_until
 pytestmark = pytest.mark.root
 
 SMALL: dict[str, Any] = {"mode": ["full_fine_tuning"], "n_base_participants": [1]}
-CALM = {"suspect_seconds": 60, "close_seconds": 120}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a local run of the small project gives."""
     with opened(tmp_path_factory.mktemp("reference") / "local") as local:
         local.grid(SMALL, folds=(0,))
-        local.config([{"host": "localhost", "cpu_slots": 1}], **CALM)
+        local.config([{"host": "localhost", "cpu_slots": 1}])
         local.run(TWO_PHASE)
         return local.results()
 
@@ -50,7 +49,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 def use(project: Project, hosts: Hosts, *names: str, **more: Any) -> None:
     """Run on these hosts."""
     servers = [server for server in hosts.servers() if server["host"] in names]
-    project.config(servers, ssh_config=str(hosts.ssh_config), **(CALM | more))
+    project.config(servers, ssh_config=str(hosts.ssh_config), **more)
 
 
 def forget(project: Project, *more: Path) -> None:
@@ -212,7 +211,7 @@ def test_a_shared_project_folder_needs_the_code_in_its_place_there_too(
     with opened(tmp_path / "head", data=False, code=code) as project:
         own_jobs(project, 1)
         server = {**hosts.servers()[0], "path": str(project.folder)}
-        project.config([server], ssh_config=str(hosts.ssh_config), **CALM)
+        project.config([server], ssh_config=str(hosts.ssh_config))
         assert "1 done" in project.run(*OWN).said
         assert set(traces(project.folder)) == {0}
         sshd = hosts["h1"].sshd
