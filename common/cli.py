@@ -53,6 +53,8 @@ def visible(text: str) -> str:
     """`text` with control characters escaped, so that a name cannot add a line or control the
     terminal.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

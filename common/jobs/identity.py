@@ -192,25 +192,26 @@ def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
     """
     values = options.model_dump() | {"seed_finetune": effective_seed(options)}
     fields: dict[str, Any] = {}
-    for name, field in FinetuneOptions.model_fields.items():
-        augmentation_off = (
-            name in BaseOptions.model_fields
-            and hashed(name).startswith("with_augmentation")
-            and not options.augments
-        )
-        if (
-            not shapes_result(name)
-            or augmentation_off
-            or (name.endswith(OWN) and values[name] == values.get(name.removesuffix(OWN)))
-            or not has_effect(name, options.mode)
-        ):
-            continue
-        always = name in ("mode", "target_data_pct", "seed_finetune") or (
-            name in BaseOptions.model_fields and hashed(name) == "always"
-        )
-        if always or values[name] != field.default:
+    for name, augments, always, default in _shaping(options.mode):
+        unused = augments and not options.augments
+        same = name.endswith(OWN) and values[name] == values.get(name.removesuffix(OWN))
+        if not unused and not same and (always or values[name] != default):
             fields[name] = values[name]
     return fields
+
+
+@cache
+def _shaping(mode: str) -> tuple[tuple[str, bool, bool, Any], ...]:
+    """The options that can shape a result of this mode: name, whether it acts with augmentation
+    only, whether it is named at its default too, and that default.
+    """
+    found = []
+    for name, field in FinetuneOptions.model_fields.items():
+        if shapes_result(name) and has_effect(name, mode):
+            how = hashed(name) if name in BaseOptions.model_fields else ""
+            always = how == "always" or name in ("mode", "target_data_pct", "seed_finetune")
+            found.append((name, how.startswith("with_augmentation"), always, field.default))
+    return tuple(found)
 
 
 def experiment_lock(prefix: str, name: str) -> str:
