@@ -371,7 +371,7 @@ def slots(server: Server, probe: Probe) -> SlotPlan:
 
 def _capped(places: list[str | None], left_out: list[str]) -> list[str | None]:
     """At most AUTO_SLOTS of the places whose number the node alone reports: each becomes a process
-    there and two threads here.
+    there.
     """
     if len(places) > AUTO_SLOTS:
         left_out.append(

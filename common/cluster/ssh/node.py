@@ -4,6 +4,7 @@ only the event queue is shared between threads.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -12,10 +13,10 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from common.cluster.config import ClusterConfig, Server, Slot, SlotPlan
-from common.cluster.ssh.events import Arrived, Broken, Fetched, Joined, Left, Listed, Started, Tell
+from common.cluster.ssh.events import Arrived, Fetched, Joined, Left, Listed, Started, Tell
 from common.cluster.ssh.node_commands import (
     check_facts,
     inventory,
@@ -25,7 +26,9 @@ from common.cluster.ssh.node_commands import (
     slot_plan,
     worker_argv,
 )
+from common.cluster.ssh.node_links import NodeLinks
 from common.cluster.ssh.payload import Needs, differing
+from common.cluster.ssh.work_threads import WorkThreads
 from common.cluster.ssh.worker_link import WorkerLink
 from common.cluster.transport.connection import Connection, connect
 from common.errors import NodeError, ProjectError
@@ -34,42 +37,16 @@ from common.paths import Paths, published_file, result_files
 
 FULL_BYTES = 1 << 20  # the head's disk counts as full
 GATHER_SECONDS = 0.5  # experiments that end within this time are fetched in one copy
+COPIES_A_SECOND = (
+    10  # that are begun at most, of all nodes: with more than five, they gather longer
+)
 COPYING = 2  # threads of a node that send
 
 
-class _Threads:
-    """FIFO daemon threads; unexpected exceptions become Broken events."""
-
-    def __init__(self, name: str, number: int, tell: Tell) -> None:
-        self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._tell, self._stopped = tell, False
-        for _ in range(number):
-            threading.Thread(target=self._work, name=name, daemon=True).start()
-
-    def put(self, do: Callable[[], object]) -> None:
-        self._todo.put(do)
-
-    def stop(self) -> None:
-        """Begin nothing more."""
-        self._stopped = True
-        self._todo.put(_nothing)
-
-    def _work(self) -> None:
-        while not self._stopped:
-            try:
-                self._todo.get()()
-            except Exception as error:  # noqa: BLE001 - raised again in the runner's thread
-                self._tell(Broken(error))
-        self._todo.put(_nothing)  # for the next thread to see that it is over
-
-
-def _nothing() -> None:
-    """Wakes a thread."""
-
-
 class NodeThreads:
-    """The threads of one node: one that joins and starts workers, some that send, one that fetches.
-    They only do what they are asked; how it went is reported as events.
+    """The threads of one node: one for its workers, and while there is something to do, one that
+    joins and starts workers, some that send, one that fetches. They only do what they are asked;
+    how it went is reported as events.
     """
 
     def __init__(
@@ -81,12 +58,13 @@ class NodeThreads:
         self._connection: Connection | None = None
         self._plan = SlotPlan(())
         self._closings = 0
-        self._control = _Threads(f"control {self.name}", 1, tell)
-        self._senders = _Threads(f"send {self.name}", COPYING, tell)
-        self._fetcher = _Threads(f"fetch {self.name}", 1, tell)
-        self._to_fetch: queue.SimpleQueue[tuple[str, bool] | None] = queue.SimpleQueue()
+        self._control = WorkThreads(f"control {self.name}", 1, tell)
+        self._senders = WorkThreads(f"send {self.name}", COPYING, tell)
+        self._fetcher = WorkThreads(f"fetch {self.name}", 1, tell)
+        self.links = NodeLinks(self.name, tell)
+        self.gather_seconds = max(GATHER_SECONDS, len(settings.servers) / COPIES_A_SECOND)
+        self._to_fetch: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
         self._numbers = itertools.count()
-        self._fetcher.put(self._fetching)
 
     def join(self) -> None:
         """Connect, probe, send the code, start the workers. Reports Listed and Joined, or Left."""
@@ -107,6 +85,7 @@ class NodeThreads:
     def fetch(self, job: str, *, urgent: bool) -> None:
         """Copy the results of a job to the head. Reports Fetched."""
         self._to_fetch.put((job, urgent))
+        self._fetcher.put(self._gather)
 
     def tail(self, path: str) -> str:
         """The end of a file there, for a dead worker's log; empty when it cannot be had."""
@@ -127,7 +106,6 @@ class NodeThreads:
 
     def stop(self) -> None:
         """Close for good."""
-        self._to_fetch.put(None)
         for threads in (self._control, self._senders, self._fetcher):
             threads.stop()
         self.close()
@@ -235,18 +213,16 @@ class NodeThreads:
 
     # -- in the fetching thread
 
-    def _fetching(self) -> None:
-        while (first := self._to_fetch.get()) is not None:
-            jobs, until = [first[0]], time.monotonic() + (0 if first[1] else GATHER_SECONDS)
-            while (wait := until - time.monotonic()) > 0:
-                try:
-                    more = self._to_fetch.get(timeout=wait)
-                except queue.Empty:
-                    break
-                if more is None:
-                    return
-                jobs.append(more[0])
-                until = 0 if more[1] else until
+    def _gather(self) -> None:
+        """Fetch what waits, and with it what is trained soon after."""
+        jobs: list[str] = []
+        wait, until = 0.0, time.monotonic() + self.gather_seconds
+        with contextlib.suppress(queue.Empty):
+            while wait >= 0:
+                job, urgent = self._to_fetch.get(timeout=wait)
+                jobs.append(job)
+                wait = -1 if urgent else until - time.monotonic()
+        if jobs:
             self._fetch(jobs)
 
     def _fetch(self, jobs: Sequence[str]) -> None:

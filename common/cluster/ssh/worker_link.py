@@ -1,12 +1,12 @@
-"""The head's end of one worker: a reader and a writer thread."""
+"""The head's end of one worker."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import queue
-import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -51,84 +51,116 @@ class WorkerLink:
         self.log: str | None = None  # on the node
         self.heard = time.monotonic()
         self._given: set[str] = set()  # jobs that it may report
-        self._marker = marker.encode()
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._unhandled = threading.Semaphore(UNHANDLED)
+        self._marker: bytes | None = marker.encode()  # until it has come
+        self._marker_until = self.heard + START_SECONDS
+        self._outbox: deque[bytes | None] = deque()  # None: the end of its input
+        self._said = self._handled = 0  # messages; each number is counted by one thread
+        self._is_wanted = True
+        self._why, self._must_kill = "", False  # of its end
 
     @property
     def is_leaving(self) -> bool:
         """Whether it gets no more jobs."""
         return self.state in (WorkerState.ENDING, WorkerState.YIELDING)
 
+    # -- in the event loop
+
     def begin(self) -> None:
         """Start listening and sending. Report Started first: the worker may end at once."""
-        threading.Thread(
-            target=self._read, name=f"read {self.node.name} {self.slot.index}", daemon=True
-        ).start()
-        threading.Thread(
-            target=self._write, name=f"write {self.node.name} {self.slot.index}", daemon=True
-        ).start()
+        self.node.links.add(self)
 
     def handled(self) -> None:
         """One message was handled: another may be read. A worker that floods the head only fills
         its own pipe.
         """
-        self._unhandled.release()
+        self._handled += 1
 
     def send(self, message: dict[str, Any]) -> None:
         if "job" in message:
             self._given.add(message["job"])
-        self._outbox.put(json.dumps(message).encode() + b"\n")
+        self._put(json.dumps(message).encode() + b"\n")
 
     def end(self) -> None:
         """Close its input: the worker ends itself and all that it started."""
-        self._outbox.put(None)
+        self._is_wanted = False
+        self._put(None)
 
-    def _write(self) -> None:
-        while (data := self._outbox.get()) is not None:
-            try:
-                self._process.write(data, timeout=3600)
-            except NodeError:  # the reader reports its end, the heartbeat its silence
-                return
-        self._process.close_input()
+    def _put(self, data: bytes | None) -> None:
+        self._outbox.append(data)
+        self.node.links.wake()
 
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()
 
-    def _read(self) -> None:
+    # -- in the thread of its node's links
+
+    def notify(self, wake: Callable[[], None]) -> int | None:
+        """How to hear that it has said something; see Process."""
+        return self._process.notify(wake)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many of its messages are not handled that no more are read."""
+        return self._said - self._handled >= UNHANDLED
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether anything waits to be written."""
+        return bool(self._outbox)
+
+    def write(self) -> None:
+        """Send what its pipe takes now."""
         try:
-            self._await_marker()
-            while line := self._process.read_line():
-                message = protocol.message(json.loads(line), self._given)
-                self._given -= {message.get("done"), message.get("failed")}
-                self.heard = time.monotonic()
-                self._unhandled.acquire()
-                self._tell(Said(self, message))
-            self._ended("")
+            while self._outbox:
+                if (data := self._outbox[0]) is None:
+                    self._outbox.clear()
+                    self._process.close_input()
+                elif rest := data[self._process.write_some(data) :]:
+                    self._outbox[0] = rest
+                    return
+                else:
+                    self._outbox.popleft()
+        except NodeError:  # reading reports its end, the heartbeat its silence
+            self._outbox.clear()
+
+    def read(self) -> bool:
+        """Report what it has said. False once nothing more will come: `finish` it then."""
+        try:
+            while not self.is_full and (line := self._process.next_line()) is not None:
+                if not line:
+                    return False
+                self._hear(line)
         except (ValueError, RecursionError) as error:
-            self._process.kill()
-            self._ended(f"invalid worker message ({one_line(error)})")
-        except TimeoutError:
-            self._process.kill()
-            self._ended(f"no hello within {START_SECONDS:.0f} s")
+            self._why, self._must_kill = f"invalid worker message ({one_line(error)})", True
+            return False
         except NodeError as error:
-            self._ended(str(error))
+            self._why = str(error)
+            return False
+        if self._marker is not None and time.monotonic() > self._marker_until:
+            self._why, self._must_kill = f"no hello within {START_SECONDS:.0f} s", True
+        return not self._must_kill
 
-    def _await_marker(self) -> None:
-        """Drop everything printed before the start marker."""
-        deadline = time.monotonic() + START_SECONDS
-        while (
-            line := self._process.read_line(max(0.0, deadline - time.monotonic()))
-        ) and line.strip() != self._marker:
-            continue
+    def _hear(self, line: bytes) -> None:
+        if self._marker is not None:  # what is printed before it is dropped
+            self._marker = None if line.strip() == self._marker else self._marker
+            return
+        message = protocol.message(json.loads(line), self._given)
+        self._given -= {message.get("done"), message.get("failed")}
+        self.heard = time.monotonic()
+        self._said += 1
+        self._tell(Said(self, message))
 
-    def _ended(self, why: str) -> None:
+    # -- in a thread of its own
+
+    def finish(self) -> None:
+        """Wait for its end and report it."""
+        if self._must_kill:
+            self._process.kill()
         code: int | None = None
         with contextlib.suppress(TimeoutError):
             code = self._process.wait(10)
-        words = why or last_words(self._process.stderr_tail)
+        words = self._why or last_words(self._process.stderr_tail)
         self._process.close()
-        self._outbox.put(None)
-        log = self.node.tail(self.log) if code is not None and self.log else ""
-        self._tell(Ended(self, code, words, log))
+        is_read = code is not None and self.log and self._is_wanted
+        self._tell(Ended(self, code, words, self.node.tail(str(self.log)) if is_read else ""))

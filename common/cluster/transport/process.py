@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -74,6 +75,8 @@ class Process(ABC):
         self._out, self._err = bytearray(), bytearray()
         self._keep_all = keep_all
         self._ended_output = False
+        self._searched = 0  # bytes of output that hold no line break
+        self._patience = float("inf")  # until when output may still come after the exit
         self._sending = threading.Lock()
         self._input_closed = False
 
@@ -83,42 +86,57 @@ class Process(ABC):
 
         Its end is also that of the process, soon after: a grandchild may hold the pipe open.
         """
-        deadline, grace = _deadline(timeout), float("inf")
-        searched = 0
-        while (end := self._out.find(b"\n", searched)) < 0 and not self._ended_output:
-            searched = len(self._out)
-            if searched > MAX_LINE:
+        deadline = _deadline(timeout)
+        while (line := self.next_line(_left(deadline, TICK))) is None:
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+        return line
+
+    def next_line(self, timeout: float = 0.0) -> bytes | None:
+        """As `read_line`, but None after one look at what comes within `timeout` seconds."""
+        if (line := self._take_line()) is not None:
+            return line
+        if not self._receive(timeout) and not self._ended_output and self._has_exited():
+            self._patience = min(self._patience, _deadline(GRACE))
+            self._ended_output = time.monotonic() >= self._patience
+        return self._take_line()
+
+    def _take_line(self) -> bytes | None:
+        end = self._out.find(b"\n", self._searched)
+        if end < 0 and not self._ended_output:
+            self._searched = len(self._out)
+            if self._searched > MAX_LINE:
                 raise NodeError(
                     f"a line of more than {MAX_LINE} bytes came from the node; it is"
                     " not listened to",
                     node=self.name,
                 )
-            if self._receive(_left(deadline, TICK)):
-                continue
-            if self._has_exited():
-                grace = min(grace, _deadline(GRACE))
-                self._ended_output |= time.monotonic() >= grace
-            if not self._ended_output and time.monotonic() >= deadline:
-                raise TimeoutError
+            return None
         size = end + 1 if end >= 0 else len(self._out)
         line = bytes(self._out[:size])
         del self._out[:size]
+        self._searched = 0
         return line
 
     def write(self, data: bytes, timeout: float = 30) -> None:
         """Send all of `data` to its standard input; NodeError when the link or the process is gone
         or takes nothing for `timeout` seconds.
         """
+        view, deadline = memoryview(data), _deadline(timeout)
+        while view:
+            if sent := self.write_some(bytes(view[:CHUNK]), _left(deadline, TICK)):
+                view, deadline = view[sent:], _deadline(timeout)
+            elif time.monotonic() >= deadline:
+                raise NodeError(f"process {self.pid} takes no input", node=self.name)
+
+    def write_some(self, data: bytes, timeout: float = 0.0) -> int:
+        """Send what of `data` its standard input takes within `timeout` seconds; how many bytes.
+        NodeError as `write`.
+        """
         with self._sending:
-            view = memoryview(data)
-            deadline = _deadline(timeout)
-            while view:
-                if self._input_closed:
-                    raise NodeError(f"the input of process {self.pid} is closed", node=self.name)
-                if sent := self._send(bytes(view[:CHUNK]), _left(deadline, TICK)):
-                    view, deadline = view[sent:], _deadline(timeout)
-                elif time.monotonic() >= deadline:
-                    raise NodeError(f"process {self.pid} takes no input", node=self.name)
+            if self._input_closed:
+                raise NodeError(f"the input of process {self.pid} is closed", node=self.name)
+            return self._send(data, timeout)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Read on to the end; its exit code as in Result (None: link lost, or closed by us).
@@ -184,6 +202,12 @@ class Process(ABC):
         self._err += err
         if not self._keep_all and len(self._err) > 2 * TAIL:
             del self._err[:-TAIL]
+
+    @abstractmethod
+    def notify(self, wake: Callable[[], None]) -> int | None:
+        """How to hear that there is something to read: a descriptor that is readable then, or None
+        where `wake` is called, from any thread.
+        """
 
     @abstractmethod
     def _receive(self, timeout: float) -> bool:
@@ -257,10 +281,13 @@ class LocalProcess(Process):
             self._popen.stdout,
             self._popen.stderr,
         )
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.EpollSelector()
         for pipe in (self._stdout, self._stderr):
             self._selector.register(pipe, selectors.EVENT_READ)
         os.set_blocking(self._stdin.fileno(), False)
+
+    def notify(self, wake: Callable[[], None]) -> int | None:
+        return self._selector.fileno()
 
     def _receive(self, timeout: float) -> bool:
         if not self._selector.get_map():
@@ -283,9 +310,11 @@ class LocalProcess(Process):
 
     def _send(self, data: bytes, timeout: float) -> int:
         try:
-            with selectors.DefaultSelector() as ready:
-                ready.register(self._stdin, selectors.EVENT_WRITE)
-                return os.write(self._stdin.fileno(), data) if ready.select(timeout) else 0
+            if timeout > 0:  # not select(): a head of many nodes has descriptors beyond its range
+                ready = select.poll()
+                ready.register(self._stdin, select.POLLOUT)
+                ready.poll(1000 * timeout)
+            return os.write(self._stdin.fileno(), data)
         except BlockingIOError:
             return 0
         except (OSError, ValueError) as error:
@@ -396,12 +425,18 @@ class RemoteProcess(Process):
         said = "; ".join(filter(None, words))
         return f": {said}" if said else ""
 
+    def notify(self, wake: Callable[[], None]) -> int | None:
+        for buffer in (self._channel.in_buffer, self._channel.in_stderr_buffer):
+            buffer.set_event(_Bell(wake))
+        return None
+
     def _receive(self, timeout: float) -> bool:
         got = False
         while self._channel.recv_stderr_ready():
             self._take_stderr(self._channel.recv_stderr(CHUNK))
             got = True
-        if self._ended_output or (timeout <= 0 and not self._channel.recv_ready()):
+        ended = self._channel.eof_received or self._channel.closed
+        if self._ended_output or not (timeout > 0 or ended or self._channel.recv_ready()):
             if timeout > 0 and not got:
                 self._channel.status_event.wait(timeout)
             return got
@@ -470,6 +505,17 @@ class RemoteProcess(Process):
             self._ended_output = True
             release, self._release = self._release, _nothing
             release()
+
+
+class _Bell(threading.Event):
+    """Rings where paramiko would set an event."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        super().__init__()
+        self._ring = ring
+
+    def set(self) -> None:
+        self._ring()
 
 
 def _nothing() -> None:

@@ -31,7 +31,10 @@ class Played:
     def __init__(self, lines: list[bytes]) -> None:
         self.lines, self.read = lines, 0
 
-    def read_line(self, timeout: float | None = None) -> bytes:
+    def notify(self, wake: Any) -> None:
+        wake()
+
+    def next_line(self, timeout: float = 0.0) -> bytes:
         self.read += 1
         return self.lines.pop(0) if self.lines else b""
 
@@ -153,3 +156,34 @@ def test_a_result_that_was_not_copied_is_not_taken(tmp_path: Path) -> None:
     assert isinstance(rest, Fetched)
     assert (lacking.jobs, rest.jobs, rest.error) == ((jobs[0],), (jobs[1],), "")
     assert "results behind links are not taken" in lacking.error
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(1, 0.5), (5, 0.5), (100, 10.0)])
+def test_of_many_nodes_each_gathers_results_for_longer(
+    nodes: int, seconds: float, tmp_path: Path
+) -> None:
+    settings = ClusterConfig(servers=[Server(host=f"n{number}") for number in range(nodes)])
+    needs = Needs((), (), {}, (), (), "us")
+    one = NodeThreads(settings.servers[0], Paths(tmp_path), settings, needs, print)
+    assert one.gather_seconds == seconds
+
+
+def test_results_that_come_together_are_fetched_together_an_urgent_one_at_once(
+    tmp_path: Path,
+) -> None:
+    pulled: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+    def pull(names: list[str], root: Path) -> None:
+        pulled.put(sorted({name.split("/")[1].removesuffix(".pt") for name in names}))
+        raise NodeError("enough")
+
+    one = node(tmp_path, lambda event: None)
+    one._connection = SimpleNamespace(pull=pull, close=lambda: None)  # type: ignore[assignment]
+    one.gather_seconds = 600
+    one.fetch("a/fold0_ann", urgent=False)
+    one.fetch("b/fold0_ann", urgent=False)
+    assert pulled.empty()
+    one.fetch("c" * 16, urgent=True)
+    assert pulled.get(timeout=30)[:2] == ["a", "b"]
+    wait_until(lambda: not one._fetcher._running, what="the end of the thread")
+    one.stop()
