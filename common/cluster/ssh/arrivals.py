@@ -1,47 +1,45 @@
-"""Results on their way to the head: fetched, verified one at a time, published, and reported to the
-scheduler.
-"""
+"""Results on their way to the head: fetched, verified, published, and reported to the scheduler."""
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from common.cluster.estimates import kind
 from common.cluster.scheduler.states import JobState
 from common.cluster.ssh.context import RunContext
-from common.cluster.ssh.events import Fetched
+from common.cluster.ssh.events import Fetched, Judged, Tell
 from common.cluster.ssh.nodes import Node, RunNodes
+from common.cluster.ssh.work_threads import WorkThreads
 from common.jobs.job_files import Job
 from common.jobs.verdicts import State
 from common.paths import Paths
 
+PUBLISHING = 4  # threads: each waits for the disk several times a result
+
 
 class Arrivals:
-    """The results that a run's nodes have made."""
+    """The results that a run's nodes have made. Files are read and written in a few threads, so
+    that no slot waits for that; all results of one job in the same one, and the first is kept.
+    """
 
-    def __init__(self, run: RunContext, nodes: RunNodes) -> None:
-        self._run, self._nodes = run, nodes
-        self._todo: deque[Callable[[], object]] = deque()
+    def __init__(self, run: RunContext, nodes: RunNodes, tell: Tell) -> None:
+        self._run, self._nodes, self._tell = run, nodes, tell
+        self._threads = [WorkThreads(f"publish {n}", 1, tell) for n in range(PUBLISHING)]
+        self._unjudged: Counter[Path] = Counter()  # results by the folder in which they lie
+        self._accepted: set[str] = set()  # jobs; each is looked up and added in its own thread
         # base -> (node, experiment found there), to be judged once the base is on the head
         self._found: dict[str, set[tuple[str, str]]] = {}
         self._seconds: dict[str, float] = {}  # of jobs whose results are on their way
 
     @property
     def pending(self) -> int:
-        """How many steps wait for `take_one`."""
-        return len(self._todo)
-
-    def take_one(self) -> None:
-        """Verify one result. One at a time: a slot that has become free does not wait for the head
-        to read files.
-        """
-        if self._todo:
-            self._todo.popleft()()
+        """How many results are being verified."""
+        return self._unjudged.total()
 
     def trained(self, now: float, job: Job, node: Node, message: Mapping[str, Any]) -> None:
         """A worker of `node` reports that `job` is done: bring its result here."""
@@ -53,7 +51,7 @@ class Arrivals:
         if job.kind == "script":
             self._finished(now, job, node.name)
         elif node.shared:
-            self._todo.append(partial(self._accept, job, node.name, run.paths))
+            self._verify(now, job, node.name, run.paths)
         else:
             node.threads.fetch(job.id, urgent=job.kind == "base")
 
@@ -62,28 +60,59 @@ class Arrivals:
         run, name, node = self._run, event.node.name, self._nodes.of(event.node)
         if node is not None:
             node.bytes += event.bytes
+        self._unjudged[event.root] += 1  # the folder stays until all are looked at
         for job in event.jobs:
             if not event.error:
-                self._todo.append(partial(self._accept, run.jobs[job], name, Paths(event.root)))
+                self._verify(now, run.jobs[job], name, Paths(event.root))
             elif name in run.scheduler.copies(job):
                 run.scheduler.node_fault(now, job, name, event.error)
         if event.error:
             run.journal.event("fetch", node=name, jobs=list(event.jobs), error=event.error)
-        if event.root != run.paths.root:
-            self._todo.append(partial(shutil.rmtree, event.root, ignore_errors=True))
-        if node is not None:
-            self._todo.append(partial(node.expected.difference_update, event.jobs))
+            if node is not None:
+                node.expected.difference_update(event.jobs)
+        self._unjudged[event.root] -= 1
+        self._tidy(event.root)
 
-    def _accept(self, job: Job, node: str, root: Paths) -> None:
-        run, now = self._run, time.monotonic()
-        if run.scheduler.state(job.id) is JobState.DONE:
-            run.scheduler.finished(now, job.id, node)
-        elif refused := run.results.accept(job, root):
-            self._refuse(now, job, node, refused)
+    def _verify(self, now: float, job: Job, node: str, root: Paths) -> None:
+        """Verify and publish a result in `root`, unless its job is done. Reports Judged."""
+
+        def verify() -> None:
+            refused = ""
+            if job.id not in self._accepted:
+                refused = self._run.results.accept(job, root)
+            if not refused:
+                self._accepted.add(job.id)
+            self._tell(Judged(node, job.id, root.root, refused))
+
+        self._unjudged[root.root] += 1
+        if self._run.scheduler.state(job.id) is JobState.DONE:
+            self.on_judged(now, Judged(node, job.id, root.root, ""))
         else:
-            self._finished(now, job, node)
+            self._threads[hash(job.id) % PUBLISHING].put(verify)
+
+    def _tidy(self, root: Path) -> None:
+        """Remove a folder of which all results are judged."""
+        if self._unjudged[root]:
+            return
+        del self._unjudged[root]
+        if root != self._run.paths.root:
+            self._threads[0].put(partial(shutil.rmtree, root, ignore_errors=True))
+
+    def on_judged(self, now: float, event: Judged) -> None:
+        """A result was verified: the first good one makes its job done."""
+        run, job, node = self._run, self._run.jobs[event.job], self._nodes.get(event.node)
+        self._unjudged[event.root] -= 1
+        if run.scheduler.state(job.id) is JobState.DONE:
+            run.scheduler.finished(now, job.id, event.node)
+        elif event.refused:
+            self._refuse(now, job, event.node, event.refused)
+        else:
+            self._finished(now, job, event.node)
             if job.kind == "base":
                 self._base_is_published(now, job)
+        if node is not None:
+            node.expected.discard(job.id)
+        self._tidy(event.root)
 
     def _refuse(self, now: float, job: Job, node: str, cause: str) -> None:
         run = self._run

@@ -98,11 +98,21 @@ class Fetched:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A result of a node was verified, and published where `refused` is empty, else why not."""
+
+    node: str
+    job: str
+    root: Path
+    refused: str
+
+
+@dataclass(frozen=True)
 class Broken:
     """An error that is no node's fault (the head's disk is full): the run cannot go on."""
 
     error: Exception
 
 
-Event = Listed | Joined | Left | Started | Said | Ended | Arrived | Fetched | Broken
+Event = Listed | Joined | Left | Started | Said | Ended | Arrived | Fetched | Judged | Broken
 Tell = Callable[[Event], None]

@@ -25,6 +25,7 @@ from common.cluster.ssh.events import (
     Event,
     Fetched,
     Joined,
+    Judged,
     Left,
     Listed,
     Said,
@@ -42,7 +43,7 @@ END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 DATA_SECONDS = 2.0  # between two looks at the head's data
 AT_ONCE = 1_000  # events handled before the rest of a turn
 
-SHOW_SECONDS = 0.25  # between two looks at all nodes, for the bar and --status
+SHOW_SECONDS = 0.5  # between two looks at all nodes, for the bar and --status
 TOLD = ("epoch", "of", *CURVES)  # what is shown of a running job
 
 
@@ -55,7 +56,7 @@ class Runner:
         self.outcome = Outcome()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.nodes = RunNodes(context, self._events.put)
-        self._arrivals = Arrivals(context, self.nodes)
+        self._arrivals = Arrivals(context, self.nodes, self._events.put)
         self._workers = Workers(context, self.nodes, self._arrivals)
         self._sending = Sending(context, self.nodes, self._workers)
         self._stopping = False
@@ -70,6 +71,7 @@ class Runner:
             Ended: self._workers.on_ended,
             Arrived: self._sending.on_arrived,
             Fetched: self._arrivals.on_fetched,
+            Judged: self._arrivals.on_judged,
             Broken: _raise,
         }
 
@@ -133,12 +135,11 @@ class Runner:
         self._take_events()
         self._periodic(time.monotonic())
         self._decide(time.monotonic())
-        self._arrivals.take_one()
         self._publish_status()
 
     def _take_events(self) -> None:
         """Handle the events there are; wait shortly when there is nothing else to do."""
-        wait = 0.0 if self._arrivals.pending else 0.2
+        wait = 0.2
         with contextlib.suppress(queue.Empty):
             for _ in range(AT_ONCE):
                 event = self._events.get(timeout=wait)
@@ -197,10 +198,13 @@ class Runner:
         shutil.rmtree(self.context.paths.incoming, ignore_errors=True)
 
     def _take_arrivals(self, seconds: float) -> None:
-        """Verify and count the results that lie here: trainings may end while they are stopped."""
+        """Count the results that are being verified: trainings may end while they are stopped."""
         deadline = time.monotonic() + seconds
         while self._arrivals.pending and time.monotonic() < deadline:
-            self._arrivals.take_one()
+            with contextlib.suppress(queue.Empty):
+                event = self._events.get(timeout=0.1)
+                if isinstance(event, (Judged, Broken)):
+                    self._handlers[type(event)](time.monotonic(), event)
 
     def _await_ends(self, waited: set[WorkerLink], seconds: float) -> None:
         """Remove from `waited` the workers that end within this time."""
@@ -215,6 +219,8 @@ class Runner:
                     waited.discard(event.worker)
                 elif isinstance(event, Said):
                     self._workers.on_last_words(time.monotonic(), event)
+                elif isinstance(event, Judged):
+                    self._arrivals.on_judged(time.monotonic(), event)
 
     def _conclude(self) -> Outcome:
         run, outcome = self.context, self.outcome

@@ -28,6 +28,7 @@ class Workers:
         self._run, self._nodes, self._arrivals = run, nodes, arrivals
         self._starts: dict[SlotId, int] = {}  # of workers that never said hello
         self._resent: dict[str, int] = {}  # by job
+        self._waiting: set[WorkerLink] = set()  # for a slot, and some that waited
 
     def _node_of(self, worker: WorkerLink) -> Node | None:
         """The node on which this is the current worker of its slot."""
@@ -168,6 +169,7 @@ class Workers:
         if worker.state not in (WorkerState.STARTING, WorkerState.WAITING):
             return
         worker.state, worker.holder = WorkerState.WAITING, str(holder["holder"])
+        self._waiting.add(worker)
         since = time.strftime("%d %b %H:%M", time.localtime(float(holder["since"])))
         self._run.say(
             f"{node.name}: slot {worker.slot.index} is held by {worker.holder} since {since}:"
@@ -184,11 +186,12 @@ class Workers:
     @property
     def waiting(self) -> bool:
         """Whether a slot is waited for that another project fills."""
-        return any(
-            worker.state is WorkerState.WAITING
-            for node in self._nodes
-            for worker in node.workers.values()
-        )
+        self._waiting = {
+            worker
+            for worker in self._waiting
+            if worker.state is WorkerState.WAITING and self._node_of(worker)
+        }
+        return bool(self._waiting)
 
     def _on_hello(
         self, now: float, node: Node, worker: WorkerLink, hello: Mapping[str, Any]

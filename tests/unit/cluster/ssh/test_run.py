@@ -4,8 +4,11 @@ played here; the scheduler is the real one.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import queue
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +33,7 @@ from common.cluster.work import Work
 from common.jobs import verdicts
 from common.jobs.job_files import Job
 from common.paths import Paths
+from tests.conftest import wait_until
 
 
 class PlayedWorker(WorkerLink):
@@ -156,10 +160,13 @@ class Play:
     def worker(self, slot: int = 0, name: str = "n") -> Any:
         return self.record(name).workers[slot]
 
-    def tell(self, *events: object) -> None:
+    def tell(self, *events: object, wait: bool = True) -> None:
+        """Turns until all is handled; `wait`: what is being verified as well."""
         for event in events:
             self.run._events.put(event)
-        for _ in range(3 + 2 * self.run._arrivals.pending):
+        for _ in range(3):
+            self.run._turn()
+        while wait and self.run._arrivals.pending:
             self.run._turn()
 
     def join(
@@ -176,8 +183,10 @@ class Play:
         hellos = [{"log": "", **each} for each in measured]
         self.tell(*(Said(w, {"hello": h}) for w, h in zip(workers, hellos, strict=True)))
 
-    def say(self, message: dict[str, Any], slot: int = 0, name: str = "n") -> None:
-        self.tell(Said(self.worker(slot, name), message))
+    def say(
+        self, message: dict[str, Any], slot: int = 0, name: str = "n", *, wait: bool = True
+    ) -> None:
+        self.tell(Said(self.worker(slot, name), message), wait=wait)
 
     def arrive(self, job: str, name: str = "n") -> None:
         """The result of a job comes home."""
@@ -641,3 +650,66 @@ def test_a_run_ends_when_its_data_were_prepared_again(play: Any) -> None:
     run.run.context.new_data = "data/x"
     assert run.run._is_over()
     assert "data/x was prepared again since this run started" in run.run.outcome.why
+
+
+def test_a_result_that_is_being_verified_holds_up_nothing_else_and_the_first_is_kept(
+    play: Any,
+) -> None:
+    """The head's disk may be slow."""
+    went = play(
+        [base("one"), base("two")], {"host": "a", "cpu_slots": 1}, {"host": "b", "cpu_slots": 1}
+    )
+    entered: queue.SimpleQueue[str] = queue.SimpleQueue()
+    go = threading.Event()
+
+    def accept(job: Job, root: Paths) -> str:
+        entered.put(job.id)
+        assert go.wait(60)
+        return ""
+
+    went.results.accept = accept
+    for name in ("a", "b"):
+        went.join(name)
+    for name in ("a", "b", "a"):
+        went.run._events.put(Fetched(went.node(name), ("one",), went.paths.incoming / name, 1))
+    went.run._turn()
+    assert entered.get(timeout=30) == "one"
+    went.say({"failed": "two", "cause": "error", "error": "no"}, 0, "b", wait=False)
+    assert went.state("two") is JobState.FAILED
+    assert went.state("one") is not JobState.DONE
+    go.set()
+    went.tell()
+    assert went.state("one") is JobState.DONE
+    went.arrive("one", "b")
+    assert entered.empty()  # later results of the job are not looked at
+
+
+def test_a_copy_of_results_is_kept_until_all_of_them_are_verified(play: Any) -> None:
+    went = play([base("one"), base("two"), base("three")], {"host": "n", "cpu_slots": 3})
+    found = []
+
+    def accept(job: Job, root: Paths) -> str:
+        found.append((job.id, (root.root / job.id).exists()))
+        return ""
+
+    went.results.accept = accept
+    went.join()
+    went.arrive("one")
+    root = went.paths.incoming / "together"
+    for name in ("one", "two", "three"):
+        (root / name).mkdir(parents=True)
+    went.tell(Fetched(went.node(), ("one", "two", "three"), root, 1))
+    assert sorted(found) == [("one", False), ("three", True), ("two", True)]
+    wait_until(lambda: not root.exists(), what="the folder to be removed")
+
+
+def test_a_full_disk_while_a_result_is_published_ends_the_run(play: Any) -> None:
+    went = play([base("one")])
+
+    def accept(job: Job, root: Paths) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    went.results.accept = accept
+    went.join()
+    with pytest.raises(OSError, match="No space"):
+        went.arrive("one")
