@@ -207,9 +207,17 @@ class Listener(Protocol):
 class Worker:
     """Runs jobs, one at a time, in this process where their script allows it."""
 
-    def __init__(self, head: Listener, code: Path, device: str, log: IO[bytes]) -> None:
+    def __init__(
+        self,
+        head: Listener,
+        code: Path,
+        device: str,
+        log: IO[bytes],
+        progress_seconds: float = PROGRESS_SECONDS,
+    ) -> None:
         self._head, self._code, self._device, self._log = head, code, device, log
         self._project = Path.cwd()
+        self._progress_seconds = progress_seconds  # between two reports of a training
         self._runs: dict[str, Callable[..., Mapping[str, Any]] | None] = {}
 
     def serve(self, head: Head, slot: SlotLock) -> NoReturn:
@@ -281,7 +289,7 @@ class Worker:
         def progress(state: Mapping[str, Any]) -> None:
             nonlocal last
             self._head.check_cancelled(job)
-            if time.monotonic() - last >= PROGRESS_SECONDS:
+            if time.monotonic() - last >= self._progress_seconds:
                 last = time.monotonic()
                 self._head.send({**state, "progress": job})
 
@@ -404,6 +412,7 @@ def main() -> None:
     flags.add_argument("--beat", type=float, default=5.0)
     flags.add_argument("--silence", type=float, default=60.0)
     flags.add_argument("--measure", type=float, metavar="SECONDS")
+    flags.add_argument("--progress", type=float, default=PROGRESS_SECONDS)
     args = flags.parse_args()
     code = Path(__file__).resolve().parents[3]
     head = Head(args.marker, args.beat, args.silence)
@@ -431,7 +440,7 @@ def main() -> None:
         hello |= {"slot": args.slot, "lock": str(slot.path)}
         ready = {} if args.measure is None else _ready(args.device, args.measure)
         head.send({"hello": hello | ready})
-        Worker(head, code, args.device, log).serve(head, slot)
+        Worker(head, code, args.device, log, args.progress).serve(head, slot)
 
 
 if __name__ == "__main__":

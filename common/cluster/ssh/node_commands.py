@@ -22,6 +22,7 @@ from common.jobs.inputs import File
 from common.paths import BASE_MODELS, CODE_ROOT, SUPERSEDED
 
 MIN_FREE_BYTES = 500 << 20
+PROGRESS_A_SECOND = 200  # reports of running trainings that the head takes from all workers
 PROBE_TEXT = (CODE_ROOT / "common/cluster/on_node/probe.py").read_text()
 
 
@@ -218,6 +219,8 @@ def worker_argv(
     }
     flags |= {"beat": str(settings.heartbeat_seconds), "silence": str(settings.close_seconds)}
     flags |= {"turn": str(settings.turn_seconds)}
+    workers = len(settings.servers) * len(plan.slots)  # of the run, if the nodes are alike
+    flags |= {"progress": str(max(1.0, workers / PROGRESS_A_SECOND))}
     return [
         "env",
         *environment,

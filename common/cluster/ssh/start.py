@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,12 +56,20 @@ def run(request: Request, prepared: Prepared, say: Report, show: Show) -> Outcom
         push_all=request.sync and not request.train_bases,
         patience=patience,
     )
+    allow_open_files()
     runner = Runner(context, show)
     with signals(_interrupting(runner)):
         outcome = runner.run()
     journal.close()
     outcome.blocked += blocked
     return outcome
+
+
+def allow_open_files() -> None:
+    """Raise this process's own limit of open files as far as it may: a local slot takes four."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _needs(request: Request, prepared: Prepared) -> Needs:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from common.cluster.config import ClusterConfig, Slot, SlotPlan
+from common.cluster.config import ClusterConfig, Server, Slot, SlotPlan
 from common.cluster.request import Prepared, Request
-from common.cluster.ssh.node_commands import check_facts, slot_name
+from common.cluster.ssh.node_commands import check_facts, slot_name, worker_argv
 from common.cluster.ssh.nodes import REJOIN_SECONDS, Node, Stage
 from common.cluster.ssh.payload import Needs, differing, extra_files
 from common.cluster.ssh.start import _needs
@@ -219,3 +219,12 @@ def test_workers_get_ready_to_train_and_are_measured_where_there_are_nodes_to_co
         return _needs(request, prepared).measure
 
     assert [measured(1), measured(2), measured(2, Path("own.py"))] == [0.0, 0.3, None]
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(1, "1.0"), (25, "1.0"), (100, "4.0")])
+def test_workers_of_many_nodes_report_less_often(nodes: int, seconds: str) -> None:
+    settings = ClusterConfig(servers=[Server(host=f"n{number}") for number in range(nodes)])
+    plan = SlotPlan(tuple(Slot("n0", number, None) for number in range(8)))
+    there: Any = SimpleNamespace(shared=False, path="/there", python="python3")
+    argv = worker_argv(there, plan.slots[0], plan, settings, 1, "us", "m", wait=True, measure=None)
+    assert f"--progress={seconds}" in argv
