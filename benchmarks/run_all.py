@@ -24,6 +24,7 @@ BENCHMARKS = (
     "training",
     "dispatch",
     "scheduling",
+    "scale",
     "distribution",
     "memory",
     "preparation",
