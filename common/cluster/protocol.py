@@ -101,6 +101,8 @@ def _hello(hello: object) -> Json:
         raise ValueError("malformed hello")
     speed = _number(hello.get("speed"))
     known: Json = {key: _text(hello[key]) for key in ("refused", "log", "host") if key in hello}
+    if _is_count(hello.get("pid")):
+        known["pid"] = hello["pid"]
     return {**known, "speed": speed} if speed is not None and 0 < speed < MAX_SPEED else known
 
 

@@ -97,6 +97,12 @@ class NodeThreads:
         except ProjectError:
             return ""
 
+    def end_left(self, leader: int) -> None:
+        """End what a worker that died has left in its group: own code may have forked."""
+        if self._connection is not None and leader > 1:
+            with contextlib.suppress(ProjectError):
+                self._connection.run(["sh", "-c", f"kill -s KILL -- -{leader}"], timeout=10)
+
     def close(self) -> None:
         """End copies and the connection, and with it the workers; `join` may be called again."""
         self._closings += 1

@@ -49,6 +49,7 @@ class WorkerLink:
         self.epoch: object = None  # of that job
         self.epoch_at = 0.0  # when that epoch was reported first
         self.log: str | None = None  # on the node
+        self._pid: object = None  # there
         self.heard = time.monotonic()
         self._given: set[str] = set()  # jobs that it may report
         self._marker: bytes | None = marker.encode()  # until it has come
@@ -147,6 +148,7 @@ class WorkerLink:
             return
         message = protocol.message(json.loads(line), self._given)
         self._given -= {message.get("done"), message.get("failed")}
+        self._pid = message.get("hello", {}).get("pid", self._pid)
         self.heard = time.monotonic()
         self._said += 1
         self._tell(Said(self, message))
@@ -162,5 +164,7 @@ class WorkerLink:
             code = self._process.wait(10)
         words = self._why or last_words(self._process.stderr_tail)
         self._process.close()
+        if code is not None and self._is_wanted and isinstance(self._pid, int):
+            self.node.end_left(self._pid)
         is_read = code is not None and self.log and self._is_wanted
         self._tell(Ended(self, code, words, self.node.tail(str(self.log)) if is_read else ""))

@@ -78,6 +78,25 @@ def test_a_worker_that_ends_at_once_is_reported_as_started_first(tmp_path: Path)
         assert started.worker is ended.worker
 
 
+def test_what_a_worker_that_died_has_left_is_ended(tmp_path: Path) -> None:
+    """Own code may have forked; a worker that was told to end has seen to that itself."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    asked: list[list[str]] = []
+    one = node(tmp_path, events.put)
+    run = lambda argv, timeout: asked.append(argv)  # noqa: E731
+    one._connection = SimpleNamespace(run=run, close=lambda: None)  # type: ignore[assignment]
+    for told in (False, True):
+        process = Played([b"mark\n", b'{"hello": {"pid": 4242}}\n'])
+        link = WorkerLink(one, Slot("n", 0, None), process, "mark", events.put)  # type: ignore[arg-type]
+        if told:
+            link.end()
+        link.begin()
+        while not isinstance(events.get(timeout=30), Ended):
+            pass
+    one.stop()
+    assert asked == [["sh", "-c", "kill -s KILL -- -4242"]]
+
+
 def test_a_worker_that_floods_the_head_is_not_read_faster_than_it_is_looked_at(
     tmp_path: Path,
 ) -> None:
