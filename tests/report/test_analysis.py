@@ -484,6 +484,8 @@ def test_compare_puts_the_values_of_an_option_side_by_side(made: Made) -> None:
     assert (contrast.result.n, contrast.result.better) == (7, 7)
     assert contrast.result.median == pytest.approx(0.04)
     assert contrast.result.p == pytest.approx(2 / 128)
+    (of_losses,) = compare([grid_of(made, "loss")], "normalization").contrasts
+    assert (of_losses.result.better, of_losses.result.median) == (7, pytest.approx(0.04))
 
 
 def test_comparing_what_does_not_vary_names_what_does(made: Made) -> None:

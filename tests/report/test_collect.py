@@ -70,6 +70,18 @@ def test_a_row_holds_options_scores_counts_and_times(made: Made) -> None:
     assert row["seed_finetune"] == 0
 
 
+def test_each_model_is_counted_at_its_own_tuned_threshold(made: Made) -> None:
+    """0.4 for the fine-tune, 0.6 for its base."""
+    lines = ["split,index,session,start_s,label,p_base,p_finetuned"]
+    lines += ["test,0,,,1,0.5,0.5", "test,1,,,0,0.5,0.1"]
+    made.run("anna", predictions="\n".join(lines).encode())
+    row = collect([made.root]).table.iloc[0]
+    names = ("tn", "fp", "fn", "tp")
+    assert [row[f"test_{name}_tuned"] for name in names] == [1, 0, 0, 1]
+    assert [row[f"base_test_{name}_tuned"] for name in names] == [1, 0, 1, 0]
+    assert [row[f"base_test_{name}"] for name in names] == [0, 1, 0, 1]
+
+
 def prepared(made: Made, name: str, **given: Any) -> Path:
     """A data folder of ten short sessions, as prepare_data.py makes it, but with empty .pt
     files.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from common.report.calibration import mass_bins
 from common.report.conditions import LOWER_IS_BETTER
 from common.report.figures import spread
 from common.report.predictions import (
@@ -151,3 +152,12 @@ def test_lower_is_better_exactly_where_better_predictions_lower_a_score() -> Non
     ]
     falls = {name for name in SCORES if scores[0][name] < scores[1][name]}
     assert falls == LOWER_IS_BETTER & set(SCORES)
+
+
+def test_calibration_is_the_share_of_positives_by_mean_probability() -> None:
+    labels, p = np.array([1, 1, 0, 1, 0]), np.array([0.9, 0.8, 0.1, 0.3, 0.2])
+    expected = [(0.2, 1 / 3), (0.85, 1.0)]
+    assert [bin for found in mass_bins(labels, p, 2) for bin in found] == pytest.approx(
+        [value for bin in expected for value in bin]
+    )
+    assert mass_bins(labels, np.full(5, np.nan)) == []

@@ -237,6 +237,8 @@ def test_several_splits_and_subsets_are_seen_as_one(three):
     assert (len(windows), windows.channels, windows.samples) == (15, 2, 20)
     assert torch.equal(torch.cat([part for part, _ in windows.batches(4)]), x)
     assert torch.equal(torch.cat([y for _, y in windows.batches(4)]), windows.y)
+    assert windows.y.tolist() == [1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 0]
+    assert windows.positives == 5
 
 
 @pytest.mark.parametrize("way", ["streamed", "resident", "prefetched"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from common.data import manifest
-from common.data.manifest import Sha256Cache, read_manifest
+from common.data.manifest import Sha256Cache, is_settled, read_manifest
 from common.errors import InputError
 from tests.scripts.made import PEOPLE, write_data
 
@@ -100,3 +101,9 @@ def test_a_manifest_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"channels": 3}')
     with pytest.raises(InputError, match=r"dataset.json: sampling_rate_hz: .*prepare_data.py"):
         read_manifest(tmp_path)
+
+
+def test_only_what_was_written_a_while_ago_is_settled() -> None:
+    now = time.time()
+    for ages, settled in (((1, 1), False), ((60, 1), False), ((1, 60), False), ((60, 60), True)):
+        assert is_settled(*(int((now - age) * 1e9) for age in ages)) is settled

@@ -229,6 +229,16 @@ def test_blocks_keep_a_gap_and_never_cut_a_bout():
     most(split_or_not)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_window_lies_between_blocks_of_different_splits(seed):
+    whole = session(seconds=300, bouts=[(50, 60), (150, 170)])
+    parts = split([whole], "blocks", 20, seed=seed, block=200)
+    found = sorted((part.begin, part.end, name) for name, own in parts.items() for part in own)
+    gaps = [begin - end for (_, end, a), (begin, _, b) in pairwise(found) if a != b]
+    assert len(gaps) >= 2
+    assert min(gaps) >= 20
+
+
 @pytest.mark.parametrize("rule", ["session", "blocks"])
 def test_with_folds_each_session_or_block_is_tested_once(rule):
     sessions = [session(f"s{k}", bouts=[(10, 20)], start_s=100 * k) for k in range(7)]

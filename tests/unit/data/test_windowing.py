@@ -14,6 +14,7 @@ from common.data.windowing import (
     covered_hours,
     label_windows,
     place_windows,
+    window_starts,
 )
 from tests.unit.data.made_sessions import RATE, cut, session
 
@@ -24,6 +25,12 @@ def test_a_gap_breaks_the_session_and_no_window_spans_it():
     windows = cut([Part(broken, 0, 300)], 20, 5)
     assert np.isfinite(windows.x()).all()
     assert not any(80 < start * RATE < 140 for start in windows.starts_s())
+
+
+def test_windows_fill_each_stretch_and_their_part_to_the_last_sample():
+    broken = session(seconds=10, gaps=[(4, 6)])
+    assert window_starts(Part(broken, 0, 100), 10, 1).tolist() == [*range(31), *range(60, 91)]
+    assert window_starts(Part(broken, 5, 75), 10, 10).tolist() == [5, 15, 25, 60]
 
 
 def labels(bouts, starts, length, overlap):

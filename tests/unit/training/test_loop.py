@@ -353,13 +353,15 @@ def test_every_epoch_and_purpose_has_a_seed_of_its_own(sets, monkeypatch):
     plain = loop.epoch_seed
 
     def recorded(key, epoch, purpose):
-        seeds[epoch, purpose] = plain(key, epoch, purpose)
-        return seeds[epoch, purpose]
+        seeds[key, epoch, purpose] = plain(key, epoch, purpose)
+        return seeds[key, epoch, purpose]
 
     monkeypatch.setattr(loop, "epoch_seed", recorded)
     loop.fit(network(dropout=0.5), *sets, full(max_epochs=3))
     assert seeds.keys() == {
-        (epoch, purpose) for epoch in (1, 2, 3) for purpose in ("shuffle", "augment", "dropout")
+        ("key", epoch, purpose)
+        for epoch in (1, 2, 3)
+        for purpose in ("shuffle", "augment", "dropout")
     }
     assert len(set(seeds.values())) == 9
     assert plain("other key", 1, "shuffle") not in seeds.values()

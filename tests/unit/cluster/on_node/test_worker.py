@@ -57,9 +57,12 @@ def run(options, progress):
         os.chdir("/")
         sys.stdout.close()
         sys.stderr.close()
-    if what == "fork" and os.fork() == 0:
-        progress({"epoch": 1, "of": 1})
-        open("went on", "w").close()
+    if what == "fork":
+        if (pid := os.fork()) == 0:
+            progress({"epoch": 1, "of": 1})
+            open("went on", "w").close()
+            os._exit(0)
+        os.waitpid(pid, 0)
     if what == "memory":
         raise MemoryError()
     if what == "deaf":
@@ -71,7 +74,7 @@ def run(options, progress):
                     os.close(fd)
             except OSError:
                 pass
-    return {"pid": os.getpid(), "device": options["device"]}
+    return {"pid": os.getpid(), "device": options["device"], "folder": os.getcwd()}
 """
 
 
@@ -171,26 +174,30 @@ def test_a_worker_is_ready_before_its_hello_and_measures_its_slot_where_it_is_as
         assert made.hello.get("speed", 1) > 0
 
 
-def test_jobs_are_answered_in_one_process_and_prints_go_to_the_log(worker: Worker) -> None:
+def test_jobs_are_answered_in_one_process_and_prints_go_to_the_log(
+    worker: Worker, folder: Path
+) -> None:
     worker.job("plain", 0)
     worker.job("memory", 1)
     worker.job("plain", 2)
     first, second, third = worker.answer("done"), worker.answer("failed"), worker.answer("done")
-    assert first["result"] == {"pid": worker.process.pid, "device": "cpu"}
+    result = {"pid": worker.process.pid, "device": "cpu", "folder": str(folder)}
+    assert first["result"] == result
     assert first["log"] == "hello\n"
     assert (second["failed"], second["cause"]) == ("j1", "out_of_memory")
     assert third["result"]["pid"] == first["result"]["pid"]
 
 
 def test_a_job_that_leaves_its_folder_and_closes_its_output_spoils_no_other(
-    worker: Worker,
+    worker: Worker, folder: Path
 ) -> None:
     worker.job("odd")
     assert worker.answer("done")["done"] == "j0"
     worker.job("memory", 1)
     assert worker.answer("failed")["cause"] == "out_of_memory"
     worker.job("x", 2)
-    assert worker.answer("done")["log"] == "hello\n"
+    done = worker.answer("done")
+    assert (done["log"], done["result"]["folder"]) == ("hello\n", str(folder))
 
 
 def test_a_fork_of_the_worker_says_nothing_to_the_head(worker: Worker, folder: Path) -> None:
