@@ -159,7 +159,7 @@ BREAKS = (
     Break(
         "the lock is forgotten",
         A,
-        "lock",
+        "_open_locked",
         "fcntl.flock(file, kind)",
         "pass",
         lambda f: kills.two_trainings(1, f),
