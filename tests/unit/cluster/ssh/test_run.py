@@ -516,7 +516,8 @@ def test_a_second_result_of_a_job_is_not_published(play: Any) -> None:
     accepted: list[str] = []
     run.results.accept = lambda job, root: accepted.append(job.id) or ""
     run.say({"done": "a", "seconds": 1.0})
-    run.arrive("a")
+    roots = [run.paths.incoming / number for number in "01"]
+    run.tell(*(Fetched(run.node(), ("a",), root, 1) for root in roots))
     run.arrive("a")
     assert (accepted, run.state("a"), run.record().done) == (["a"], JobState.DONE, 1)
 
