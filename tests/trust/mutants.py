@@ -168,9 +168,7 @@ class Copy:
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 def judged(mutant: Mutant, control: Outcome | None, found: dict[str, Outcome]) -> str:
