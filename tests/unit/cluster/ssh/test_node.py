@@ -84,10 +84,10 @@ def test_what_a_worker_that_died_has_left_is_ended(tmp_path: Path) -> None:
     asked: list[list[str]] = []
     one = node(tmp_path, events.put)
     run = lambda argv, timeout: asked.append(argv)  # noqa: E731
-    one._connection = SimpleNamespace(run=run, close=lambda: None)  # type: ignore[assignment]
+    one._connection = SimpleNamespace(run=run, close=lambda: None)
     for told in (False, True):
         process = Played([b"mark\n", b'{"hello": {"pid": 4242}}\n'])
-        link = WorkerLink(one, Slot("n", 0, None), process, "mark", events.put)  # type: ignore[arg-type]
+        link = WorkerLink(one, Slot("n", 0, None), process, "mark", events.put)
         if told:
             link.end()
         link.begin()
@@ -147,7 +147,7 @@ def test_data_count_as_arrived_only_with_the_bytes_that_were_sent(
     one = node(tmp_path, events.put)
     one.needs = Needs((), (), {file: "sent"}, (), (), "us")
     moved = SimpleNamespace(bytes=3)
-    one._connection = SimpleNamespace(push=lambda names: moved, close=lambda: None)  # type: ignore[assignment]
+    one._connection = SimpleNamespace(push=lambda names: moved, close=lambda: None)
     found = SimpleNamespace(data={file: there})
     monkeypatch.setattr(node_module, "inventory", lambda *asked: found)
     one.send_data([file])
@@ -167,7 +167,7 @@ def test_a_result_that_was_not_copied_is_not_taken(tmp_path: Path) -> None:
     one = node(tmp_path, events.put)
     jobs = ["a" * 16, "b" * 16]
     pulled = SimpleNamespace(missing={published_file(jobs[0])}, root=tmp_path, bytes=9)
-    one._connection = SimpleNamespace(pull=lambda names, root: pulled, close=lambda: None)  # type: ignore[assignment]
+    one._connection = SimpleNamespace(pull=lambda names, root: pulled, close=lambda: None)
     one._fetch(jobs)
     lacking, rest = events.get(timeout=30), events.get(timeout=30)
     one.stop()
@@ -197,7 +197,7 @@ def test_results_that_come_together_are_fetched_together_an_urgent_one_at_once(
         raise NodeError("enough")
 
     one = node(tmp_path, lambda event: None)
-    one._connection = SimpleNamespace(pull=pull, close=lambda: None)  # type: ignore[assignment]
+    one._connection = SimpleNamespace(pull=pull, close=lambda: None)
     one.gather_seconds = 600
     one.fetch("a/fold0_ann", urgent=False)
     one.fetch("b/fold0_ann", urgent=False)

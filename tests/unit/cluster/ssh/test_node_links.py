@@ -148,7 +148,7 @@ def test_work_threads_are_as_many_as_there_is_work_for_and_no_more_than_allowed(
 
     assert not alive()
     for number in range(5):
-        work.put(lambda number=number: do(number))  # type: ignore[misc]
+        work.put(lambda number=number: do(number))
     assert {began.get(timeout=30), began.get(timeout=30)} == {0, 1}
     assert alive() == 2
     go.set()
