@@ -50,11 +50,9 @@ def wait_until(true: Callable[[], object], seconds: float = 60, what: str = "the
 
 def script_environment(temporary: Path) -> dict[str, str]:
     """The environment of a script under test: one thread, and slot locks of its own."""
-    keep = {
-        name: value
-        for name, value in os.environ.items()
-        if name in ("PATH", "HOME", "LANG", "USER", "LOGNAME", "SLURM_CONF")
-    }
+    # by name: in another thread pytest changes a variable of its own at every test
+    names = ("PATH", "HOME", "LANG", "USER", "LOGNAME", "SLURM_CONF")
+    keep = {name: value for name in names if (value := os.environ.get(name)) is not None}
     return {**keep, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 

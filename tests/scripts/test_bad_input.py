@@ -445,7 +445,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = made(tmp_path_factory.mktemp("good"))
     project.run("train_base.py", *flags(BASE))
     shutil.rmtree(project.folder / "locks")
-    shutil.rmtree(project.folder / "cache")
+    shutil.rmtree(project.folder / "cache", ignore_errors=True)  # files just made are not in it
     return project
 
 
