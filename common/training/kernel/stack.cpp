@@ -20,6 +20,7 @@
 // that compilers and optimisation levels agree to the last bit at an equal number of lanes.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -766,9 +767,11 @@ void pass(const Group& g) {
 
 // -- a batch
 
-void pass_slots(Stack& stack, Workspace& work, const Call& call, int first, int step) {
+// Takes one slot after the other, of those that no thread has taken: a thread that is held up takes
+// fewer. Which thread fills a slot changes no sum.
+void pass_slots(Stack& stack, Workspace& work, const Call& call, std::atomic<long>& taken) {
   const long groups = (call.batch + stack.shape.group - 1) / stack.shape.group;
-  for (long s = first; s < std::min<long>(SLOTS, groups); s += step) {
+  for (long s; (s = taken++) < std::min<long>(SLOTS, groups);) {
     float* slot = call.gradients ? stack.slots.data + s * stack.shape.slot : nullptr;
     if (slot) std::memset(slot, 0, stack.shape.slot * sizeof(float));
     for (long group = s; group < groups; group += SLOTS) {
@@ -784,10 +787,11 @@ void pass_batch(Stack& stack, const Call& call) {
   const int count = (int)std::max(1L, std::min({(long)call.threads, (long)SLOTS, groups, worth}));
   if ((int)stack.workspaces.size() < count) stack.workspaces = std::vector<Workspace>(count);
   for (int t = 0; t < count; ++t) prepare(stack.workspaces[t], stack.shape, call.gradients);
+  std::atomic<long> taken(0);
   std::vector<std::thread> others;
   for (int t = 1; t < count; ++t)
-    others.emplace_back([&, t] { pass_slots(stack, stack.workspaces[t], call, t, count); });
-  pass_slots(stack, stack.workspaces[0], call, 0, count);
+    others.emplace_back([&, t] { pass_slots(stack, stack.workspaces[t], call, taken); });
+  pass_slots(stack, stack.workspaces[0], call, taken);
   for (std::thread& other : others) other.join();
 }
 
