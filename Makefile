@@ -1,4 +1,4 @@
-# make demo    real smartwatch data, ten people, base models, fine-tunes, report (about 3 minutes after set-up)
+# make demo    real smartwatch data, ten people, base models, fine-tunes, report (about a minute after set-up)
 # make test    everything that continuous integration runs
 # make check   lint, types and the quick tests, for every day
 # make bench   the benchmarks; make soak MINUTES=60 the long fault trials
