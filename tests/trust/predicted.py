@@ -110,7 +110,7 @@ def hostile_recordings(seed: int, parent: Path, trials: int = 30) -> int:
         for trial in range(trials):
             folder = model.world.folder / f"given {trial}"
             folder.mkdir()
-            names = rng.sample(NAMES, rng.choice((1, 1, 2, 4)))
+            names = rng.sample(list(dict.fromkeys(NAMES)), rng.choice((1, 1, 2, 4)))
             there = [folder / f"{name}.csv" for name in names if _writable(folder / f"{name}.csv")]
             shown = [path for path in there if not path.name.startswith(".")]
             alone = len(there) == 1 and rng.random() < 0.7
