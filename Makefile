@@ -38,7 +38,7 @@ alone:
 	@echo "warning: what is listed as PASSED here failed beside other tests (see above): it depends on what else the machine does"
 
 check: dev lint types
-	$(BIN)/python -m pytest tests/unit tests/scripts
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 lint: dev
 	$(BIN)/ruff check .

@@ -429,6 +429,26 @@ def measure_local(parent: Path) -> Found:
     )
 
 
+def _row(name: str, values: list[float], unit: float, most: float | None = None) -> Row:
+    return Row.of(name, [value / unit for value in values], most, at_most=True)
+
+
+def _rows_of(runs: list[Found]) -> list[Row]:
+    """What the local nodes cost."""
+    named = f"scale: {NODES} nodes of {SLOTS} slots:"
+    rates = [run.rate / RESULTS_A_SECOND for run in runs]
+    cpu, copying = [run.cores for run in runs], [run.copying for run in runs]
+    threads = [run.threads[1] for run in runs]
+    return [
+        Row.of(f"{named} results a second over {RESULTS_A_SECOND}", rates, 0.9),
+        _row(f"{named} the head's CPU over half a core", cpu, CORE_SHARE, 1),
+        _row(f"{named} the same of rsync, with both of its ends", copying, CORE_SHARE),
+        _row(f"{named} the head's memory over 500 MB", [run.memory for run in runs], MEMORY, 1),
+        _row(f"{named} seconds until all slots work over 60", [run.join for run in runs], 60, 1),
+        _row(f"{named} threads of the head for each node, {DEAD} nodes dying", threads, NODES),
+    ]
+
+
 def measure(repeats: int) -> list[Row]:
     """All rows."""
     local, ssh = list[Found](), list[Found]()
@@ -439,54 +459,13 @@ def measure(repeats: int) -> list[Row]:
             if (found := measure_ssh(Path(temporary))) is not None:
                 ssh.append(found)
                 sys.stderr.write(f"scale, behind sshd: {found}\n")
-    all_of_them = f"scale: {NODES} nodes of {SLOTS} slots"
-    rows = [
-        Row.of(
-            f"{all_of_them}: results a second over {RESULTS_A_SECOND}",
-            [run.rate / RESULTS_A_SECOND for run in local],
-            0.9,
-        ),
-        Row.of(
-            f"{all_of_them}: the head's CPU over half a core",
-            [run.cores / CORE_SHARE for run in local],
-            1,
-            at_most=True,
-        ),
-        Row.of(
-            f"{all_of_them}: the same of rsync, with both of its ends",
-            [run.copying / CORE_SHARE for run in local],
-            None,
-        ),
-        Row.of(
-            f"{all_of_them}: the head's memory over 500 MB",
-            [run.memory / MEMORY for run in local],
-            1,
-            at_most=True,
-        ),
-        Row.of(
-            f"{all_of_them}: time until all slots work over 60 s",
-            [run.join / JOIN_SECONDS for run in local],
-            1,
-            at_most=True,
-        ),
-        Row.of(
-            f"{all_of_them}: threads of the head for each node, {DEAD} nodes dying",
-            [run.threads[1] / NODES for run in local],
-            None,
-        ),
-    ]
+    rows = _rows_of(local)
     if ssh:
+        threads, bytes_ = [run.threads[0] for run in ssh], [run.growth for run in ssh]
+        of_node = "of the head for each SSH node of 8 slots"
         rows += [
-            Row.of(
-                "scale: threads of the head for each SSH node of 8 slots, at work",
-                [run.threads[0] / SSH_NODES for run in ssh],
-                None,
-            ),
-            Row.of(
-                "scale: MB of the head for each SSH node of 8 slots",
-                [run.growth / SSH_NODES / 1e6 for run in ssh],
-                None,
-            ),
+            _row(f"scale: threads {of_node}, at work", threads, SSH_NODES),
+            _row(f"scale: MB {of_node}", bytes_, SSH_NODES * 1e6),
         ]
     return rows
 

@@ -75,6 +75,11 @@ def number_of(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def number_are(count: int, thing: str) -> str:
+    """'1 fine-tune is', '1,008 fine-tunes are'."""
+    return f"{number_of(count, thing)} {'is' if count == 1 else 'are'}"
+
+
 def time_span(seconds: float | None) -> str:
     """'1 h 05 min', '3 min 10 s', '12 s', or '?'."""
     if seconds is None:

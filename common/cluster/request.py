@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from common import artifacts
-from common.cli import number_of
+from common.cli import number_are, number_of
 from common.cluster.config import ClusterConfig
 from common.cluster.journal import last_failures, new_run_id
 from common.cluster.results import Results
@@ -338,11 +338,11 @@ def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]
     """How it ended, for a person. `only`: as in the request."""
     lines = _failures(outcome)
     if outcome.blocked:
-        lines.append(
-            f"{len(outcome.blocked):,} jobs were blocked: their base model failed or is missing"
-        )
+        blocked = number_are(len(outcome.blocked), "job")
+        lines.append(f"{blocked} blocked: the base model failed or is missing")
     if outcome.left:
-        lines.append(f"{len(outcome.left):,} jobs are left: run the same command again")
+        left = number_are(len(outcome.left), "job")
+        lines.append(f"{left} left: run the same command again")
     reused = (
         len(made.bases)
         + len(made.finetunes)

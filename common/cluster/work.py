@@ -12,6 +12,18 @@ Say = Callable[[str], None]  # takes a line for a person
 Show = Callable[[dict[str, Any]], None]  # takes the status of the run
 
 
+def once(say: Say) -> Say:
+    """`say`, for lines that come again and again: each is said the first time."""
+    said: set[str] = set()
+
+    def say_new(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_new
+
+
 class Report(Protocol):
     """Takes a line for a person; `failed` names the job whose failure the line reports."""
 

@@ -33,9 +33,9 @@ class Reasons(dict[str, str]):
     def __str__(self) -> str:
         return "; ".join(f"{name}: {why}" for name, why in sorted(self.items()))
 
-    def of(self, metric: str) -> list[str]:
-        """Why a score is undefined on the test windows, for any model and threshold."""
-        return [why for name, why in sorted(self.items()) if f"test_{metric}" in name]
+    def of(self, metric: str) -> Reasons:
+        """Those of a score on the test windows, for any model and threshold."""
+        return Reasons(item for item in sorted(self.items()) if f"test_{metric}" in item[0])
 
 
 class Names(tuple[str, ...]):
@@ -280,12 +280,7 @@ def why_excluded(
     needed = [c for c in kept if c.mode != RECALIBRATED]
     lacking = [c for c in needed if person not in test[c].index or not np.isfinite(test[c][person])]
     undefined = rows.loc[rows["target_participant"] == person, "undefined"]
-    reasons = [
-        f"{name}: {why}"
-        for cell in undefined
-        for name, why in sorted(cell.items())
-        if f"test_{metric}" in name
-    ]
+    reasons = [f"{name}: {why}" for cell in undefined for name, why in cell.of(metric).items()]
     absent = [c for c in lacking if person not in test[c].index]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from common.cli import few, number_of
+from common.cli import few, number_are, number_of
 from common.data.manifest import Manifest, listed_windows
 from common.data.windowing import covered_hours
 from common.fonts import missing_signs_warning
@@ -276,23 +276,19 @@ def _mixed(table: pd.DataFrame) -> list[str]:
     return found
 
 
-def _are(count: int, thing: str) -> str:
-    return f"{number_of(count, thing)} {'is' if count == 1 else 'are'}"
-
-
 def _set_aside(collection: Collection, missing: list[Json]) -> list[str]:
     table, found = collection.table, absent_data(collection)
     stale = table[table["stale"].notna()]
     if len(stale):
         found.append(
-            f"{_are(len(stale), 'stale experiment')} left out of all numbers:"
+            f"{number_are(len(stale), 'stale experiment')} left out of all numbers:"
             f" {few((f'{row.folder} ({row.stale})' for row in stale.itertuples()), 5)}."
         )
     duplicates = table["duplicate_of"].notna().sum()
     if duplicates:
         found.append(
-            f"{_are(duplicates, 'experiment')} the same as another one under a second prefix: each"
-            " counts once."
+            f"{number_are(duplicates, 'experiment')} the same as another one under a second"
+            " prefix: each counts once."
         )
     if missing:
         kinds = pd.Series([cell["reason"] for cell in missing]).value_counts()
@@ -376,7 +372,7 @@ def _undefined(rows: pd.DataFrame, metric: str) -> list[str]:
     mine = dict.fromkeys(
         f"{row.target_participant} ({why})"
         for row in affected.itertuples()
-        for why in row.undefined.of(metric)
+        for why in row.undefined.of(metric).values()
     )
     if mine:
         return [f"Undefined {metric_words(metric)}, shown as a dash: {few(mine, 5)}."]

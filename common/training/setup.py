@@ -81,9 +81,9 @@ def prepare_process(options: Options) -> torch.device:
     return torch_device(options.device)
 
 
-def measured_speed(name: str, seconds: float = 0.3) -> float:
+def measured_speed(name: str, seconds: float) -> float:
     """Bytes of windows that a device trains on per second, with one thread, by repeating one step
-    of the network `test` on 32 windows of 6 channels and 3,000 samples.
+    of the network `test` on 32 windows of 6 channels and 3,000 samples for so many seconds.
 
     To compare nodes before any job is done. Raises NodeError: the device is not there.
     """

@@ -51,6 +51,36 @@ def quick() -> Iterator[None]:
         yield
 
 
+def config_of(
+    options: FinetuneOptions,
+    target: str,
+    model: Mapping[str, Any] | None,
+    data: Mapping[str, str],
+    code: Mapping[str, str],
+) -> dict[str, Any]:
+    """config.json of an experiment; `model`: its base's metadata. data, code: fingerprints that
+    differ from those of the others.
+    """
+    people = [] if model is None else model["base_participants"]
+    files = identity.finetune_data_files(options, people)
+    known = model or dict.fromkeys(("base_model_hash", "weights_sha256", "training_key"))
+    fingerprints = {name: sha256(name.encode()) for name in files} | dict(data)
+    weights = known["weights_sha256"]
+    return {
+        "options": options.model_dump(),
+        "experiment_fields": identity.experiment_fields(options),
+        "fold": options.fold,
+        "target_participant": target,
+        "base_participants": people,
+        "base_model_hash": known["base_model_hash"],
+        "base_weights_sha256": weights,
+        "training_key": known["training_key"],
+        "data_fingerprints": fingerprints,
+        "code_fingerprints": {"models.py": "c" * 64, "training.py": "d" * 64} | dict(code),
+        "experiment_key": identity.experiment_key(options, weights, fingerprints),
+    }
+
+
 @dataclass
 class Made:
     """A project folder in the making."""
@@ -138,29 +168,7 @@ class Made:
         options = self.plan(target, **given)
         scratch = options.mode == "target_only"
         model = None if scratch else self.base(options, stopped_by=base_stopped_by)
-        data_sha = {
-            name: sha256(name.encode())
-            for name in identity.finetune_data_files(
-                options, model["base_participants"] if model else []
-            )
-        }
-        config = {
-            "options": options.model_dump(),
-            "experiment_fields": identity.experiment_fields(options),
-            "fold": options.fold,
-            "target_participant": target,
-            "base_participants": [] if model is None else model["base_participants"],
-            "base_model_hash": None if model is None else model["base_model_hash"],
-            "base_weights_sha256": None if model is None else model["weights_sha256"],
-            "training_key": None if model is None else model["training_key"],
-            "data_fingerprints": data_sha | dict(data or {}),
-            "code_fingerprints": (
-                {"models.py": "c" * 64, "training.py": "d" * 64} | dict(code or {})
-            ),
-        }
-        config["experiment_key"] = identity.experiment_key(
-            options, config["base_weights_sha256"], config["data_fingerprints"]
-        )
+        config = config_of(options, target, model, data or {}, code or {})
         scores = score_fields(
             fine,
             base,
@@ -168,13 +176,12 @@ class Made:
             base if base_val is None else base_val,
             scratch,
         )
-        record = scores | {
-            "mode": options.mode,
-            "target_data_pct": options.target_data_pct,
-            "fold": options.fold,
-            "target_participant": target,
-            "base_model_hash": config["base_model_hash"],
-            "base_weights_sha256": config["base_weights_sha256"],
+        names = ("mode", "target_data_pct", "fold")
+        copied = ("target_participant", "base_model_hash", "base_weights_sha256")
+        record = {
+            **scores,
+            **{name: getattr(options, name) for name in names},
+            **{name: config[name] for name in copied},
             "best_epoch": 3,
             "epochs": 6,
             "updates": 60,

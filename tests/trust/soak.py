@@ -70,6 +70,11 @@ class Fault:
 
 def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
     """All of them; the remote ones work only with hosts."""
+    return [*_killing(shared), *_harming(), *_deceiving(), *_remote(shared, hosts)]
+
+
+def _killing(shared: Path) -> list[Fault]:
+    """What runs is ended, or there are two of it."""
     return [
         Fault(
             "kill -9 of the head, local", lambda seed, folder: kills.head_killed(seed, shared), 500
@@ -80,12 +85,18 @@ def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
             lambda seed, folder: kills.training_killed(seed, folder, 40),
             400,
         ),
-        Fault("two heads at once", lambda seed, folder: kills.two_heads(seed, folder), 250),
+        Fault("two heads at once", kills.two_heads, 250),
         Fault(
             "two equal trainings at once",
-            lambda seed, folder: kills.two_trainings(seed, folder),
+            kills.two_trainings,
             50,
         ),
+    ]
+
+
+def _harming() -> list[Fault]:
+    """Disks that fail or lose power, files that are damaged or changed."""
+    return [
         Fault(
             "every call failing once, publishing",
             lambda seed, folder: _all_publishes(disks.every_failure, seed, folder),
@@ -107,7 +118,7 @@ def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
         Fault("payloads", _payloads, 2_000),
         Fault(
             "data changed before a run",
-            lambda seed, folder: damage.changed_before(seed, folder),
+            damage.changed_before,
             80,
         ),
         Fault(
@@ -117,6 +128,12 @@ def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
             ),
             120,
         ),
+    ]
+
+
+def _deceiving() -> list[Fault]:
+    """Names, nodes, results and users' code of any form; a product that is broken on purpose."""
+    return [
         Fault("hostile names and configurations", _names, 10_000),
         Fault("hostile nodes", _hostile, 10_000),
         Fault(
@@ -141,7 +158,13 @@ def every_fault(shared: Path, hosts: Hosts | None) -> list[Fault]:
         ),
         Fault("mutants", lambda seed, folder: mutants.all_killed(), 1_000),
         Fault("tiny jobs", lambda seed, folder: endurance.tiny_jobs(folder, 4_000, seed), 20_000),
-        Fault("planted secrets", lambda seed, folder: endurance.planted_secrets(seed, folder), 20),
+        Fault("planted secrets", endurance.planted_secrets, 20),
+    ]
+
+
+def _remote(shared: Path, hosts: Hosts | None) -> list[Fault]:
+    """What needs the three hosts."""
+    return [
         Fault(
             "kill -9 of the head, three nodes",
             lambda seed, folder: nodes.head_killed(seed, shared, _there(hosts)),

@@ -295,9 +295,8 @@ def test_a_mutant_counts_as_killed_only_by_its_test_with_its_words() -> None:
         (None, failed, "NO CONTROL"),
     ):
         assert mutants.judged(mutant, control, {mutant.test: found}).startswith(verdict)
-    assert "its old text is 7 times in" in mutants.stale([mutant])[0].replace(
-        str((ROOT / mutant.file).read_text().count("import")), "7"
-    )
+    number = (ROOT / mutant.file).read_text().count(mutant.old)
+    assert f"its old text is {number} times in" in mutants.stale([mutant])[0]
 
 
 # -- the checker

@@ -19,7 +19,7 @@ from common.cluster.protocol import CURVES
 from common.cluster.results import Results
 from common.cluster.slurm.queue import NEVER, QueuedTask, final_states, queued_tasks
 from common.cluster.slurm.task import part, progress_file
-from common.cluster.work import Outcome, Report, Show, Work
+from common.cluster.work import Outcome, Report, Show, Work, once
 from common.errors import ProjectError
 from common.jobs.job_files import Job
 from common.paths import Paths
@@ -71,7 +71,7 @@ class Watch:
         self._nodes: dict[Place, str] = {}
         self._arrays: dict[tuple[str, str], str] = {}
         self._gone: Counter[Place] = Counter()  # how often squeue has shown a task as ended
-        self._reported: set[str] = set()  # lines that are said once
+        self._say_once = once(say)
         self._accounting = True
         self._asked = -ASK_SECONDS
         self._began = time.monotonic()
@@ -146,7 +146,8 @@ class Watch:
             case "failed":
                 self._failed(job, str(event.get("error")), str(event.get("log", "")))
             case "done":
-                self._report_once(str(event.get("remark", "")))
+                if remark := event.get("remark"):
+                    self._say_once(str(remark))
                 refused = self._results.accept(job, self._paths) if job.kind != "script" else ""
                 if refused:
                     self._failed(job, refused, "", record=True)
@@ -205,12 +206,7 @@ class Watch:
         if task.state != "PENDING" or task.place not in self._by_place:
             return
         if task.reason not in USUAL_REASONS:
-            self._report_once(f"Slurm holds tasks back: {task.reason}")
-
-    def _report_once(self, line: str) -> None:
-        if line and line not in self._reported:
-            self._reported.add(line)
-            self._say(line)
+            self._say_once(f"Slurm holds tasks back: {task.reason}")
 
     def _ended(self, place: Place, task: QueuedTask | None) -> None:
         """A task ended without an event about some of its jobs."""

@@ -44,7 +44,8 @@ class Arrivals:
     def trained(self, now: float, job: Job, node: Node, message: Mapping[str, Any]) -> None:
         """A worker of `node` reports that `job` is done: bring its result here."""
         run, result = self._run, message.get("result") or {}
-        run.remark(result.get("remark"))
+        if remark := result.get("remark"):
+            run.say_once(remark)
         if not result.get("reused") and not result.get("resumed"):
             self._seconds[job.id] = max(float(message.get("seconds", 0)), 1e-3)
             run.scheduler.observe(job.id, node.name, self._seconds[job.id])

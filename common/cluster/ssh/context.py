@@ -14,7 +14,7 @@ from common.cluster.results import Results
 from common.cluster.scheduler.scheduler import Scheduler
 from common.cluster.ssh.data_watch import DataWatch
 from common.cluster.ssh.payload import Needs
-from common.cluster.work import Report, Work
+from common.cluster.work import Report, Work, once
 from common.jobs.job_files import Job
 from common.paths import Paths
 
@@ -43,7 +43,7 @@ class RunContext:
     new_data: str = ""  # a data_path that was prepared again: the run cannot go on
 
     def __post_init__(self) -> None:
-        self._remarks: set[str] = set()
+        self.say_once = once(self.say)
         self._watch = DataWatch(self.paths, self.needs.data)
         self.jobs = {job.id: job for job in (*self.work.bases, *self.work.others)}
 
@@ -53,12 +53,6 @@ class RunContext:
         """
         self.new_data = self.new_data or self._watch.changed() or ""
         return bool(self.new_data)
-
-    def remark(self, text: str | None) -> None:
-        """Say what a training remarked, once a run."""
-        if text and text not in self._remarks:
-            self._remarks.add(text)
-            self.say(text)
 
     def keep_log(self, job: str, message: Mapping[str, Any]) -> None:
         """Keep the end of a job's log, where a worker's message has it."""

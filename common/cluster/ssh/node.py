@@ -37,9 +37,7 @@ from common.paths import Paths, published_file, result_files
 
 FULL_BYTES = 1 << 20  # the head's disk counts as full
 GATHER_SECONDS = 0.5  # experiments that end within this time are fetched in one copy
-COPIES_A_SECOND = (
-    10  # that are begun at most, of all nodes: with more than five, they gather longer
-)
+COPIES_A_SECOND = 10  # begun at most, by all nodes together: more than five gather for longer
 COPYING = 2  # threads of a node that send
 
 

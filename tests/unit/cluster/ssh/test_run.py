@@ -510,11 +510,17 @@ def test_what_is_done_here_while_the_run_is_stopped_counts(play: Any, *, shared:
 # -- results
 
 
+def accepting(run: Any) -> list[str]:
+    """The jobs whose results are verified from now on; all are found good."""
+    accepted: list[str] = []
+    run.results.accept = lambda job, root: accepted.append(job.id) or ""
+    return accepted
+
+
 def test_a_second_result_of_a_job_is_not_published(play: Any) -> None:
     run = play([base("a")])
     run.join()
-    accepted: list[str] = []
-    run.results.accept = lambda job, root: accepted.append(job.id) or ""
+    accepted = accepting(run)
     run.say({"done": "a", "seconds": 1.0})
     roots = [run.paths.incoming / number for number in "01"]
     run.tell(*(Fetched(run.node(), ("a",), root, 1) for root in roots))
@@ -525,8 +531,7 @@ def test_a_second_result_of_a_job_is_not_published(play: Any) -> None:
 def test_a_result_that_could_not_be_fetched_is_the_nodes_fault(play: Any) -> None:
     run = play([base("a")])
     run.join()
-    accepted: list[str] = []
-    run.results.accept = lambda job, root: accepted.append(job.id) or ""
+    accepted = accepting(run)
     run.say({"done": "a", "seconds": 1.0})
     run.tell(Fetched(run.node(), ("a",), run.paths.incoming / "0", 0, "n: cut"))
     assert accepted == [], "there is nothing to accept"
