@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import OWN, SHORT, TWO_PHASE, Project, Script, opened, own_jobs
 from tests.conftest import wait_until
+from tests.scripts.projects import PACE, PACED
 
 pytestmark = pytest.mark.root
 
@@ -58,7 +59,10 @@ def test_a_training_that_is_stopped_saves_at_its_next_epoch_and_goes_on_from_the
     hosts: Hosts, tmp_path: Path
 ) -> None:
     with opened(tmp_path / "head") as project:
-        project.grid({"mode": ["target_only"]}, folds=(0,), max_epochs=4000)
+        (project.folder / "paced.py").write_text(PACE)
+        slowly = hosts["h1"].project / "slowly"
+        slowly.touch()
+        project.grid({"mode": ["target_only"]}, folds=(0,), **PACED)
         project.config(hosts.servers()[:1], ssh_config=str(hosts.ssh_config))
         run = project.start(TWO_PHASE)
         project.wait_epoch("h1")
@@ -68,6 +72,7 @@ def test_a_training_that_is_stopped_saves_at_its_next_epoch_and_goes_on_from_the
         assert "0 done, 0 failed, 0 blocked, 1 left" in run.ends_with(130)
         hosts.wait_idle("h1", "h2")
         assert list((hosts["h1"].project / "checkpoints").glob("*.ckpt"))
+        slowly.unlink()
         project.run(TWO_PHASE)
         (done,) = project.found(event="done")
         assert done["seconds"] is None  # it went on from the checkpoint

@@ -30,6 +30,21 @@ QUICK = {
 }
 # Goes on until it is stopped; an epoch takes a few milliseconds.
 ENDLESS = {**QUICK, "lr": 1e-9, "max_epochs": 1_000_000, "early_stopping_patience": 1_000_000}
+# However fast a machine trains, such a training lasts as long as a test wants: its augmentation, in
+# paced.py, waits while there is a file "slowly" where it runs.
+PACED = {
+    "max_epochs": 40,
+    "early_stopping_patience": 1_000_000,
+    "use_augmentation": True,
+    "augmentation": "paced.py:paced",
+}
+PACE = """import pathlib, time
+
+def paced(x, generator):
+    if pathlib.Path("slowly").exists():
+        time.sleep(0.2)
+    return x
+"""
 Argv = Sequence[object]
 
 

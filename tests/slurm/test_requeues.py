@@ -7,27 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import wait_until
-from tests.scripts.projects import ENDLESS, QUICK, Project, made
+from tests.scripts.projects import ENDLESS, PACE, PACED, QUICK, Project, made
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.conftest import write_config
 from tests.slurm.runs import ONE_PHASE, command, events, started
-
-# However fast a machine trains, this training lasts as long as a test wants: its augmentation waits
-# while the file "slowly" is there.
-PACED = {
-    **QUICK,
-    "max_epochs": 40,
-    "early_stopping_patience": 1_000_000,
-    "use_augmentation": True,
-    "augmentation": "paced.py:paced",
-}
-PACE = """import pathlib, time
-
-def paced(x, generator):
-    if pathlib.Path("slowly").exists():
-        time.sleep(0.2)
-    return x
-"""
 
 
 def preempt(slurm: SlurmCluster, requeued: Callable[[], object]) -> None:
@@ -45,7 +28,7 @@ def preempt(slurm: SlurmCluster, requeued: Callable[[], object]) -> None:
 def test_a_training_goes_on_after_a_lost_node_a_requeue_and_a_preemption_and_ends_in_the_same_bytes(
     slurm: SlurmCluster, slurm_project: Project, tmp_path: Path
 ) -> None:
-    job = {**PACED, "fold": 0, "n_base_participants": 1}
+    job = {**QUICK, **PACED, "fold": 0, "n_base_participants": 1}
     slurm_project.write("base_training_jobs.json", [job])
     (slurm_project.folder / "paced.py").write_text(PACE)
     slowly = slurm_project.folder / "slowly"
