@@ -230,7 +230,7 @@ def measured(case: Case, repeats: int) -> list[Row]:
 
 def threads(repeats: int) -> Row:
     """One training alone on two threads against one thread."""
-    case = Case("test", 32, 3000, 512, 0, 0)
+    case = Case("test", 32, 3000, 2048, 0, 0)
     with tempfile.TemporaryDirectory() as folder:
         synthetic(Path(folder), "a", case.windows, case.samples)
         one, two = (Side(OurLoop, case, folder, 1, number) for number in (1, 2))

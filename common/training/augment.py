@@ -63,10 +63,9 @@ class Augment:
         if library is None:
             self._scale_and_jitter(x, factor, spread, seed)
         else:
-            dense, rows = x.contiguous(), len(x) * x.shape[1]
-            factor, spread = factor.repeat_interleave(x.shape[1]), spread.flatten()
+            dense = x.contiguous()
             library.stack_augment(
-                dense.data_ptr(), rows, x.shape[2], factor.data_ptr(), spread.data_ptr(), seed
+                dense.data_ptr(), *x.shape, factor.data_ptr(), spread.data_ptr(), seed
             )
             if dense is not x:
                 x.copy_(dense)

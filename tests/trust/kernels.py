@@ -57,5 +57,5 @@ def _noise(path: Path) -> str:
     library, rows, length = stack.load_kernel(path), 3, 40
     values = (ctypes.c_float * (rows * length))(*range(rows * length))
     factors, spreads = ((ctypes.c_float * rows)(*each) for each in ((1, 2, 3), (0, 1, 2)))
-    library.stack_augment(values, rows, length, factors, spreads, 7)
+    library.stack_augment(values, rows, 1, length, factors, spreads, 7)
     return hashlib.sha256(bytes(values)).hexdigest()

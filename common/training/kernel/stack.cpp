@@ -21,14 +21,20 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <thread>
 #include <type_traits>
 #include <vector>
+
+#include <unistd.h>
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__)) || defined(__SSE2__)
 #include <immintrin.h>
@@ -53,7 +59,7 @@ constexpr int DEEP = 4;         // output channels of one tile
 constexpr int PAIR = WIDE / 2;  // input channels of one tile of the filters' gradient
 constexpr int SLOTS = 16;       // sums of gradients, and so the most threads
 constexpr long GROUP_SAMPLES = 1024;  // windows share a group up to about this length
-constexpr long THREAD_WORK = 8000000;  // products of a forward pass that are worth a thread
+constexpr long SHARED_WORK = 16000000;  // products of a forward pass that are worth helpers
 constexpr float EPSILON = 1e-5f;
 
 typedef float V __attribute__((vector_size(4 * LANES)));
@@ -577,11 +583,19 @@ struct Call {  // what is asked for; gradients: null, or null for a parameter th
   int lowest;      // first block whose gradient is needed
 };
 
+class Helpers;
+
+struct EndHelpers {
+  void operator()(Helpers* helpers) const;
+};
+
 struct Stack {
   Shape shape;
   Floats packed, slots, scaling;
-  std::vector<Workspace> workspaces;
+  std::vector<Workspace> workspaces;  // of the caller and of every helper
   std::vector<double> losses;
+  std::atomic<long> taken{0};  // slots of the batch that passes
+  std::unique_ptr<Helpers, EndHelpers> helpers;  // null: not needed so far
 };
 
 struct Group {  // the windows that pass together
@@ -769,9 +783,9 @@ void pass(const Group& g) {
 
 // Takes one slot after the other, of those that no thread has taken: a thread that is held up takes
 // fewer. Which thread fills a slot changes no sum.
-void pass_slots(Stack& stack, Workspace& work, const Call& call, std::atomic<long>& taken) {
+void pass_slots(Stack& stack, Workspace& work, const Call& call) {
   const long groups = (call.batch + stack.shape.group - 1) / stack.shape.group;
-  for (long s; (s = taken++) < std::min<long>(SLOTS, groups);) {
+  for (long s; (s = stack.taken++) < std::min<long>(SLOTS, groups);) {
     float* slot = call.gradients ? stack.slots.data + s * stack.shape.slot : nullptr;
     if (slot) std::memset(slot, 0, stack.shape.slot * sizeof(float));
     for (long group = s; group < groups; group += SLOTS) {
@@ -781,18 +795,102 @@ void pass_slots(Stack& stack, Workspace& work, const Call& call, std::atomic<lon
   }
 }
 
+// Threads that work on batches beside the caller's. They stay from one batch to the next: a new
+// thread starts late, and often on the caller's core. Without work they look for it for a short
+// time, then sleep.
+class Helpers {
+ public:
+  const int count;
+
+  Helpers(Stack& stack, int wanted) : count(wanted), stack(stack) {
+    try {
+      for (int t = 1; t <= count; ++t) threads.emplace_back([this, t] { run(t); });
+    } catch (...) {
+      end();
+      throw;
+    }
+  }
+
+  ~Helpers() { end(); }
+
+  // Not so in the child of a fork: it has the caller's thread only.
+  bool alive() const { return getpid() == process; }
+
+  void start(const Call& next) {
+    call = &next;
+    busy = count;
+    begin();
+  }
+
+  void wait() {
+    while (busy) std::this_thread::yield();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::microseconds LOOKS{500};
+
+  Stack& stack;
+  const pid_t process = getpid();
+  const Call* call = nullptr;  // null: the end
+  std::atomic<int> busy{0};
+  std::atomic<long> begun{0};  // batches
+  std::mutex mutex;
+  std::condition_variable woken;
+  std::vector<std::thread> threads;
+
+  void begin() {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      ++begun;
+    }
+    woken.notify_all();
+  }
+
+  void await(long batch) {
+    const auto until = Clock::now() + LOOKS;
+    while (begun < batch && Clock::now() < until) std::this_thread::yield();
+    std::unique_lock<std::mutex> lock(mutex);
+    woken.wait(lock, [&] { return begun >= batch; });
+  }
+
+  void run(int number) {
+    for (long batch = 1;; ++batch) {
+      await(batch);
+      if (!call) return;
+      pass_slots(stack, stack.workspaces[number], *call);
+      --busy;
+    }
+  }
+
+  void end() {
+    call = nullptr;
+    begin();
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+void EndHelpers::operator()(Helpers* helpers) const {
+  if (helpers->alive()) delete helpers;
+}
+
+Helpers& helpers_of(Stack& stack, int count) {
+  if (!stack.helpers || !stack.helpers->alive() || stack.helpers->count != count)
+    stack.helpers.reset(new Helpers(stack, count));
+  return *stack.helpers;
+}
+
 void pass_batch(Stack& stack, const Call& call) {
   const long groups = (call.batch + stack.shape.group - 1) / stack.shape.group;
-  const long worth = call.batch * stack.shape.work / THREAD_WORK;
-  const int count = (int)std::max(1L, std::min({(long)call.threads, (long)SLOTS, groups, worth}));
-  if ((int)stack.workspaces.size() < count) stack.workspaces = std::vector<Workspace>(count);
-  for (int t = 0; t < count; ++t) prepare(stack.workspaces[t], stack.shape, call.gradients);
-  std::atomic<long> taken(0);
-  std::vector<std::thread> others;
-  for (int t = 1; t < count; ++t)
-    others.emplace_back([&, t] { pass_slots(stack, stack.workspaces[t], call, taken); });
-  pass_slots(stack, stack.workspaces[0], call, taken);
-  for (std::thread& other : others) other.join();
+  const bool alone = groups == 1 || call.batch * stack.shape.work < SHARED_WORK;
+  const int helpers = alone ? 0 : std::min(call.threads, SLOTS) - 1;
+  if ((int)stack.workspaces.size() <= helpers)
+    stack.workspaces = std::vector<Workspace>(helpers + 1);
+  for (int t = 0; t <= helpers; ++t) prepare(stack.workspaces[t], stack.shape, call.gradients);
+  stack.taken = 0;
+  if (helpers) helpers_of(stack, helpers).start(call);
+  pass_slots(stack, stack.workspaces[0], call);
+  if (helpers) stack.helpers->wait();
 }
 
 void add_slots(Stack& stack, int64_t batch) {
@@ -1115,14 +1213,16 @@ int stack_train(void* handle, const Batch* batch, const int64_t* sizes, int64_t 
   }
 }
 
-// x: [rows][length], multiplied by a factor and with white noise added, by row.
-void stack_augment(float* x, int64_t rows, int64_t length, const float* factors,
-                   const float* spreads, uint64_t seed) {
+// x: [windows][channels][length], multiplied by a factor for each window, and with white noise added
+// whose spread is given for each window and channel.
+void stack_augment(float* x, int64_t windows, int64_t channels, int64_t length,
+                   const float* factors, const float* spreads, uint64_t seed) {
   const uint32_t first = (uint32_t)seed, second = (uint32_t)(seed >> 32);
-  for (int64_t r = 0; r < rows; ++r) {
-    if (factors[r] == 1 && spreads[r] == 0) continue;
+  for (int64_t r = 0; r < windows * channels; ++r) {
+    const float factor = factors[r / channels];
+    if (factor == 1 && spreads[r] == 0) continue;
     const uint32_t one = mixed(first + (uint32_t)r), two = mixed(second ^ mixed(one + 1));
-    augment_row(x + r * length, length, {factors[r], spreads[r], one, two});
+    augment_row(x + r * length, length, {factor, spreads[r], one, two});
   }
 }
 }

@@ -79,7 +79,7 @@ def load_kernel(path: Path) -> ctypes.CDLL:
     library.stack_evaluate.argtypes = [_ADDRESS] * 3
     library.stack_gradient.argtypes = [_ADDRESS] * 3
     library.stack_train.argtypes = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS]
-    library.stack_augment.argtypes = [_ADDRESS, _INT, _INT, _ADDRESS, _ADDRESS, ctypes.c_uint64]
+    library.stack_augment.argtypes = [_ADDRESS, *[_INT] * 3, *[_ADDRESS] * 2, ctypes.c_uint64]
     library.stack_augment.restype = None
     return library
 

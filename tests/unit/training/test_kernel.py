@@ -164,6 +164,37 @@ def test_threads_and_batches_change_no_byte(name, samples):
     assert torch.equal(pieces, seen[0][1])
 
 
+FORKED = """
+import os, sys, torch
+from common.training import backends, networks
+torch.set_num_threads(2)
+network = networks.build_network("test", channels=6, seed=0)
+for parameter in network.parameters():
+    parameter.grad = torch.zeros_like(parameter)
+backend = backends.backend_for(network)
+x, y = torch.randn(64, 6, 1000), torch.ones(64)
+before = backend.gradient(x, y)
+child = os.fork()
+assert torch.equal(backend.gradient(x, y), before)
+del backend
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_the_child_of_a_fork_has_helpers_of_its_own():
+    """It takes over the parent's memory, not its threads: waiting for them would have no end."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_evaluation_sums_losses_and_counts_as_the_stock_operators_do():
     shape = {"channels": 3, "samples": 40, "batch": 50, "seed": 6, "normalised": True}
     network, x, y = made(shape | {"blocks": [Block(6, 1, True)], "hidden": 0})
