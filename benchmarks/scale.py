@@ -377,6 +377,8 @@ def ssh_server(place: Path, names: list[str]) -> Iterator[Path]:
     that says so.
     """
     place.mkdir()
+    with suppress(PermissionError):  # as root, sshd needs it; its service would make it
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     for key in ("host", "user"):
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / key)]
         subprocess.run(argv, check=True)

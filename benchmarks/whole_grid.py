@@ -26,7 +26,7 @@ from dispatch import SLOTS, call, environment, events  # noqa: E402
 from rows import Row, main  # noqa: E402
 
 PEOPLE = ["tonmoy", "asfik", "alsaad", "anam", "ejaz", "iftakhar", "unk1"]
-WINDOWS = {"train": 8, "val": 4, "test": 4}  # of each person, [6, 3000]
+WINDOWS = {"train": 4, "val": 2, "test": 2}  # of each person, [6, 3000]
 WANTED = 1.03
 HEAD_BYTES = 300e6
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.data.demo import DownloadError, fetch_wheel
+from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,15 +71,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         script: str, *argv: object, cwd: Path = project, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / script), *map(str, argv)]
-        return subprocess.run(
-            command,
-            cwd=cwd,
-            env=script_environment(temporary),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return forked.run(command, cwd, script_environment(temporary), timeout)
 
     return call
 

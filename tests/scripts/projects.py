@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import forked
 from tests.conftest import ROOT, script_environment, wait_until
 from tests.scripts.made import PEOPLE, write_data
 
@@ -78,15 +79,7 @@ class Project:
         self, script: str, *argv: object, timeout: float = 120, exit_code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
         """Run a script to its end, and insist on its exit code."""
-        done = subprocess.run(
-            self.command(script, *argv),
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        done = forked.run(self.command(script, *argv), self.folder, self.environment, timeout)
         assert exit_code is None or done.returncode == exit_code, (
             done.returncode,
             done.stdout,

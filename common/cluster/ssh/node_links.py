@@ -12,7 +12,7 @@ import weakref
 from common.cluster.ssh.events import Broken, Tell
 from common.cluster.ssh.worker_link import WorkerLink
 
-ALL_SECONDS = 1.0  # between two looks at all workers of a node, for ends that show in no other way
+ALL_SECONDS = 3.0  # between two looks at all workers of a node, for ends that show in no other way
 SOON_SECONDS = 0.05  # until a worker is tried again that took no input, or that said too much
 
 

@@ -43,7 +43,7 @@ END_SECONDS = 5.0  # that workers have to end themselves when the run is over
 DATA_SECONDS = 2.0  # between two looks at the head's data
 AT_ONCE = 1_000  # events handled before the rest of a turn
 
-SHOW_SECONDS = 0.5  # between two looks at all nodes, for the bar and --status
+SHOW_SECONDS = 1.0  # between two looks at all nodes, for the bar and --status
 TOLD = ("epoch", "of", *CURVES)  # what is shown of a running job
 
 
