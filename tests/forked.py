@@ -22,7 +22,6 @@ import tempfile
 import threading
 import types
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -147,7 +146,7 @@ def _exit_code(code: types.CodeType, names: dict) -> int:
         status = 0
     except SystemExit as end:
         status = end.code
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - said as Python says it
         sys.excepthook(*sys.exc_info())
         status = 1
     threading._shutdown()
