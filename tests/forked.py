@@ -31,6 +31,7 @@ LIBRARIES = (
     *("sklearn.ensemble", "sklearn.metrics", "sklearn.model_selection"),
     *("matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
 )
+SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}  # read when Python starts
 
 
 class _Server:
@@ -40,7 +41,7 @@ class _Server:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **SETTINGS},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tests import forked
 from tests.conftest import ROOT, script_environment, wait_until
 
 PEOPLE = ("ann", "bob", "cem")
@@ -162,7 +163,9 @@ class Project:
                 }
             )
         )
-        assert "fine-tunes" in self.run("generate_jobs.py", "--grid", "grid.json").said
+        command = [sys.executable, str(self.code / "generate_jobs.py"), "--grid", "grid.json"]
+        done = forked.run(command, self.folder, self.environment, timeout=120)
+        assert "fine-tunes" in done.stdout, done
 
     def config(self, servers: Sequence[dict[str, Any]], **more: Any) -> None:
         """Write cluster_config.json, with short heartbeats and long times of silence."""

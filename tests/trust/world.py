@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 
 from common.cli import run_script
+from tests import forked
 from tests.conftest import ROOT, script_environment, wait_until
 from tests.trust.checker import Checker, Planned, contents
 
@@ -103,8 +104,9 @@ class World:
         (self.folder / "grid.json").write_text(
             json.dumps({"grid": dict(grid), "fixed": {**FIXED, **fixed}})
         )
-        code, said = self.run("generate_jobs.py", "--grid", "grid.json")
-        assert code == 0, said
+        command = [sys.executable, str(self.code / "generate_jobs.py"), "--grid", "grid.json"]
+        done = forked.run(command, self.folder, self.environment, timeout=120)
+        assert done.returncode == 0, done
         return Planned.read(self.folder)
 
     def start(self, *argv: str, **environment: str) -> subprocess.Popen[bytes]:
