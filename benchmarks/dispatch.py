@@ -100,6 +100,7 @@ def processes_a_second(project: Path) -> float:
 def idle_share(project: Path, number: int) -> float:
     """Wall time of FINETUNES small fine-tunes over their own computing time / slots."""
     grid = json.loads((ROOT / "demo_grid.json").read_text())
+    grid.pop("analysis")  # compares settings that are not in this grid
     grid["grid"] = {
         "target_data_pct": [0.01],
         "seed_finetune": list(range(number * FINETUNES, (number + 1) * FINETUNES)),
