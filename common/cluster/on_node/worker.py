@@ -122,15 +122,15 @@ class Head:
         buffer, heard = b"", _clock()
         while True:
             ready, _, _ = select.select([self._in], [], [], min(1.0, self._silence / 4))
-            # also after having been frozen: what arrived meanwhile is too late
-            if _clock() - heard > self._silence:
+            # also after having been frozen, wherever that was: what arrived meanwhile is too late
+            if (now := _clock()) - heard > self._silence:
                 end_everything()
             if not ready:
                 continue
             chunk = os.read(self._in, 1 << 16)
             if not chunk:
                 end_everything()
-            heard = _clock()
+            heard = now
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
                 self._take(json.loads(line))
