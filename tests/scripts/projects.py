@@ -146,7 +146,7 @@ class Project:
         path.write_text(json.dumps(value))
         return path
 
-    def write_cluster(self, slots: int = 2) -> None:
+    def write_cluster(self, slots: int = 1) -> None:
         """cluster_config.json: this machine, `slots` workers, quick heartbeats."""
         self.write("cluster_config.json", {"servers": [{"host": "localhost", "cpu_slots": slots}]})
 
@@ -214,7 +214,7 @@ class Project:
 
 
 def made(parent: Path, name: str = "project", **form: object) -> Project:
-    """A project with the little data set of made.py and two local slots."""
+    """A project with the little data set of made.py and a local slot."""
     project = Project.create(parent, name)
     write_data(project.folder / "data/made", **form)
     project.write_cluster()
