@@ -17,11 +17,11 @@ from common.cluster.scheduler.learning import Learning
 from common.cluster.scheduler.slots import Floats, SlotTable
 from common.cluster.scheduler.states import JobRecord, NodeRecord
 
-_LOOK = 16  # jobs that may be passed over in a round before the rest is left for the next one
+_LOOK = 64  # jobs that may be passed over in a round before the rest is left for the next one
 _MARGIN = 0.15  # waiting must gain this share of the job's time: estimates are not exact
 # How much longer than expected a chain may take and still be done in time: more where an error
 # costs more, on slots that are several times slower than the fastest.
-_SAFETY, _SAFETY_SLOW, _SLOW = 1.5, 2.0, 4.0
+_SAFETY, _SAFETY_SLOW, _SLOW = 1.25, 2.0, 4.0
 
 
 class ReadyQueue:
