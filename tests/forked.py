@@ -1,5 +1,5 @@
-"""Scripts run to their end in forks of a process that has imported the big libraries before: half
-of the tests' computing was Python importing PyTorch.
+"""Scripts run to their end in forks of a process that has imported the big libraries before:
+hundreds of imports of PyTorch took minutes of every run of the tests.
 
 A fork has arguments, environment, folder and outputs of its own and imports the project's code
 anew. It is not a process of its own in one thing: /proc shows the command and the environment of
