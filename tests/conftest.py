@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +69,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(
         script: str, *argv: object, cwd: Path = project, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / script), *map(str, argv)]
+        command = [str(ROOT / script), *map(str, argv)]
         return forked.run(command, cwd, script_environment(temporary), timeout)
 
     return call

@@ -31,7 +31,8 @@ LIBRARIES = (
     *("sklearn.ensemble", "sklearn.metrics", "sklearn.model_selection"),
     *("matplotlib.pyplot", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
 )
-SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}  # read when Python starts
+# Read when Python starts: as of other scripts under test, and compiled code is kept for all forks.
+SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 class _Server:
@@ -41,7 +42,7 @@ class _Server:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "", **SETTINGS},
+            env={**os.environ, **SETTINGS},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
         )
@@ -60,19 +61,19 @@ _server = cache(_Server)
 
 
 def run(
-    command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run([python, script, *arguments], capture_output=True, text=True)` gives.
+    """What `subprocess.run([python, *command], capture_output=True, text=True)` gives.
+
+    command: a script and its arguments.
 
     Raises:
         subprocess.TimeoutExpired: as it does, the script killed.
     """
-    python, script, *argv = command
-    assert python == sys.executable
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            request = [script, argv, str(cwd), dict(env)]
+            request = [list(command), str(cwd), dict(env)]
             _server().start(request, out.fileno(), err.fileno(), theirs.fileno())
             theirs.close()
             (pid,) = struct.unpack("i", ours.recv(4))
@@ -117,14 +118,14 @@ def _waited_for(request: list, out: int, err: int, reply: int) -> str:
     for fd, place in ((out, 1), (err, 2)):
         os.dup2(fd, place)
         os.close(fd)
-    script, argv, cwd, environment = request
+    command, cwd, environment = request
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     tempfile.tempdir = None
-    sys.argv[:] = [script, *argv]
-    sys.path[0] = str(Path(script).resolve().parent)
-    return script
+    sys.argv[:] = command
+    sys.path[0] = str(Path(command[0]).resolve().parent)
+    return command[0]
 
 
 def _main() -> None:

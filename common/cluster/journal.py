@@ -18,7 +18,6 @@ from common.cluster.on_node import processes
 from common.errors import InputError, nearest
 from common.paths import EXPERIMENT_LOG, EXPERIMENT_METRICS, EXPERIMENTS, Paths
 
-STATUS_SECONDS = 1.0
 MAX_LOG = 64 << 10  # characters of a job's log
 
 
@@ -43,7 +42,6 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run_id = run_id
         self._events: TextIO = (self.folder / events_file(part)).open("a", encoding="utf-8")
-        self._status_at = 0.0
         self._started: dict[str, float] = {}  # job -> when it was started last
 
     def event(self, event: str, **fields: Any) -> None:
@@ -64,17 +62,14 @@ class Journal:
         path.write_text(text[-MAX_LOG:], encoding="utf-8", errors="replace")
         return str(path.relative_to(self.folder.parent.parent))
 
-    def status(self, status: dict[str, Any], *, force: bool = False) -> None:
-        """Write what --status shows, at most once a second. Adds to each running job whose start
+    def status(self, status: dict[str, Any]) -> None:
+        """Write what --status shows. Adds to each running job whose start
         is in this event log the seconds since then.
         """
         for node in status["nodes"]:
             for job in node["running"]:
                 if job["job"] in self._started:
                     job["seconds"] = time.monotonic() - self._started[job["job"]]
-        if not force and time.monotonic() - self._status_at < STATUS_SECONDS:
-            return
-        self._status_at = time.monotonic()
         told = {**status, **_ourselves(), "run": self.run_id, "updated": time.time()}
         write_file(self.folder / "status.json", json.dumps(told).encode(), durable=False)
 

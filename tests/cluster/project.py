@@ -163,8 +163,8 @@ class Project:
                 }
             )
         )
-        command = [sys.executable, str(self.code / "generate_jobs.py"), "--grid", "grid.json"]
-        done = forked.run(command, self.folder, self.environment, timeout=120)
+        command = [str(self.code / "generate_jobs.py"), "--grid", "grid.json"]
+        done = forked.run(command, self.folder, self.environment)
         assert "fine-tunes" in done.stdout, done
 
     def config(self, servers: Sequence[dict[str, Any]], **more: Any) -> None:

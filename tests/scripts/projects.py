@@ -79,7 +79,8 @@ class Project:
         self, script: str, *argv: object, timeout: float = 120, exit_code: int | None = 0
     ) -> subprocess.CompletedProcess[str]:
         """Run a script to its end, and insist on its exit code."""
-        done = forked.run(self.command(script, *argv), self.folder, self.environment, timeout)
+        _python, *command = self.command(script, *argv)
+        done = forked.run(command, self.folder, self.environment, timeout)
         assert exit_code is None or done.returncode == exit_code, (
             done.returncode,
             done.stdout,

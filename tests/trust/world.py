@@ -104,8 +104,8 @@ class World:
         (self.folder / "grid.json").write_text(
             json.dumps({"grid": dict(grid), "fixed": {**FIXED, **fixed}})
         )
-        command = [sys.executable, str(self.code / "generate_jobs.py"), "--grid", "grid.json"]
-        done = forked.run(command, self.folder, self.environment, timeout=120)
+        command = [str(self.code / "generate_jobs.py"), "--grid", "grid.json"]
+        done = forked.run(command, self.folder, self.environment)
         assert done.returncode == 0, done
         return Planned.read(self.folder)
 

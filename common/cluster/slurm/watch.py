@@ -88,7 +88,7 @@ class Watch:
             over = not any(state in OPEN for state in self._states.values())
             last = over or leave()
             status = self.status(over)
-            self._journal.status(status, force=last)
+            self._journal.status(status)
             self._show(status)
             if last:
                 return self._conclude(over)

@@ -279,7 +279,7 @@ class Runner:
             return
         self._status_at = now
         status = self.status()
-        self.context.journal.status(status, force=force)
+        self.context.journal.status(status)
         self._show(status)
 
     def status(self) -> dict[str, Any]:

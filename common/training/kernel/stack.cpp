@@ -278,6 +278,7 @@ struct Workspace {  // of one thread
   }
 };
 
+// All that a pass needs: a thread that helps must not run out of memory.
 void prepare(Workspace& w, const Shape& shape, bool gradients) {
   const size_t count = shape.blocks.size();
   if (w.activations.size() != count + 1) {
@@ -289,6 +290,7 @@ void prepare(Workspace& w, const Shape& shape, bool gradients) {
   int widest = 0;
   for (size_t l = 0; l <= count; ++l) {
     const Level& level = shape.levels[l];
+    w.valid[l].reserve(level.length);
     widest = std::max(widest, rounded(level.channels, DEEP));
     w.activations[l].need(rounded(level.channels, DEEP) * level.stride);
     if (l < count && gradients) {
