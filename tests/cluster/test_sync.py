@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from common.errors import Conflict
 from common.paths import Paths
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import OWN, TWO_PHASE, Project, opened, own_jobs, traces, write_data
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.root
 
@@ -324,63 +322,64 @@ def test_skip_base_training_sends_base_models_to_all_nodes_first(
 # Copies that are killed
 
 
-@contextmanager
-def killing(find: Callable[[], list[int]], times: int) -> Iterator[list[int]]:
-    """Kill what `find` finds as soon as it is there, so many processes in all. Yields those
-    killed.
-    """
-    killed: list[int] = []
-    over = threading.Event()
+# A node's rsync. Once the node has joined, its first copies in one direction are killed when 1,000
+# bytes of them have passed, and leave a folder each.
+KILLED_RSYNC = """#!{python}
+import os, subprocess, sys, threading
+from pathlib import Path
+events = "".join(path.read_text() for path in Path({runs!r}).glob("*/events.jsonl"))
+copy = subprocess.Popen([{rsync!r}, *sys.argv[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+wanted = '"state": "joined"' in events and ("--sender" in sys.argv) == {pull}
 
-    def watch() -> None:
-        while not over.is_set() and len(killed) < times:
-            for pid in find():
-                if pid not in killed and len(killed) < times:
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
-            over.wait(0.001)
+def kill():
+    for number in range({times}):
+        try:
+            os.mkdir(f"{killed}/{{number}}")
+        except FileExistsError:
+            continue
+        copy.kill()
+        os._exit(137)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
+def passing(source, target, counts):
+    passed = 0
+    while data := os.read(source, 200):
+        os.write(target, data)
+        passed += len(data)
+        if counts and passed > 1000:
+            kill()
+    os.close(target)
 
-
-def copies(project: Project, hosts: Hosts, name: str, *, pull: bool) -> Callable[[], list[int]]:
-    """Finds rsync's end on the host, of copies from it or to it, once the node has joined."""
-    joined: list[bool] = []
-
-    def find() -> list[int]:
-        joined.extend(
-            [True] * bool(not joined and project.found(event="node", node=name, state="joined"))
-        )
-        return [
-            pid
-            for pid, words in hosts.commands(name).items()
-            if joined and words.startswith("rsync --server") and ("--sender" in words) == pull
-        ]
-
-    return find
+pipes = copy.stdin.fileno(), copy.stdout.fileno()
+to = threading.Thread(target=passing, args=(0, pipes[0], wanted and not {pull}), daemon=True)
+to.start()
+passing(pipes[1], 1, wanted and {pull})
+os._exit(copy.wait())
+"""
 
 
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", [1, 2])  # a job is given up after three attempts
 @pytest.mark.parametrize("pull", [False, True], ids=["to the node", "from the node"])
 def test_a_copy_that_is_killed_is_repeated_and_leaves_no_bad_file(
     hosts: Hosts, project: Project, reference: dict[str, Any], pull: bool, times: int
 ) -> None:
     use(project, hosts, "h1")
-    with killing(copies(project, hosts, "h1", pull=pull), times) as killed:
-        run = project.start(TWO_PHASE)
-        wait_until(
-            lambda: len(killed) == times or run.process.poll() is not None,
-            120,
-            "the killing of copies",
+    tools, killed = hosts["h1"].home / "tools", project.folder.parent / "killed"
+    tools.mkdir()
+    killed.mkdir()
+    (tools / "rsync").write_text(
+        KILLED_RSYNC.format(
+            python=sys.executable,
+            rsync=shutil.which("rsync"),
+            runs=str(project.folder / "runs"),
+            pull=pull,
+            times=times,
+            killed=killed,
         )
-        run.ends_with(0)
-    assert killed  # not always so many: a copy may be over before it is seen
+    )
+    (tools / "rsync").chmod(0o755)
+    (hosts["h1"].home / ".bashrc").write_text(f'export PATH="{tools}:$PATH"\n')
+    project.run(TWO_PHASE)
+    assert len(list(killed.iterdir())) == times
     assert project.results() == reference
     for folder in (project.folder, hosts["h1"].project):
         for path in (folder / "data/tiny").glob("*.pt"):
