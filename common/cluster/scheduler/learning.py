@@ -15,6 +15,7 @@ from common.cluster.scheduler.states import JobRecord, NodeRecord
 # How many jobs a prior weighs: estimates may be wrong by any factor, kinds differ less.
 _ALL_PRIOR, _KIND_PRIOR = 0.1, 1.0
 _SPEED_DOUBT = 0.3  # standard deviation of the logarithm of a speed given by the caller
+_KIND_DOUBT = 1.0  # the same of a kind's factor before a job of that kind is done
 _ROUNDS, _SAMPLE = 8, 100  # of the expectation over running jobs, and how many of them are used
 
 
@@ -84,6 +85,14 @@ class Learning:
     def chain(self, record: JobRecord) -> float:
         """Seconds of the job and its longest dependant at speed 1."""
         return self.work(record) + self.tail(record)
+
+    def doubt(self, record: JobRecord) -> float:
+        """How far its chain may be off: standard deviation of the logarithm of its seconds. The
+        scatter of all jobs, and what is not known yet of its kinds.
+        """
+        kinds = [record.job.kind] + ([record.tail_kind] if record.tail else [])
+        done = min(self._kinds[kind].jobs if kind in self._kinds else 0 for kind in kinds)
+        return math.sqrt(self._squares / self._count + _KIND_DOUBT**2 / (1 + done))
 
     def observe(
         self, record: JobRecord, host: NodeRecord, seconds: float, *, alone: bool = False

@@ -17,11 +17,11 @@ from common.cluster.scheduler.learning import Learning
 from common.cluster.scheduler.slots import Floats, SlotTable
 from common.cluster.scheduler.states import JobRecord, NodeRecord
 
-_LOOK = 64  # jobs that may be passed over in a round before the rest is left for the next one
+_LOOK = 128  # jobs that may be passed over in a round before the rest is left for the next one
 _MARGIN = 0.15  # waiting must gain this share of the job's time: estimates are not exact
-# How much longer than expected a chain may take and still be done in time: more where an error
-# costs more, on slots that are several times slower than the fastest.
-_SAFETY, _SAFETY_SLOW, _SLOW = 1.25, 2.0, 4.0
+# How much longer than expected a chain may take and still be done in time. Where a slot needs more
+# than twice the time of the fastest, an error costs most: only one chain in a hundred may be late.
+_SAFETY, _SLOW, _ONE_IN_A_HUNDRED = 1.25, 2.0, 2.3  # the last in standard deviations
 
 
 class ReadyQueue:
@@ -130,7 +130,7 @@ class Placement:
             return None
         tail = self._learning.tail(record)
         slow = float(seconds[free]) * this.fastest > _SLOW * work
-        safety = _SAFETY_SLOW if slow else _SAFETY
+        safety = math.exp(_ONE_IN_A_HUNDRED * self._learning.doubt(record)) if slow else _SAFETY
         if this.now + safety * (float(seconds[free]) + tail) <= this.horizon:
             return free
         first = int(end.argmin())

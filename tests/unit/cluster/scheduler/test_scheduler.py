@@ -11,8 +11,10 @@ from common.cluster.scheduler.scheduler import Scheduler
 from common.cluster.scheduler.states import (
     Assignment,
     Change,
+    JobRecord,
     JobState,
     Limits,
+    NodeRecord,
     PlannedJob,
     SlotId,
 )
@@ -107,6 +109,31 @@ def test_a_slot_for_which_one_job_waits_is_spoken_for_when_the_next_is_placed() 
     assert world.step() == ["third"]
     world.end("first")
     assert world.step() == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("observed", "slow_gets"),
+    [
+        ((), "short"),
+        ((1.0, 1.0) * 10, "second"),
+        ((0.2, 1.8) * 10, "short"),
+    ],
+    ids=["no job is done", "jobs take what was expected", "jobs take anything"],
+)
+def test_a_slow_slot_gets_a_long_job_only_when_it_is_known_to_end_in_time(
+    observed: tuple[float, ...], slow_gets: str
+) -> None:
+    world = SimulatedCluster()
+    world.add_jobs(*[PlannedJob(f"short{i}", 1) for i in range(60)])
+    world.add_jobs(PlannedJob("first", 10.5), PlannedJob("second", 10))
+    done, elsewhere = JobRecord(PlannedJob("done", 1), None, 0), NodeRecord("elsewhere")
+    for seconds in observed:
+        world.scheduler.learning.observe(done, elsewhere, seconds)
+    world.add_node("fast", speed=1.0)
+    world.add_node("slow", speed=0.4)
+    world.step()
+    assert world.where("first").node == "fast"
+    assert next(job for job, slot in world.running() if slot.node == "slow").startswith(slow_gets)
 
 
 def test_a_job_that_waits_for_a_slot_takes_the_free_one_when_the_other_does_not_come_free() -> None:
