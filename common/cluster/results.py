@@ -64,7 +64,7 @@ class Results:
         try:
             if job.kind == "base":
                 return judge_base(root, job.id, *self._base_key(job))
-            weights, data = self._expected(job)
+            weights, data = self._expected(job, self._base_of(job))
             return judge_experiment(root.experiments / job.id, job.finetune, weights, data)
         except (CorruptArtifact, InputError) as error:
             return Verdict(State.STALE, str(error))
@@ -102,7 +102,7 @@ class Results:
 
     def _accept_experiment(self, job: Job, root: Paths) -> None:
         base = self._base_of(job)
-        weights, data = self._expected(job)
+        weights, data = self._expected(job, base)
         try:
             experiment = artifacts.open_experiment(root.experiments / job.id)
         except FileNotFoundError:
@@ -124,9 +124,8 @@ class Results:
             make_way(self._paths, folder, here, overwrite=job.finetune.overwrite)
             artifacts.adopt_experiment(self._paths, experiment)
 
-    def _expected(self, job: Job) -> tuple[str | None, dict[str, str]]:
+    def _expected(self, job: Job, base: artifacts.Json | None) -> tuple[str | None, dict[str, str]]:
         """SHA-256 of the base weights that a fine-tune starts from, and its data fingerprints."""
-        base = self._base_of(job)
         people = base["base_participants"] if base else []
         data = finetune_fingerprints(job.finetune, people, self._sha256)
         return base["weights_sha256"] if base else None, data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Arrivals:
         self._run, self._nodes, self._tell = run, nodes, tell
         self._threads = [WorkThreads(f"publish {n}", 1, tell) for n in range(PUBLISHING)]
         self._unjudged: Counter[Path] = Counter()  # results by the folder in which they lie
+        self._due: list[tuple[str, Callable[[], None]]] = []  # verifications, by job
         self._accepted: set[str] = set()  # jobs; each is looked up and added in its own thread
         # base -> (node, experiment found there), to be judged once the base is on the head
         self._found: dict[str, set[tuple[str, str]]] = {}
@@ -75,7 +76,7 @@ class Arrivals:
         self._tidy(event.root)
 
     def _verify(self, now: float, job: Job, node: str, root: Paths) -> None:
-        """Verify and publish a result in `root`, unless its job is done. Reports Judged."""
+        """Verify and publish a result in `root` soon, unless its job is done; Judged follows."""
 
         def verify() -> None:
             refused = ""
@@ -89,7 +90,15 @@ class Arrivals:
         if self._run.scheduler.state(job.id) is JobState.DONE:
             self.on_judged(now, Judged(node, job.id, root.root, ""))
         else:
-            self._threads[hash(job.id) % PUBLISHING].put(verify)
+            self._due.append((job.id, verify))
+
+    def verify(self) -> None:
+        """Begin to verify what has arrived. Called once free slots have their next job, which it
+        would hold up: one thread of Python runs at a time.
+        """
+        for job, verify in self._due:
+            self._threads[hash(job) % PUBLISHING].put(verify)
+        self._due.clear()
 
     def _tidy(self, root: Path) -> None:
         """Remove a folder of which all results are judged."""

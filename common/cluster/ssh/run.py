@@ -135,6 +135,7 @@ class Runner:
         self._take_events()
         self._periodic(time.monotonic())
         self._decide(time.monotonic())
+        self._arrivals.verify()
         self._publish_status()
 
     def _take_events(self) -> None:
@@ -219,6 +220,7 @@ class Runner:
                     waited.discard(event.worker)
                 elif isinstance(event, Said):
                     self._workers.on_last_words(time.monotonic(), event)
+                    self._arrivals.verify()
                 elif isinstance(event, Judged):
                     self._arrivals.on_judged(time.monotonic(), event)
 
