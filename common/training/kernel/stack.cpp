@@ -47,13 +47,13 @@ namespace {
 // -- vectors
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, WIDE = 4;
+constexpr int LANES = 16, WIDE = 4, REGISTERS = 32;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int LANES = 8, WIDE = 2;
+constexpr int LANES = 8, WIDE = 2, REGISTERS = 16;
 #elif defined(__aarch64__)
-constexpr int LANES = 4, WIDE = 4;
+constexpr int LANES = 4, WIDE = 4, REGISTERS = 32;
 #else
-constexpr int LANES = 4, WIDE = 2;
+constexpr int LANES = 4, WIDE = 2, REGISTERS = 16;
 #endif
 constexpr int DEEP = 4;         // output channels of one tile
 constexpr int PAIR = WIDE / 2;  // input channels of one tile of the filters' gradient
@@ -71,8 +71,19 @@ typedef int32_t UnalignedMask __attribute__((vector_size(4 * LANES), aligned(4),
 
 INLINE V load(const float* from) { return (V) * (const Unaligned*)from; }
 INLINE void store(float* to, V value) { *(Unaligned*)to = (Unaligned)value; }
+// Loaded once: compilers would read it again for every product, and loads take longest.
+INLINE V in_register(V value) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(value));
+#elif defined(__SSE2__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+  return value;
+}
 INLINE M load_mask(const int32_t* from) { return (M) * (const UnalignedMask*)from; }
-INLINE V splat(float value) { return V{} + value; }
+INLINE V splat(float value) { return value - V{}; }  // no operation; + V{} is one: -0 becomes 0
 INLINE V keep(M mask, V value) { return (V)((M)value & mask); }
 INLINE V choose(M mask, V yes, V no) { return (V)(((M)yes & mask) | ((M)no & ~mask)); }
 
@@ -359,7 +370,7 @@ INLINE void convolve(V (&sums)[DEEP][WIDTH], const float* x, long stride, int in
       V taps[WIDTH];
       const float* shifted = x + (k - 1) * dilation;
 #pragma GCC unroll 4
-      for (int v = 0; v < WIDTH; ++v) taps[v] = load(shifted + v * LANES);
+      for (int v = 0; v < WIDTH; ++v) taps[v] = in_register(load(shifted + v * LANES));
 #pragma GCC unroll 4
       for (int o = 0; o < DEEP; ++o) {
         const V filter = splat(filters[o]);
@@ -526,12 +537,13 @@ INLINE void filter_tile(Rows dh, Rows x, int o, int i, long dilation, long lengt
   for (long t = 0; t < length; t += LANES) {
     V g[DEEP];
 #pragma GCC unroll 4
-    for (int j = 0; j < DEEP; ++j) g[j] = load(outputs + j * dh.stride + t);
+    for (int j = 0; j < DEEP; ++j) g[j] = in_register(load(outputs + j * dh.stride + t));
 #pragma GCC unroll 4
     for (int n = 0; n < INPUTS; ++n)
 #pragma GCC unroll 3
       for (int k = 0; k < 3; ++k) {
-        const V tap = load(inputs + n * x.stride + t + (k - 1) * dilation);
+        V tap = load(inputs + n * x.stride + t + (k - 1) * dilation);
+        if (REGISTERS == 32) tap = in_register(tap);
 #pragma GCC unroll 4
         for (int j = 0; j < DEEP; ++j)
           found[(n * 3 + k) * DEEP + j] = fma(g[j], tap, found[(n * 3 + k) * DEEP + j]);
