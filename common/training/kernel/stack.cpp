@@ -55,6 +55,11 @@ constexpr int LANES = 4, WIDE = 4, REGISTERS = 32;
 #else
 constexpr int LANES = 4, WIDE = 2, REGISTERS = 16;
 #endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define UNROLL_TAPS _Pragma("GCC unroll 3")
+#else  // GCC would hold more than 16 registers do
+#define UNROLL_TAPS _Pragma("GCC unroll 1")
+#endif
 constexpr int DEEP = 4;         // output channels of one tile
 constexpr int PAIR = WIDE / 2;  // input channels of one tile of the filters' gradient
 constexpr int SLOTS = 16;       // sums of gradients, and so the most threads
@@ -365,7 +370,7 @@ template <int WIDTH>
 INLINE void convolve(V (&sums)[DEEP][WIDTH], const float* x, long stride, int inputs, long dilation,
                      const float* filters) {
   for (int i = 0; i < inputs; ++i, x += stride) {
-#pragma GCC unroll 3
+    UNROLL_TAPS
     for (int k = 0; k < 3; ++k, filters += DEEP) {
       V taps[WIDTH];
       const float* shifted = x + (k - 1) * dilation;
