@@ -528,6 +528,18 @@ def test_a_second_result_of_a_job_is_not_published(play: Any) -> None:
     assert (accepted, run.state("a"), run.record().done) == (["a"], JobState.DONE, 1)
 
 
+def test_a_free_slot_gets_its_next_job_before_results_are_verified(play: Any) -> None:
+    run = play([base("a"), base("b")])
+    run.join()
+    given: list[list[str]] = []
+    run.results.accept = lambda job, root: given.append(run.worker().jobs) or ""
+    at_once = SimpleNamespace(put=lambda do: do())
+    run.run._arrivals._threads = [at_once] * len(run.run._arrivals._threads)
+    done = Said(run.worker(), {"done": "a", "seconds": 1.0})
+    run.tell(done, Fetched(run.node(), ("a",), run.paths.root, 1))
+    assert given == [["a", "b"]]
+
+
 def test_a_result_that_could_not_be_fetched_is_the_nodes_fault(play: Any) -> None:
     run = play([base("a")])
     run.join()
