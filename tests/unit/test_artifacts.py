@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -284,3 +285,22 @@ def test_own_code_that_was_edited_beside_its_result_is_not_believed(paths: Paths
 def test_json_holds_numbers_only(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         artifacts.to_json({"score": value})
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{}, {"a": 1}, {"z": 1}, {"a": 1, "z": 1}, {"a": {"checksum": "x"}, "z": [{"checksum": 1}]}],
+    ids=["alone", "last", "first", "between", "not the only one"],
+)
+def test_a_sealed_document_is_read_wherever_its_checksum_stands_and_no_byte_may_change(
+    tmp_path: Path, provenance: dict[str, Any]
+) -> None:
+    path = tmp_path / "document.json"
+    record = artifacts.seal({"name": "x", "provenance": provenance})
+    raw = artifacts.to_json(record)
+    path.write_bytes(raw)
+    assert artifacts.read_sealed(path) == record
+    for place in range(len(raw)):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        with pytest.raises(CorruptArtifact):
+            artifacts.read_sealed(path)
