@@ -299,6 +299,7 @@ class Windows:
         self.device = torch.device("cpu")
         self._resident: Tensor | None = None
         self._placed_y = self.y
+        self._addresses: Tensor | None = None
 
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
@@ -328,7 +329,7 @@ class Windows:
         if resident and (self._resident is None or self._resident.device != device):
             self._resident = torch.empty(len(self), self.channels, self.samples, device=device)
             for rows in self._blocks(FINITE_CHECK_BYTES):
-                self._resident[rows[0] : rows[-1] + 1] = self._gather(rows)
+                self._resident[rows[0] : rows[-1] + 1] = self.gather(rows)
         elif not resident:
             self._resident = None
         self.device, self._placed_y = device, self.y.to(device)
@@ -374,6 +375,16 @@ class Windows:
             sizes = [min(size, len(self) - start) for start in range(0, len(self), size)]
             yield from self.chunks(torch.arange(len(self)), sizes)
 
+    def addresses(self) -> Tensor | None:
+        """Where in memory each window begins, int64 [windows]; None unless all lie there whole,
+        channel after channel. They hold while this set lives.
+        """
+        if any(part.split.x.stride()[1:] != (self.samples, 1) for part in self._parts):
+            return None
+        if self._addresses is None:
+            self._addresses = torch.cat([_addresses(part) for part in self._parts])
+        return self._addresses
+
     def normalization(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, float32 [channels]; a constant channel gets
         1. Two passes in float64.
@@ -382,11 +393,11 @@ class Windows:
         blocks = self._blocks(CHUNK_BYTES)
         total = torch.zeros(self.channels, dtype=torch.float64)
         for rows in blocks:
-            total += self._gather(rows).double().sum(dim=(0, 2))
+            total += self.gather(rows).double().sum(dim=(0, 2))
         mean = total / count
         total = torch.zeros(self.channels, dtype=torch.float64)
         for rows in blocks:
-            total += (self._gather(rows).double() - mean[:, None]).square().sum(dim=(0, 2))
+            total += (self.gather(rows).double() - mean[:, None]).square().sum(dim=(0, 2))
         sd = (total / count).sqrt()
         return mean.float(), torch.where(sd > 0, sd, torch.ones_like(sd)).float()
 
@@ -395,7 +406,7 @@ class Windows:
             if self._resident is not None:
                 yield self._resident.index_select(0, rows.to(self.device, non_blocking=True)), rows
             else:
-                yield self._gather(rows), rows
+                yield self.gather(rows), rows
 
     def _prefetched(self, pieces: Sequence[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The same as `_plain`, gathered by a thread at most two pieces ahead, into pinned memory
@@ -416,7 +427,7 @@ class Windows:
                 for rows in pieces:
                     if stop.is_set():
                         return
-                    offer((self._gather(rows, pin=self.device.type == "cuda"), rows))
+                    offer((self.gather(rows, pin=self.device.type == "cuda"), rows))
                 offer(None)
             except BaseException as error:  # noqa: BLE001  (handed to the consumer, who raises it)
                 offer(error)
@@ -432,7 +443,7 @@ class Windows:
             stop.set()
             thread.join()
 
-    def _gather(self, rows: Tensor, *, pin: bool = False) -> Tensor:
+    def gather(self, rows: Tensor, *, pin: bool = False) -> Tensor:
         """Windows `rows` of this set as a new [n, channels, samples] on the CPU."""
         out = torch.empty(len(rows), self.channels, self.samples, pin_memory=pin)
         if len(self._parts) == 1:
@@ -463,6 +474,12 @@ def _part(part: Split | tuple[Split, Rows | None]) -> _Part:
         split,
         None if rows is None else torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64)),
     )
+
+
+def _addresses(part: _Part) -> Tensor:
+    x = part.split.x
+    rows = torch.arange(len(x)) if part.rows is None else part.rows
+    return x.data_ptr() + rows * (x.stride(0) * x.element_size())
 
 
 def _half_of_free(device: torch.device) -> int:

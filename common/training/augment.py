@@ -14,9 +14,21 @@ import torch
 from torch import Tensor
 
 from common.training.kernel.build import kernel
+from common.training.scattered import Change, Scattered
 
 KNOTS = 4  # inner knots of the time warp, as in Um et al.
 SLOWEST = 0.1  # the warp's speed never falls below this, so that time always runs forward
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What happens to each window: those that are warped (row numbers) and the knots of their
+    warps, and the change of all.
+    """
+
+    warped: Tensor
+    knots: Tensor
+    change: Change
 
 
 @dataclass(frozen=True)
@@ -49,59 +61,72 @@ class Augment:
         back from a GPU. Only the noise is drawn on the device; on a CPU by the kernel, ten times
         faster than by PyTorch.
         """
-        chosen = torch.rand(3, len(x), generator=generator) < self.aug_prob
-        if self.time_warp_std > 0:
-            self._warp(x, chosen[0], generator)
-        factor = torch.ones(len(x))
-        if self.magnitude_range != (1.0, 1.0):
-            low, high = self.magnitude_range
-            drawn = torch.rand(len(x), generator=generator) * (high - low) + low
-            factor = torch.where(chosen[1], drawn, factor)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        spread = torch.where(chosen[2], self.jitter_std, 0.0)[:, None] * self._units(x.shape[1])
+        drawn = self._drawn(len(x), x.shape[1], generator)
+        if len(drawn.warped) and x.shape[2] > 1:
+            where = drawn.warped.to(x.device, non_blocking=True)
+            x.index_copy_(0, where, warped(x.index_select(0, where), drawn.knots))
         library = kernel().library if x.device.type == "cpu" else None
         if library is None:
-            self._scale_and_jitter(x, factor, spread, seed)
+            _scale_and_jitter(x, drawn.change)
         else:
-            dense = x.contiguous()
-            library.stack_augment(
-                dense.data_ptr(), *x.shape, factor.data_ptr(), spread.data_ptr(), seed
-            )
+            change, dense = drawn.change, x.contiguous()
+            places = (tensor.data_ptr() for tensor in (change.factors, change.spreads))
+            library.stack_augment(dense.data_ptr(), *x.shape, *places, change.seed)
             if dense is not x:
                 x.copy_(dense)
         return x
+
+    def while_read(self, x: Scattered, generator: torch.Generator) -> Scattered:
+        """The same windows as from a call with them as a tensor, where the kernel reads them: only
+        those that are warped are copied.
+        """
+        drawn = self._drawn(len(x), x.windows.channels, generator)
+        if len(drawn.warped) and x.samples > 1:
+            copies = x.windows.gather(x.rows[drawn.warped])
+            x = x.replaced(drawn.warped, warped(copies, drawn.knots))
+        return replace(x, change=drawn.change)
+
+    def _drawn(self, windows: int, channels: int, generator: torch.Generator) -> _Drawn:
+        chosen = torch.rand(3, windows, generator=generator) < self.aug_prob
+        rows, knots = torch.zeros(0, dtype=torch.int64), torch.zeros(0, KNOTS + 2)
+        if self.time_warp_std > 0:
+            rows = chosen[0].nonzero().squeeze(1)
+            all_knots = torch.randn(windows, KNOTS + 2, generator=generator)
+            knots = all_knots.mul_(self.time_warp_std).add_(1.0)[rows]
+        factors = torch.ones(windows)
+        if self.magnitude_range != (1.0, 1.0):
+            low, high = self.magnitude_range
+            factor = torch.rand(windows, generator=generator) * (high - low) + low
+            factors = torch.where(chosen[1], factor, factors)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        spreads = torch.where(chosen[2], self.jitter_std, 0.0)[:, None] * self._units(channels)
+        return _Drawn(rows, knots, Change(factors, spreads, seed))
 
     def _units(self, channels: int) -> Tensor:
         """What noise of SD 1 is in each channel, [channels]."""
         return torch.ones(channels) if self.channel_sd is None else torch.tensor(self.channel_sd)
 
-    def _scale_and_jitter(self, x: Tensor, factor: Tensor, spread: Tensor, seed: int) -> None:
-        """factor: [windows]; spread: [windows, channels]."""
-        x.mul_(factor.to(x.device, non_blocking=True)[:, None, None])
-        rows = spread.any(dim=1).nonzero().squeeze(1)
-        if len(rows):
-            generator = torch.Generator(x.device).manual_seed(seed)
-            noise = torch.randn(len(rows), *x.shape[1:], generator=generator, device=x.device)
-            scale = spread[rows].to(x.device, non_blocking=True)[:, :, None]
-            x.index_add_(0, rows.to(x.device, non_blocking=True), noise.mul_(scale))
 
-    def _warp(self, x: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
-        samples = x.shape[2]
-        knots = (
-            torch.randn(len(x), KNOTS + 2, generator=generator).mul_(self.time_warp_std).add_(1.0)
-        )
-        rows = chosen.nonzero().squeeze(1)
-        if not len(rows) or samples < 2:
-            return
-        where = rows.to(x.device, non_blocking=True)
-        time = warp_times(knots[rows].to(x.device, non_blocking=True), samples)
-        left = time.floor().clamp_(max=samples - 2)
-        part = (time - left).unsqueeze(1)
-        source = x.index_select(0, where)
-        index = left.long().unsqueeze(1).expand(-1, x.shape[1], -1)
-        x.index_copy_(
-            0, where, torch.lerp(source.gather(2, index), source.gather(2, index + 1), part)
-        )
+def _scale_and_jitter(x: Tensor, change: Change) -> None:
+    x.mul_(change.factors.to(x.device, non_blocking=True)[:, None, None])
+    rows = change.spreads.any(dim=1).nonzero().squeeze(1)
+    if len(rows):
+        generator = torch.Generator(x.device).manual_seed(change.seed)
+        noise = torch.randn(len(rows), *x.shape[1:], generator=generator, device=x.device)
+        scale = change.spreads[rows].to(x.device, non_blocking=True)[:, :, None]
+        x.index_add_(0, rows.to(x.device, non_blocking=True), noise.mul_(scale))
+
+
+def warped(x: Tensor, knots: Tensor) -> Tensor:
+    """x [windows, channels, samples], two samples or more, along the times of `knots` [windows,
+    KNOTS + 2].
+    """
+    samples = x.shape[2]
+    time = warp_times(knots.to(x.device, non_blocking=True), samples)
+    left = time.floor().clamp_(max=samples - 2)
+    part = (time - left).unsqueeze(1)
+    index = left.long().unsqueeze(1).expand(-1, x.shape[1], -1)
+    return torch.lerp(x.gather(2, index), x.gather(2, index + 1), part)
 
 
 def warp_times(knots: Tensor, samples: int) -> Tensor:

@@ -7,29 +7,47 @@ networks.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data.dataset import Windows
 from common.training.adam import Adam
 from common.training.kernel.build import kernel
 from common.training.kernel.stack import AdamState, Given, Stack
 from common.training.networks import Network
+from common.training.scattered import Scattered, addresses_in, scattered
 
 EVALUATED_BYTES = 8 << 20  # windows that the kernel evaluates in one call
 CACHED_BYTES = 12 << 20  # activations of one block up to this size are fastest on a CPU
 
 
 class Backend(Protocol):
-    """`name` is recorded in the provenance; a checkpoint of another backend is not resumed."""
+    """`name` is recorded in the provenance; a checkpoint of another backend is not resumed.
+
+    x: windows [batch, channels, samples], a tensor or what `chunks` and `batches` gave.
+    """
 
     @property
     def name(self) -> str: ...
 
-    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+    def chunks(
+        self, windows: Windows, order: Tensor, sizes: Sequence[int], *, in_place: bool
+    ) -> Iterator[tuple[Any, Tensor]]:
+        """Consecutive pieces of `order` (row numbers) of the given sizes, as (x, y); x is a tensor
+        unless `in_place`.
+        """
+        ...
+
+    def batches(self, windows: Windows) -> Iterator[tuple[Any, Tensor]]:
+        """All windows in their order, as (x, y) for `evaluate` and `logits`."""
+        ...
+
+    def gradient(self, x: Any, y: Tensor) -> Tensor:
         """Put the gradient of the mean, weighted loss of x [batch, channels, samples] and y [batch]
         into `.grad` of the trained parameters, overwriting what is there.
 
@@ -37,17 +55,17 @@ class Backend(Protocol):
         """
         ...
 
-    def train(self, x: Tensor, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
+    def train(self, x: Any, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
         """`gradient` and an update for one batch after the other, of the given sizes; x and y hold
         them all. Returns the sum of the unweighted losses.
         """
         ...
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Any) -> Tensor:
         """[batch], without dropout and without gradients."""
         ...
 
-    def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
+    def evaluate(self, x: Any, y: Tensor) -> Tensor:
         """float64 [5] on the device: the sum of the unweighted losses, and counts [tn, fp, fn, tp]
         at probability 0.5.
         """
@@ -131,6 +149,14 @@ class AutogradBackend:
         # Takes what was compiled; a compilation that fails in mid-training is eager, no error.
         self._captured = torch.compile(self._losses, mode=mode, dynamic=False)
 
+    def chunks(
+        self, windows: Windows, order: Tensor, sizes: Sequence[int], *, in_place: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        return windows.chunks(order, sizes)
+
+    def batches(self, windows: Windows) -> Iterator[tuple[Tensor, Tensor]]:
+        return windows.batches(self.evaluation_batch(windows.samples))
+
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
         self.model.train()
         for parameter in self.trained:
@@ -204,11 +230,24 @@ class KernelBackend:
         self.threads = torch.get_num_threads()
         self._stacks: dict[int, Stack] = {}
 
-    def gradient(self, x: Tensor, y: Tensor) -> Tensor:
+    def chunks(
+        self, windows: Windows, order: Tensor, sizes: Sequence[int], *, in_place: bool
+    ) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
+        found = scattered(windows, order, sizes) if in_place else None
+        return windows.chunks(order, sizes) if found is None else found
+
+    def batches(self, windows: Windows) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
+        found = scattered(windows, torch.arange(len(windows)), [len(windows)])
+        size = self.evaluation_batch(windows.samples)
+        return windows.batches(size) if found is None else found
+
+    def gradient(self, x: Tensor | Scattered, y: Tensor) -> Tensor:
         given, _kept = self._training(x, y)
         return _double(self._stack(x).gradient(given))
 
-    def train(self, x: Tensor, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
+    def train(
+        self, x: Tensor | Scattered, y: Tensor, sizes: Sequence[int], adam: Adam
+    ) -> Tensor:
         given, _kept = self._training(x, y)
         step, mean, square = (value.data_ptr() for value in adam.state.values())
         weights, gradient = adam.weights.data_ptr(), adam.gradient.data_ptr()
@@ -216,36 +255,50 @@ class KernelBackend:
         state = AdamState(weights, gradient, mean, square, step, count, rate, decay)
         return _double(self._stack(x).train(given, sizes, state))
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor | Scattered) -> Tensor:
         out = torch.empty(len(x))
-        given = Given(x.data_ptr(), x.stride(), len(x), threads=self.threads)
+        given, _kept = self._given(x)
         self._stack(x).logits(given, out.data_ptr())
         return out
 
-    def evaluate(self, x: Tensor, y: Tensor) -> Tensor:
+    def evaluate(self, x: Tensor | Scattered, y: Tensor) -> Tensor:
         out, labels = torch.empty(5, dtype=torch.float64), y.contiguous()
-        place = labels.data_ptr()
-        given = Given(x.data_ptr(), x.stride(), len(x), place, threads=self.threads)
-        self._stack(x).evaluate(given, out.data_ptr())
+        given, _kept = self._given(x)
+        self._stack(x).evaluate(replace(given, y=labels.data_ptr()), out.data_ptr())
         return out
 
-    def _training(self, x: Tensor, y: Tensor) -> tuple[Given, list[Tensor | None]]:
-        """A batch for the kernel, and the tensors that must live until its call is over."""
-        x, y, mask, dropout = x.float(), y.contiguous(), None, self.model.dropout.p
+    def _training(self, x: Tensor | Scattered, y: Tensor) -> tuple[Given, list[Any]]:
+        """A batch for the kernel, and what must live until its call is over."""
+        given, kept = self._given(x)
+        y, mask, dropout = y.contiguous(), None, self.model.dropout.p
         if dropout > 0:
             mask = F.dropout(torch.ones(len(x), self.model.blocks[-1].channels), dropout)
         place = None if mask is None else mask.data_ptr()
-        given = Given(
-            x.data_ptr(), x.stride(), len(x), y.data_ptr(), place, self._pos_weight, self.threads
-        )
-        return given, [x, y, mask]
+        given = replace(given, y=y.data_ptr(), dropout=place, pos_weight=self._pos_weight)
+        return given, [*kept, y, mask]
+
+    def _given(self, x: Tensor | Scattered) -> tuple[Given, list[Any]]:
+        threads = self.threads
+        if isinstance(x, Scattered):
+            place, strides, change = x.addresses.data_ptr(), (x.samples, 1), x.change
+            given = Given(place, strides, len(x), threads=threads)
+            if change is not None:
+                places = change.factors.data_ptr(), change.spreads.data_ptr()
+                given = replace(given, factors=places[0], spreads=places[1], seed=change.seed)
+            return given, [x]
+        x = x.float()
+        addresses = addresses_in(x)
+        _, channel, sample = x.stride()
+        given = Given(addresses.data_ptr(), (channel, sample), len(x), threads=threads)
+        return given, [x, addresses]
 
     def evaluation_batch(self, samples: int) -> int:
         """Few calls, and not much memory where windows have to be gathered."""
         return max(1, EVALUATED_BYTES // (4 * samples * len(self.model.mean)))
 
-    def _stack(self, x: Tensor) -> Stack:
-        samples, model = x.shape[2], self.model
+    def _stack(self, x: Tensor | Scattered) -> Stack:
+        samples = x.samples if isinstance(x, Scattered) else x.shape[2]
+        model = self.model
         if samples not in self._stacks:
             parameters = model.ordered_parameters()
             trained = [p.grad if p.requires_grad else None for p in parameters]

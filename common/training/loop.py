@@ -28,6 +28,7 @@ from common.training.augment import Augment
 from common.training.backends import AutogradBackend, Backend, KernelBackend, backend_for
 from common.training.metrics import macro_f1
 from common.training.networks import Model
+from common.training.scattered import Scattered
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -309,9 +310,13 @@ class _Run:
         pieces = _pieces(batches, chunk_batches(self.train.window_bytes, settings.batch_size))
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with _seeded(epoch_seed(settings.seed_key, epoch, "dropout"), self.device):
-            chunks = self.train.chunks(order, [sum(piece) for piece in pieces])
+            ours = self.augment is None or isinstance(self.augment, Augment)
+            sizes = [sum(piece) for piece in pieces]
+            chunks = self.backend.chunks(self.train, order, sizes, in_place=ours)
             for piece, (x, y) in zip(pieces, chunks, strict=True):
-                if self.augment is not None:
+                if isinstance(self.augment, Augment) and isinstance(x, Scattered):
+                    x = self.augment.while_read(x, augment)
+                elif self.augment is not None:
                     x = self.augment(x, augment)
                 total += self.backend.train(x, y, piece, self.optimizer)
         self.done.updates += len(batches)
@@ -491,7 +496,7 @@ def _keep_freed_memory() -> None:
 def evaluate(backend: Backend, windows: Windows) -> Evaluation:
     """Score a set of windows with one transfer to the host."""
     total = torch.zeros(5, dtype=torch.float64, device=windows.device)
-    for x, y in windows.batches(backend.evaluation_batch(windows.samples)):
+    for x, y in backend.batches(windows):
         total += backend.evaluate(x, y)
     loss, *counts = total.tolist()
     return Evaluation(loss / len(windows), [int(count) for count in counts])

@@ -214,9 +214,8 @@ def score(model: Model, windows: Windows) -> tuple[np.ndarray[Any, Any], float]:
     pass.
     """
     backend = backend_for(model)
-    size = backend.evaluation_batch(windows.samples)
     with torch.inference_mode():
-        logits = torch.cat([backend.logits(x) for x, _ in windows.batches(size)]).cpu()
+        logits = torch.cat([backend.logits(x) for x, _ in backend.batches(windows)]).cpu()
         loss = F.binary_cross_entropy_with_logits(logits.double(), windows.y.double())
         return torch.sigmoid(logits).numpy(), float(loss)
 

@@ -587,18 +587,103 @@ void input_gradient(const Block& b, const float* filters, Rows dh, Rows dx, long
   in_tiles(length, [&](auto width, long t) { input_tile<width>(b, filters, dh, dx, t); });
 }
 
+// -- augmentation
+
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+
+template <class T>
+INLINE T mixed(T x) {  // "lowbias32" of C. Wellons' hash prospector
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  x ^= x >> 16;
+  return x;
+}
+
+INLINE V logarithm(V a) {  // of positive, normal numbers, as in Cephes
+  M exponent = ((M)a >> 23) - 127;
+  V m = (V)(((M)a & 0x7fffff) | 0x3f800000);
+  const M upper = m > 1.41421356f;
+  exponent -= upper;
+  m = choose(upper, m * 0.5f, m) - 1.0f;
+  const V e = __builtin_convertvector(exponent, V), square = m * m;
+  const float terms[] = {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                         -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+  V p = splat(7.0376836292e-2f);
+#pragma GCC unroll 8
+  for (float term : terms) p = fma(p, m, splat(term));
+  return fma(e, splat(0.693147181f), m + fma(p * m, square, square * -0.5f));
+}
+
+// Standard normal numbers from 32 random bits each: the inverse of the error function by M. Giles,
+// "Approximating the erfinv function", GPU Computing Gems 2, 2010.
+INLINE V normal(U bits) {
+  const V x = fma(__builtin_convertvector((M)(bits >> 8), V), splat(0x1p-23f), splat(0x1p-24f - 1));
+  const V w = -logarithm((1.0f - x) * (1.0f + x));
+  const float near[] = {3.43273939e-07f, -3.5233877e-06f,   -4.39150654e-06f, 0.00021858087f,
+                        -0.00125372503f, -0.00417768164f, 0.246640727f,     1.50140941f};
+  const float far[] = {0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
+                       -0.0076224613f,  0.00943887047f, 1.00167406f,     2.83297682f};
+  V p = splat(2.81022636e-08f);
+  const V of_near = w - 2.5f;
+#pragma GCC unroll 8
+  for (float term : near) p = fma(p, of_near, splat(term));
+  const M tail = w >= 5.0f;
+  if (any(tail)) {  // one number in three hundred
+    V q = splat(-0.000200214257f);
+    const V of_far = root(w) - 3.0f;
+#pragma GCC unroll 8
+    for (float term : far) q = fma(q, of_far, splat(term));
+    p = choose(tail, q, p);
+  }
+  return p * x * 1.41421356f;
+}
+
+struct Change {  // of a row: x * factor + spread * noise
+  float factor, spread;
+  uint32_t one, two;
+  bool changes() const { return factor != 1 || spread != 0; }
+};
+
+INLINE V changed(const Change& c, V x, U counter) {
+  x *= c.factor;
+  return c.spread == 0 ? x : fma(normal(mixed(mixed(counter + c.one) ^ c.two)), splat(c.spread), x);
+}
+
+// Whole vectors from `row` on; sample `start` of the window stands there.
+void change_row(const Change& change, float* row, long start, long length) {
+  U counter;
+  for (int lane = 0; lane < LANES; ++lane) counter[lane] = (uint32_t)start + lane;
+  for (long t = 0; t < length; t += LANES, counter += (uint32_t)LANES)
+    store(row + t, changed(change, load(row + t), counter));
+}
+
+struct Augmentation {  // of windows; factors: null for none
+  const float *factors, *spreads;  // [windows], [windows][channels]
+  uint64_t seed;
+
+  Change of(long window, int channel, int channels) const {
+    const long row = window * channels + channel;
+    const uint32_t one = mixed((uint32_t)seed + (uint32_t)row);
+    return {factors[window], spreads[row], one, mixed((uint32_t)(seed >> 32) ^ mixed(one + 1))};
+  }
+};
+
 // -- a call
 
 struct Call {  // what is asked for; gradients: null, or null for a parameter that is not trained
-  const float *x, *y, *mean, *factor, *dropout;  // y: null without gradients; the others: or null
-  int64_t window, channel, sample;               // strides of x
-  int64_t batch;
+  const float* const* x;                     // where each window lies
+  int64_t channel, sample;                   // strides of a window
+  Augmentation augmentation;
+  const float *y, *mean, *factor, *dropout;  // y: null without gradients; the others: or null
+  int64_t first, batch;                      // windows of the batch
   int threads;
   const float* const* parameters;
   float* const* gradients;
   double pos_weight;
   float* logits;   // or null
-  double* losses;  // [batch], unweighted
+  double* losses;  // unweighted
   int lowest;      // first block whose gradient is needed
 };
 
@@ -639,16 +724,21 @@ void copy_input(const Group& g) {
     float* row = rows.at(c);
     for (long n = 0; n < g.windows; ++n) {
       float* to = row + n * level.distance;
-      const float* from = g.call.x + (g.first + n) * g.call.window + c * g.call.channel;
+      const float* from = g.call.x[g.first + n] + c * g.call.channel;
       if (g.call.sample == 1)
         std::memcpy(to, from, level.samples * sizeof(float));
       else
         for (long t = 0; t < level.samples; ++t) to[t] = from[t * g.call.sample];
+      if (g.call.augmentation.factors) {  // the last vector reaches beyond the window
+        const Change each = g.call.augmentation.of(g.first + n, c, level.channels);
+        if (each.changes()) change_row(each, to, 0, level.samples);
+      }
       if (g.call.mean)
         for (long t = 0; t < level.samples; ++t)
           to[t] = (to[t] - g.call.mean[c]) * g.call.factor[c];
       const long end = n + 1 < g.windows ? level.distance : length - n * level.distance;
-      std::memset(to + level.samples, 0, (end - level.samples) * sizeof(float));
+      const long empty = std::max<long>(end - level.samples, LANES);
+      std::memset(to + level.samples, 0, empty * sizeof(float));
     }
   }
 }
@@ -809,7 +899,8 @@ void pass_slots(Stack& stack, Workspace& work, const Call& call) {
     if (slot) std::memset(slot, 0, stack.shape.slot * sizeof(float));
     for (long group = s; group < groups; group += SLOTS) {
       const long start = group * stack.shape.group;
-      pass({stack, work, call, start, std::min<long>(stack.shape.group, call.batch - start), slot});
+      const long windows = std::min<long>(stack.shape.group, call.batch - start);
+      pass({stack, work, call, call.first + start, windows, slot});
     }
   }
 }
@@ -985,8 +1076,6 @@ void pack_all(Stack& stack, const Call& call) {
 // Loss and gradients of one batch.
 double gradient(Stack& stack, Call& call) {
   const Shape& shape = stack.shape;
-  if ((int64_t)stack.losses.size() < call.batch) stack.losses.resize(call.batch);
-  call.losses = stack.losses.data();
   pack_all(stack, call);
   pass_batch(stack, call);
   add_slots(stack, call.batch);
@@ -994,7 +1083,7 @@ double gradient(Stack& stack, Call& call) {
     unpack_block(shape.blocks[b], stack.slots.data, call.gradients + b * PER_BLOCK);
   unpack_head(shape, stack.slots.data, call.gradients + shape.blocks.size() * PER_BLOCK);
   double sum = 0;
-  for (int64_t n = 0; n < call.batch; ++n) sum += call.losses[n];
+  for (int64_t n = 0; n < call.batch; ++n) sum += call.losses[call.first + n];
   return sum;
 }
 
@@ -1031,87 +1120,13 @@ void update(const Adam& a) {
   }
 }
 
-// -- noise
-
-typedef uint32_t U __attribute__((vector_size(4 * LANES)));
-
-template <class T>
-INLINE T mixed(T x) {  // "lowbias32" of C. Wellons' hash prospector
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  x ^= x >> 16;
-  return x;
-}
-
-INLINE V logarithm(V a) {  // of positive, normal numbers, as in Cephes
-  M exponent = ((M)a >> 23) - 127;
-  V m = (V)(((M)a & 0x7fffff) | 0x3f800000);
-  const M upper = m > 1.41421356f;
-  exponent -= upper;
-  m = choose(upper, m * 0.5f, m) - 1.0f;
-  const V e = __builtin_convertvector(exponent, V), square = m * m;
-  const float terms[] = {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                         -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
-  V p = splat(7.0376836292e-2f);
-#pragma GCC unroll 8
-  for (float term : terms) p = fma(p, m, splat(term));
-  return fma(e, splat(0.693147181f), m + fma(p * m, square, square * -0.5f));
-}
-
-// Standard normal numbers from 32 random bits each: the inverse of the error function by M. Giles,
-// "Approximating the erfinv function", GPU Computing Gems 2, 2010.
-INLINE V normal(U bits) {
-  const V x = fma(__builtin_convertvector((M)(bits >> 8), V), splat(0x1p-23f), splat(0x1p-24f - 1));
-  const V w = -logarithm((1.0f - x) * (1.0f + x));
-  const float near[] = {3.43273939e-07f, -3.5233877e-06f,   -4.39150654e-06f, 0.00021858087f,
-                        -0.00125372503f, -0.00417768164f, 0.246640727f,     1.50140941f};
-  const float far[] = {0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
-                       -0.0076224613f,  0.00943887047f, 1.00167406f,     2.83297682f};
-  V p = splat(2.81022636e-08f);
-  const V of_near = w - 2.5f;
-#pragma GCC unroll 8
-  for (float term : near) p = fma(p, of_near, splat(term));
-  const M tail = w >= 5.0f;
-  if (any(tail)) {  // one number in three hundred
-    V q = splat(-0.000200214257f);
-    const V of_far = root(w) - 3.0f;
-#pragma GCC unroll 8
-    for (float term : far) q = fma(q, of_far, splat(term));
-    p = choose(tail, q, p);
-  }
-  return p * x * 1.41421356f;
-}
-
-struct Change {  // of a row: x * factor + spread * noise
-  float factor, spread;
-  uint32_t one, two;
-};
-
-INLINE V changed(const Change& c, V x, U counter) {
-  x *= c.factor;
-  return c.spread == 0 ? x : fma(normal(mixed(mixed(counter + c.one) ^ c.two)), splat(c.spread), x);
-}
-
-void augment_row(float* row, int64_t length, const Change& change) {
-  U counter;
-  for (int lane = 0; lane < LANES; ++lane) counter[lane] = lane;
-  int64_t t = 0;
-  for (; t + LANES <= length; t += LANES, counter += (uint32_t)LANES)
-    store(row + t, changed(change, load(row + t), counter));
-  if (t == length) return;
-  V x = {};
-  std::memcpy(&x, row + t, (length - t) * sizeof(float));
-  x = changed(change, x, counter);
-  std::memcpy(row + t, &x, (length - t) * sizeof(float));
-}
-
 // -- the interface's arguments
 
 struct Batch {  // as Batch in stack.py
-  const float* x;
-  int64_t strides[3];
+  const float* const* x;
+  int64_t channel, sample;
+  const float *factors, *spreads;
+  uint64_t seed;
   const float* y;
   int64_t windows;
   const float* const* parameters;
@@ -1123,8 +1138,8 @@ struct Batch {  // as Batch in stack.py
 
 Call call_for(Stack& stack, const Batch& batch) {
   Call call = {};
-  call.x = batch.x;
-  call.window = batch.strides[0], call.channel = batch.strides[1], call.sample = batch.strides[2];
+  call.x = batch.x, call.channel = batch.channel, call.sample = batch.sample;
+  call.augmentation = {batch.factors, batch.spreads, batch.seed};
   call.batch = batch.windows, call.threads = (int)batch.threads;
   call.parameters = batch.parameters;
   set_scaling(stack, call, batch.mean, batch.sd);
@@ -1137,6 +1152,8 @@ Call training_call(Stack& stack, const Batch& batch) {
   call.gradients = batch.gradients, call.pos_weight = batch.pos_weight;
   call.lowest = lowest_trained(stack.shape, batch.gradients);
   stack.slots.need(SLOTS * stack.shape.slot);
+  stack.losses.resize(batch.windows);
+  call.losses = stack.losses.data();
   return call;
 }
 
@@ -1222,9 +1239,7 @@ int stack_train(void* handle, const Batch* batch, const int64_t* sizes, int64_t 
       call.batch = sizes[n];
       *loss += gradient(stack, call);
       update(*adam);
-      call.x += sizes[n] * call.window;
-      call.y += sizes[n];
-      if (call.dropout) call.dropout += sizes[n] * stack.shape.features;
+      call.first += sizes[n];
     }
     return 1;
   } catch (...) {
@@ -1236,12 +1251,17 @@ int stack_train(void* handle, const Batch* batch, const int64_t* sizes, int64_t 
 // whose spread is given for each window and channel.
 void stack_augment(float* x, int64_t windows, int64_t channels, int64_t length,
                    const float* factors, const float* spreads, uint64_t seed) {
-  const uint32_t first = (uint32_t)seed, second = (uint32_t)(seed >> 32);
-  for (int64_t r = 0; r < windows * channels; ++r) {
-    const float factor = factors[r / channels];
-    if (factor == 1 && spreads[r] == 0) continue;
-    const uint32_t one = mixed(first + (uint32_t)r), two = mixed(second ^ mixed(one + 1));
-    augment_row(x + r * length, length, {factor, spreads[r], one, two});
-  }
+  const Augmentation augmentation = {factors, spreads, seed};
+  const long whole = length / LANES * LANES, rest = length - whole;
+  for (int64_t n = 0; n < windows; ++n)
+    for (int64_t c = 0; c < channels; ++c, x += length) {
+      const Change each = augmentation.of(n, (int)c, (int)channels);
+      if (!each.changes()) continue;
+      float tail[LANES] = {};
+      change_row(each, x, 0, whole);
+      std::memcpy(tail, x + whole, rest * sizeof(float));
+      change_row(each, tail, whole, rest);
+      std::memcpy(x + whole, tail, rest * sizeof(float));
+    }
 }
 }

@@ -10,12 +10,17 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 _INT, _ADDRESS, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
+_SEED = ctypes.c_uint64
 
 
 class _Batch(ctypes.Structure):
     _fields_ = [
         ("x", _ADDRESS),
-        ("strides", _INT * 3),
+        ("channel", _INT),
+        ("sample", _INT),
+        ("factors", _ADDRESS),
+        ("spreads", _ADDRESS),
+        ("seed", _SEED),
         ("y", _ADDRESS),
         ("windows", _INT),
         ("parameters", _ADDRESS),
@@ -39,13 +44,18 @@ class _Adam(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Given:
-    """A batch. x: [windows, channels, samples] at `strides` (in floats), y: [windows], dropout:
-    factors of the features before the head, [windows, features], or None: all float32, by address.
+    """A batch, all by address. x: addresses of the windows, int64 [windows], each [channels,
+    samples] at `strides` (in floats). y: [windows]; dropout: factors of the features before the
+    head, [windows, features]; factors [windows], spreads [windows, channels] and seed: of an
+    augmentation while windows are read, as in `stack_augment`. All of them float32, or None.
     """
 
     x: int
     strides: Sequence[int]
     windows: int
+    factors: int | None = None
+    spreads: int | None = None
+    seed: int = 0
     y: int | None = None
     dropout: int | None = None
     pos_weight: float = 1.0
@@ -79,7 +89,7 @@ def load_kernel(path: Path) -> ctypes.CDLL:
     library.stack_evaluate.argtypes = [_ADDRESS] * 3
     library.stack_gradient.argtypes = [_ADDRESS] * 3
     library.stack_train.argtypes = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS]
-    library.stack_augment.argtypes = [_ADDRESS, *[_INT] * 3, *[_ADDRESS] * 2, ctypes.c_uint64]
+    library.stack_augment.argtypes = [_ADDRESS, *[_INT] * 3, *[_ADDRESS] * 2, _SEED]
     library.stack_augment.restype = None
     return library
 
@@ -156,7 +166,8 @@ class Stack:
 
     def _take(self, given: Given) -> ctypes._Pointer[_Batch] | object:
         batch = self._batch
-        batch.x, batch.strides = given.x, (_INT * 3)(*given.strides)
+        batch.x, (batch.channel, batch.sample) = given.x, given.strides
+        batch.factors, batch.spreads, batch.seed = given.factors, given.spreads, given.seed
         batch.y, batch.dropout, batch.windows = given.y, given.dropout, given.windows
         batch.pos_weight, batch.threads = given.pos_weight, given.threads
         return ctypes.byref(batch)

@@ -308,6 +308,7 @@ def test_compilers_and_levels_agree_to_the_last_bit(tmp_path, target):
 SANITISED = """
 import ctypes, math, random, struct
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from common.training.kernel import stack
 library = stack.load_kernel(Path("kernel.so"))
@@ -335,19 +336,22 @@ for number in range(120):
     x, y = floats(batch * channels * samples, number % 3 == 0), floats(batch)
     mean, sd = floats(channels), array("f", [2.0] * channels)
     dropout, out = floats(batch * before), floats(batch)
-    strides = (channels * samples, samples, 1)
+    strides = (samples, 1)
     if rng.random() < .3:
-        strides = (channels * samples, 1, channels)
+        strides = (1, channels)
     bound = stack.Stack(library, channels, samples, blocks, hidden,
         [address(p) for p in parameters], [address(g) if g else None for g in found],
         (address(mean), address(sd)) if rng.random() < .5 else None)
     length, sums = rng.randint(1, 99), array("d", [0.0] * 5)
     vectors = [floats(length), floats(length), floats(length), floats(length), floats(1)]
     adam = stack.AdamState(*map(address, vectors), length, .1, .1)
+    places = array("q", [address(x) + 4 * channels * samples * n for n in range(batch)])
+    factors, spreads = floats(batch), floats(batch * channels)
+    changed = (address(factors), address(spreads), 7) if rng.random() < .5 else (None, None, 0)
     for threads in (1, 3):
-        bound.logits(stack.Given(address(x), strides, batch, threads=threads), address(out))
-        given = stack.Given(
-            address(x), strides, batch, address(y), address(dropout), 2.0, threads)
+        given = stack.Given(address(places), strides, batch, *changed, threads=threads)
+        bound.logits(given, address(out))
+        given = replace(given, y=address(y), dropout=address(dropout), pos_weight=2.0)
         bound.evaluate(given, address(sums))
         bound.gradient(given)
         bound.train(given, [batch - batch // 2, batch // 2][: 1 + (batch > 1)], adam)
