@@ -34,6 +34,7 @@ Rows = npt.NDArray[Any]
 
 # a chunk of training windows: large enough to amortise the gather, small enough to stay in cache
 CHUNK_BYTES = 4 << 20
+IN_PLACE_BYTES = 32 << 20  # the same for windows that are read where they lie: fewer calls
 FINITE_CHECK_BYTES = 32 << 20
 
 # What torch.load raises for files that are damaged or of another kind: its reader may fail at any
@@ -487,8 +488,8 @@ def _half_of_free(device: torch.device) -> int:
     return int(free) // 2
 
 
-def chunk_batches(window_bytes: int, batch_size: int) -> int:
+def chunk_batches(window_bytes: int, batch_size: int, in_place: bool = False) -> int:
     """Batches in a chunk: a function of shape and batch size alone, so that the random draws per
-    chunk never depend on memory.
+    chunk never depend on memory. in_place: its windows are not gathered.
     """
-    return max(1, CHUNK_BYTES // (window_bytes * batch_size))
+    return max(1, (IN_PLACE_BYTES if in_place else CHUNK_BYTES) // (window_bytes * batch_size))

@@ -237,9 +237,10 @@ class KernelBackend:
         return windows.chunks(order, sizes) if found is None else found
 
     def batches(self, windows: Windows) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
-        found = scattered(windows, torch.arange(len(windows)), [len(windows)])
-        size = self.evaluation_batch(windows.samples)
-        return windows.batches(size) if found is None else found
+        places = windows.addresses()
+        if places is None:
+            return windows.batches(self.evaluation_batch(windows.samples))
+        return iter([(Scattered(windows, torch.arange(len(windows)), places), windows.y)])
 
     def gradient(self, x: Tensor | Scattered, y: Tensor) -> Tensor:
         given, _kept = self._training(x, y)

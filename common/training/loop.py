@@ -307,12 +307,13 @@ class _Run:
             shuffle,
             self.model.smallest_batch,
         )
-        pieces = _pieces(batches, chunk_batches(self.train.window_bytes, settings.batch_size))
+        in_place = self._reads_in_place()
+        together = chunk_batches(self.train.window_bytes, settings.batch_size, in_place)
+        pieces = _pieces(batches, together)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with _seeded(epoch_seed(settings.seed_key, epoch, "dropout"), self.device):
-            ours = self.augment is None or isinstance(self.augment, Augment)
             sizes = [sum(piece) for piece in pieces]
-            chunks = self.backend.chunks(self.train, order, sizes, in_place=ours)
+            chunks = self.backend.chunks(self.train, order, sizes, in_place=in_place)
             for piece, (x, y) in zip(pieces, chunks, strict=True):
                 if isinstance(self.augment, Augment) and isinstance(x, Scattered):
                     x = self.augment.while_read(x, augment)
@@ -321,6 +322,11 @@ class _Run:
                 total += self.backend.train(x, y, piece, self.optimizer)
         self.done.updates += len(batches)
         return total / len(order)
+
+    def _reads_in_place(self) -> bool:
+        """Whether no window has to be gathered: a user's own augmentation takes a tensor."""
+        ours = self.augment is None or isinstance(self.augment, Augment)
+        return ours and isinstance(self.backend, KernelBackend)
 
     def _validate(self) -> Evaluation | None:
         if self.val is None:

@@ -591,72 +591,112 @@ void input_gradient(const Block& b, const float* filters, Rows dh, Rows dx, long
 
 typedef uint32_t U __attribute__((vector_size(4 * LANES)));
 
-template <class T>
-INLINE T mixed(T x) {  // "lowbias32" of C. Wellons' hash prospector
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  x ^= x >> 16;
-  return x;
+// The functions below take several vectors at once: one alone would wait for each of its steps.
+#define EACH _Pragma("GCC unroll 4") for (int v = 0; v < COUNT; ++v)
+
+template <class T, int COUNT>
+INLINE void mix(T (&x)[COUNT]) {  // "lowbias32" of C. Wellons' hash prospector
+  EACH x[v] ^= x[v] >> 16;
+  EACH x[v] *= 0x7feb352du;
+  EACH x[v] ^= x[v] >> 15;
+  EACH x[v] *= 0x846ca68bu;
+  EACH x[v] ^= x[v] >> 16;
 }
 
-INLINE V logarithm(V a) {  // of positive, normal numbers, as in Cephes
-  M exponent = ((M)a >> 23) - 127;
-  V m = (V)(((M)a & 0x7fffff) | 0x3f800000);
-  const M upper = m > 1.41421356f;
-  exponent -= upper;
-  m = choose(upper, m * 0.5f, m) - 1.0f;
-  const V e = __builtin_convertvector(exponent, V), square = m * m;
-  const float terms[] = {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                         -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
-  V p = splat(7.0376836292e-2f);
-#pragma GCC unroll 8
-  for (float term : terms) p = fma(p, m, splat(term));
-  return fma(e, splat(0.693147181f), m + fma(p * m, square, square * -0.5f));
+INLINE uint32_t mixed(uint32_t x) {
+  uint32_t one[] = {x};
+  mix(one);
+  return one[0];
+}
+
+template <int COUNT, int TERMS>
+INLINE void horner(V (&p)[COUNT], const V (&x)[COUNT], const float (&terms)[TERMS]) {
+  EACH p[v] = splat(terms[0]);
+#pragma GCC unroll 9
+  for (int n = 1; n < TERMS; ++n) EACH p[v] = fma(p[v], x[v], splat(terms[n]));
+}
+
+template <int COUNT>
+INLINE void logarithm(V (&a)[COUNT]) {  // of positive, normal numbers, as in Cephes
+  const float terms[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f,
+                         -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                         2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+  V m[COUNT], e[COUNT], p[COUNT];
+  EACH m[v] = (V)(((M)a[v] & 0x7fffff) | 0x3f800000);
+  EACH {
+    const M upper = m[v] > 1.41421356f;
+    e[v] = __builtin_convertvector(((M)a[v] >> 23) - 127 - upper, V);
+    m[v] = choose(upper, m[v] * 0.5f, m[v]) - 1.0f;
+  }
+  horner(p, m, terms);
+  EACH {
+    const V square = m[v] * m[v];
+    p[v] = fma(p[v] * m[v], square, square * -0.5f);
+    a[v] = fma(e[v], splat(0.693147181f), m[v] + p[v]);
+  }
 }
 
 // Standard normal numbers from 32 random bits each: the inverse of the error function by M. Giles,
 // "Approximating the erfinv function", GPU Computing Gems 2, 2010.
-INLINE V normal(U bits) {
-  const V x = fma(__builtin_convertvector((M)(bits >> 8), V), splat(0x1p-23f), splat(0x1p-24f - 1));
-  const V w = -logarithm((1.0f - x) * (1.0f + x));
-  const float near[] = {3.43273939e-07f, -3.5233877e-06f,   -4.39150654e-06f, 0.00021858087f,
-                        -0.00125372503f, -0.00417768164f, 0.246640727f,     1.50140941f};
-  const float far[] = {0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
-                       -0.0076224613f,  0.00943887047f, 1.00167406f,     2.83297682f};
-  V p = splat(2.81022636e-08f);
-  const V of_near = w - 2.5f;
-#pragma GCC unroll 8
-  for (float term : near) p = fma(p, of_near, splat(term));
-  const M tail = w >= 5.0f;
+template <int COUNT>
+INLINE void normal(const U (&bits)[COUNT], V (&found)[COUNT]) {
+  const float near[] = {2.81022636e-08f, 3.43273939e-07f, -3.5233877e-06f,
+                        -4.39150654e-06f, 0.00021858087f, -0.00125372503f,
+                        -0.00417768164f, 0.246640727f, 1.50140941f};
+  const float far[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f,
+                       -0.00367342844f, 0.00573950773f, -0.0076224613f,
+                       0.00943887047f, 1.00167406f, 2.83297682f};
+  V x[COUNT], w[COUNT], from[COUNT], p[COUNT];
+  EACH x[v] = fma(__builtin_convertvector((M)(bits[v] >> 8), V), splat(0x1p-23f),
+                  splat(0x1p-24f - 1));
+  EACH w[v] = (1.0f - x[v]) * (1.0f + x[v]);
+  logarithm(w);
+  EACH w[v] = -w[v];
+  EACH from[v] = w[v] - 2.5f;
+  horner(p, from, near);
+  M tail = {};
+  EACH tail |= w[v] >= 5.0f;
   if (any(tail)) {  // one number in three hundred
-    V q = splat(-0.000200214257f);
-    const V of_far = root(w) - 3.0f;
-#pragma GCC unroll 8
-    for (float term : far) q = fma(q, of_far, splat(term));
-    p = choose(tail, q, p);
+    V q[COUNT];
+    EACH from[v] = root(w[v]) - 3.0f;
+    horner(q, from, far);
+    EACH p[v] = choose(w[v] >= 5.0f, q[v], p[v]);
   }
-  return p * x * 1.41421356f;
+  EACH found[v] = p[v] * x[v] * 1.41421356f;
 }
 
 struct Change {  // of a row: x * factor + spread * noise
   float factor, spread;
-  uint32_t one, two;
+  uint32_t first, second;  // of the seed
+  uint32_t row;
   bool changes() const { return factor != 1 || spread != 0; }
 };
 
-INLINE V changed(const Change& c, V x, U counter) {
-  x *= c.factor;
-  return c.spread == 0 ? x : fma(normal(mixed(mixed(counter + c.one) ^ c.two)), splat(c.spread), x);
+template <int COUNT>
+INLINE void change_tile(const Change& c, float* at, U counter, uint32_t one, uint32_t two) {
+  U bits[COUNT];
+  V noise[COUNT];
+  EACH bits[v] = counter + (uint32_t)(v * LANES) + one;
+  mix(bits);
+  EACH bits[v] ^= two;
+  mix(bits);
+  normal(bits, noise);
+  EACH store(at + v * LANES,
+             fma(noise[v], splat(c.spread), load(at + v * LANES) * c.factor));
 }
 
 // Whole vectors from `row` on; sample `start` of the window stands there.
-void change_row(const Change& change, float* row, long start, long length) {
-  U counter;
-  for (int lane = 0; lane < LANES; ++lane) counter[lane] = (uint32_t)start + lane;
-  for (long t = 0; t < length; t += LANES, counter += (uint32_t)LANES)
-    store(row + t, changed(change, load(row + t), counter));
+void change_row(const Change& c, float* row, long start, long length) {
+  if (c.spread == 0) {
+    for (long t = 0; t < length; t += LANES) store(row + t, load(row + t) * c.factor);
+    return;
+  }
+  const uint32_t one = mixed(c.first + c.row), two = mixed(c.second ^ mixed(one + 1));
+  U lanes;
+  for (int lane = 0; lane < LANES; ++lane) lanes[lane] = (uint32_t)start + lane;
+  in_tiles(rounded<long>(length, LANES), [&](auto width, long t) {
+    change_tile<width>(c, row + t, lanes + (uint32_t)t, one, two);
+  });
 }
 
 struct Augmentation {  // of windows; factors: null for none
@@ -665,8 +705,7 @@ struct Augmentation {  // of windows; factors: null for none
 
   Change of(long window, int channel, int channels) const {
     const long row = window * channels + channel;
-    const uint32_t one = mixed((uint32_t)seed + (uint32_t)row);
-    return {factors[window], spreads[row], one, mixed((uint32_t)(seed >> 32) ^ mixed(one + 1))};
+    return {factors[window], spreads[row], (uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)row};
   }
 };
 
@@ -716,30 +755,32 @@ Norm norm_of(const Group& g, size_t block) {
           mean_over_outputs(p[BIAS], g.stack.shape.blocks[block].outputs, 1)};
 }
 
+// One channel of window n, augmented and normalised, with zeros behind it up to `end`.
+void copy_channel(const Call& call, long n, int c, const Level& level, float* to, long end) {
+  const float* from = call.x[n] + c * call.channel;
+  if (call.sample == 1)
+    std::memcpy(to, from, level.samples * sizeof(float));
+  else
+    for (long t = 0; t < level.samples; ++t) to[t] = from[t * call.sample];
+  if (call.augmentation.factors) {
+    const Change change = call.augmentation.of(n, c, level.channels);
+    if (change.changes()) change_row(change, to, 0, level.samples);
+  }
+  if (call.mean)
+    for (long t = 0; t < level.samples; ++t) to[t] = (to[t] - call.mean[c]) * call.factor[c];
+  const long behind = std::max<long>(end - level.samples, LANES);  // change_row fills its vectors
+  std::memset(to + level.samples, 0, behind * sizeof(float));
+}
+
 void copy_input(const Group& g) {
   const Level& level = g.stack.shape.levels[0];
   const Rows rows = g.work.rows(g.stack.shape, 0);
   const long length = filled(g.stack.shape, 0, g.windows);
-  for (int c = 0; c < level.channels; ++c) {
-    float* row = rows.at(c);
-    for (long n = 0; n < g.windows; ++n) {
-      float* to = row + n * level.distance;
-      const float* from = g.call.x[g.first + n] + c * g.call.channel;
-      if (g.call.sample == 1)
-        std::memcpy(to, from, level.samples * sizeof(float));
-      else
-        for (long t = 0; t < level.samples; ++t) to[t] = from[t * g.call.sample];
-      if (g.call.augmentation.factors) {  // the last vector reaches beyond the window
-        const Change each = g.call.augmentation.of(g.first + n, c, level.channels);
-        if (each.changes()) change_row(each, to, 0, level.samples);
-      }
-      if (g.call.mean)
-        for (long t = 0; t < level.samples; ++t)
-          to[t] = (to[t] - g.call.mean[c]) * g.call.factor[c];
-      const long end = n + 1 < g.windows ? level.distance : length - n * level.distance;
-      const long empty = std::max<long>(end - level.samples, LANES);
-      std::memset(to + level.samples, 0, empty * sizeof(float));
-    }
+  for (long n = 0; n < g.windows; ++n) {
+    const long start = n * level.distance;
+    const long end = n + 1 < g.windows ? level.distance : length - start;
+    for (int c = 0; c < level.channels; ++c)
+      copy_channel(g.call, g.first + n, c, level, rows.at(c) + start, end);
   }
 }
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 _INT, _ADDRESS, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
@@ -151,7 +151,7 @@ class Stack:
 
     def train(self, given: Given, sizes: Sequence[int], adam: AdamState) -> float:
         """`gradient` and an update for one batch after the other, of the given sizes."""
-        values = astuple(adam)  # in the order of _Adam
+        values = vars(adam).values()  # in the order of _Adam
         self._check(
             self._library.stack_train(
                 self._handle,
