@@ -267,9 +267,7 @@ def around_the_step(repeats: int) -> Row:
             for x, y in gathered:
                 bare.backend.train(x, y, [32] * 50, bare.optimizer)
 
-        shares = [
-            1 - seconds(steps) / seconds(run.one_epoch) for _ in range(2 + 3 * repeats)
-        ]
+        shares = [1 - seconds(steps) / seconds(run.one_epoch) for _ in range(2 + 3 * repeats)]
     title = f"training: test [{CHANNELS}, 100] batch 32: share of an epoch around the steps"
     return Row.of(title, shares[2:], 0.25, at_most=True)
 

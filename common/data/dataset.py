@@ -380,7 +380,7 @@ class Windows:
         """Where in memory each window begins, int64 [windows]; None unless all lie there whole,
         channel after channel. They hold while this set lives.
         """
-        if any(part.split.x.stride()[1:] != (self.samples, 1) for part in self._parts):
+        if not all(part.split.x[0].is_contiguous() for part in self._parts):
             return None
         if self._addresses is None:
             self._addresses = torch.cat([_addresses(part) for part in self._parts])

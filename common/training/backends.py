@@ -246,9 +246,7 @@ class KernelBackend:
         given, _kept = self._training(x, y)
         return _double(self._stack(x).gradient(given))
 
-    def train(
-        self, x: Tensor | Scattered, y: Tensor, sizes: Sequence[int], adam: Adam
-    ) -> Tensor:
+    def train(self, x: Tensor | Scattered, y: Tensor, sizes: Sequence[int], adam: Adam) -> Tensor:
         given, _kept = self._training(x, y)
         step, mean, square = (value.data_ptr() for value in adam.state.values())
         weights, gradient = adam.weights.data_ptr(), adam.gradient.data_ptr()

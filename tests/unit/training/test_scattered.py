@@ -25,9 +25,7 @@ EVERY = Augment(jitter_std=0.5, magnitude_range=(0.5, 2.0), aug_prob=0.5, time_w
 def people(folder, samples: int = 20, channels: int = 3) -> Windows:
     """A whole split, rows of one in another order, and a whole one."""
     splits = [
-        write_split(
-            folder, name, "train", count, channels=channels, samples=samples, seed=count
-        )
+        write_split(folder, name, "train", count, channels=channels, samples=samples, seed=count)
         for name, count in (("a", 30), ("b", 21), ("c", 9))
     ]
     return Windows([splits[0], (splits[1], np.array([4, 1, 20, 7])), splits[2]])
@@ -68,7 +66,8 @@ def test_evaluation_and_scores_are_those_of_gathered_windows(tmp_path, monkeypat
     network.eval()
     here = loop.evaluate(backend_for(network), windows), score(network, windows)
     [(x, y)] = backend_for(network).batches(windows)
-    assert isinstance(x, Scattered) and torch.equal(y, windows.y)
+    assert isinstance(x, Scattered)
+    assert torch.equal(y, windows.y)
     monkeypatch.setattr(Windows, "addresses", lambda _: None)
     there = loop.evaluate(backend_for(network), windows), score(network, windows)
     assert here[0].counts == there[0].counts
@@ -110,3 +109,19 @@ def test_an_own_augmentation_is_given_a_tensor_of_its_own(tmp_path):
     loop.fit(network, windows, None, TrainingSettings(8, 1e-2, 1, 1, "key", augment=Zero()))
     assert sum(len(x) for x in seen) == len(windows)
     assert torch.equal(windows.gather(torch.arange(len(windows))), before)
+
+
+def test_what_noise_writes_behind_a_window_never_grows(tmp_path):
+    """The row ends in the middle of the last window's vector here. Zeros have to be there: numbers
+    that double in every pass would become infinite.
+    """
+    split = write_split(tmp_path, "a", "train", 8, channels=3, samples=1)
+    windows, augment = Windows([split]), Augment(1.0, (2.0, 3.0), 1.0, 0.0)
+    network = networks.build_network("test", channels=3, seed=1)
+    adam = Adam(list(network.parameters()), 0.0)
+    backend = backend_for(network)
+    for number in range(200):
+        [(x, y)] = backend.chunks(windows, torch.arange(8), [8], in_place=True)
+        augmented = augment.while_read(x, torch.Generator().manual_seed(number))
+        backend.train(augmented, y, [8], adam)
+    assert torch.isfinite(adam.gradient).all()
