@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
@@ -531,9 +532,10 @@ class FinetuneOptions(Options):
     )
 
     @classmethod
-    def own_names(cls) -> list[str]:
+    @cache
+    def own_names(cls) -> tuple[str, ...]:
         """Options of which a fine-tune may have another value than its base model."""
-        return [name for name in cls.model_fields if f"{name}{OWN}" in cls.model_fields]
+        return tuple(name for name in cls.model_fields if f"{name}{OWN}" in cls.model_fields)
 
     def effective(self) -> FinetuneOptions:
         """A copy with the values that hold for the fine-tune itself, not for its base model."""

@@ -4,12 +4,15 @@ becomes done. No torch, no threads.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from common import artifacts
 from common.cli import one_line
 from common.cluster import protocol
 from common.data.data_sets import DataSha256
+from common.data.manifest import file_identity, is_settled
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.jobs import identity
 from common.jobs.job_files import Job
@@ -133,7 +136,7 @@ class Results:
     def _weights_of(self, base_hash: str) -> str | None:
         """SHA-256 of a base model's weights, None where it is not published here."""
         try:
-            return str(artifacts.read_base_metadata(self._paths, base_hash)["weights_sha256"])
+            return str(self._metadata(base_hash)["weights_sha256"])
         except (BaseModelNotFound, CorruptArtifact):
             return None
 
@@ -141,7 +144,23 @@ class Results:
         """Metadata of the base model that a fine-tune starts from, as published here; None where it
         starts from none.
         """
-        return artifacts.read_base_metadata(self._paths, job.needs) if job.needs else None
+        return self._metadata(job.needs) if job.needs else None
+
+    def _metadata(self, base_hash: str) -> artifacts.Json:
+        """Metadata of a base model published here; those of a file that has not changed since are
+        not read again. Raises as `read_base_metadata`.
+        """
+        with contextlib.suppress(OSError):
+            identity = file_identity(self._paths.base_metadata(base_hash))
+            if is_settled(*identity[2:]):
+                return _read_once(self._paths, base_hash, *identity)
+        return artifacts.read_base_metadata(self._paths, base_hash)
+
+
+@lru_cache(maxsize=64)
+def _read_once(paths: Paths, base_hash: str, *_identity: int) -> artifacts.Json:
+    """Fine-tunes of one base model come in a row."""
+    return artifacts.read_base_metadata(paths, base_hash)
 
 
 def _refuse(job: Job, verdict: Verdict) -> None:

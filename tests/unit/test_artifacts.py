@@ -304,3 +304,13 @@ def test_a_sealed_document_is_read_wherever_its_checksum_stands_and_no_byte_may_
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
         with pytest.raises(CorruptArtifact):
             artifacts.read_sealed(path)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"'])
+def test_a_sealed_document_that_json_cannot_hold_is_refused(tmp_path: Path, value: str) -> None:
+    text = artifacts.to_json({"a": 7, "provenance": {"z": 1}}).replace(b"7", value.encode())
+    line = f'    "checksum": "{artifacts.sha256(text)}",\n'.encode()
+    path = tmp_path / "document.json"
+    path.write_bytes(text.replace(b'    "z"', line + b'    "z"'))
+    with pytest.raises(CorruptArtifact):
+        artifacts.read_sealed(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from common import artifacts
+from common.cluster import results
 from common.cluster.results import Results
 from common.data.data_sets import Data
 from common.jobs.job_files import base_job
@@ -75,6 +76,21 @@ def test_a_result_from_a_node_is_read_once(pair: Pair, monkeypatch: pytest.Monke
     assert pair.accept(pair.tune) == ""
     there = sorted(path for path in read if path.is_relative_to(pair.node.folder))
     assert there == sorted((pair.node.folder / f"experiments/{pair.tune.id}").iterdir())
+
+
+def test_a_base_model_that_was_published_again_is_read_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "is_settled", lambda *_: True)
+    assert pair.accept(pair.tune) == ""
+    path = Paths(pair.head.folder).base_metadata(pair.base.id)
+    record = json.loads(path.read_bytes())
+    write_sealed(path, {**record, "weights_sha256": "0" * 64})
+    assert "its base model changed" in pair.accept(pair.tune)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "damaged" in pair.accept(pair.tune)
+    path.unlink()
+    assert "Base model not found" in pair.accept(pair.tune)
 
 
 def test_results_of_other_data_than_the_heads_are_refused(pair: Pair) -> None:
