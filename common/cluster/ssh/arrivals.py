@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.cluster.estimates import kind
 from common.cluster.scheduler.states import JobState
@@ -20,6 +20,15 @@ from common.jobs.verdicts import State
 from common.paths import Paths
 
 PUBLISHING = 4  # threads: each waits for the disk several times a result
+SETTLE_SECONDS = 0.001  # for a worker to begin what it was given
+
+
+class _Due(NamedTuple):
+    """A verification that has not begun."""
+
+    since: float
+    job: str
+    verify: Callable[[], None]
 
 
 class Arrivals:
@@ -31,11 +40,16 @@ class Arrivals:
         self._run, self._nodes, self._tell = run, nodes, tell
         self._threads = [WorkThreads(f"publish {n}", 1, tell) for n in range(PUBLISHING)]
         self._unjudged: Counter[Path] = Counter()  # results by the folder in which they lie
-        self._due: list[tuple[str, Callable[[], None]]] = []  # verifications, by job
+        self._due: deque[_Due] = deque()
         self._accepted: set[str] = set()  # jobs; each is looked up and added in its own thread
         # base -> (node, experiment found there), to be judged once the base is on the head
         self._found: dict[str, set[tuple[str, str]]] = {}
         self._seconds: dict[str, float] = {}  # of jobs whose results are on their way
+
+    @property
+    def due(self) -> bool:
+        """Whether a result waits for `verify`."""
+        return bool(self._due)
 
     @property
     def pending(self) -> int:
@@ -90,15 +104,16 @@ class Arrivals:
         if self._run.scheduler.state(job.id) is JobState.DONE:
             self.on_judged(now, Judged(node, job.id, root.root, ""))
         else:
-            self._due.append((job.id, verify))
+            self._due.append(_Due(now, job.id, verify))
 
-    def verify(self) -> None:
-        """Begin to verify what has arrived. Called once free slots have their next job, which it
-        would hold up: one thread of Python runs at a time.
+    def verify(self, now: float) -> None:
+        """Begin to verify what has arrived a moment ago. By then free slots work on their next job,
+        which it would hold up: one thread of Python runs at a time, and on a small machine it takes
+        a core.
         """
-        for job, verify in self._due:
-            self._threads[hash(job) % PUBLISHING].put(verify)
-        self._due.clear()
+        while self._due and self._due[0].since <= now - SETTLE_SECONDS:
+            due = self._due.popleft()
+            self._threads[hash(due.job) % PUBLISHING].put(due.verify)
 
     def _tidy(self, root: Path) -> None:
         """Remove a folder of which all results are judged."""

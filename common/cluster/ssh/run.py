@@ -16,7 +16,7 @@ from typing import Any
 from common.cluster.estimates import kind
 from common.cluster.protocol import CURVES
 from common.cluster.scheduler.states import Change, JobState, PlannedJob
-from common.cluster.ssh.arrivals import Arrivals
+from common.cluster.ssh.arrivals import SETTLE_SECONDS, Arrivals
 from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import (
     Arrived,
@@ -135,12 +135,12 @@ class Runner:
         self._take_events()
         self._periodic(time.monotonic())
         self._decide(time.monotonic())
-        self._arrivals.verify()
+        self._arrivals.verify(time.monotonic())
         self._publish_status()
 
     def _take_events(self) -> None:
         """Handle the events there are; wait shortly when there is nothing else to do."""
-        wait = 0.2
+        wait = SETTLE_SECONDS if self._arrivals.due else 0.2
         with contextlib.suppress(queue.Empty):
             for _ in range(AT_ONCE):
                 event = self._events.get(timeout=wait)
@@ -220,7 +220,7 @@ class Runner:
                     waited.discard(event.worker)
                 elif isinstance(event, Said):
                     self._workers.on_last_words(time.monotonic(), event)
-                    self._arrivals.verify()
+                    self._arrivals.verify(math.inf)
                 elif isinstance(event, Judged):
                     self._arrivals.on_judged(time.monotonic(), event)
 

@@ -87,8 +87,18 @@ class WorkerLink:
         self._put(None)
 
     def _put(self, data: bytes | None) -> None:
-        self._outbox.append(data)
-        self.node.links.wake()
+        if data and not self._outbox and self._process.never_blocks:
+            data = self._sent_at_once(data)
+        if data != b"":
+            self._outbox.append(data)
+            self.node.links.wake()
+
+    def _sent_at_once(self, data: bytes) -> bytes:
+        """What its pipe did not take of `data`."""
+        try:
+            return data[self._process.write_some(data) :]
+        except NodeError:  # as in `write`
+            return b""
 
     def kill(self) -> None:
         """End it at once."""

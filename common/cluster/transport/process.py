@@ -69,6 +69,7 @@ class Process(ABC):
     """A long-lived command. One thread reads, any thread may write or end it."""
 
     pid: int  # on the node; also its process group
+    never_blocks = False  # whether `write_some` without a timeout surely does not wait
 
     def __init__(self, name: str, keep_all: bool = False) -> None:
         self.name = name
@@ -258,6 +259,8 @@ def _left(deadline: float, most: float) -> float:
 
 class LocalProcess(Process):
     """A child of this process, in a session of its own."""
+
+    never_blocks = True
 
     def __init__(
         self, name: str, argv: Sequence[str], folder: Path | str, keep_all: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import sys
 import threading
@@ -97,6 +98,26 @@ def test_a_worker_that_takes_no_input_holds_up_no_other(links: Links) -> None:
     other.send({"job": "short"})
     assert links.next(Said).message["progress"] == "short"
     assert deaf.has_unsent
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_messages_are_whole_and_in_order_whatever_the_pipe_takes(at_once: bool) -> None:
+    taken, room = bytearray(), iter((7, 1000, 0, 5, 1000, 1000, 1000))
+
+    def write_some(data: bytes) -> int:
+        size = min(len(data), next(room))
+        taken.extend(data[:size])
+        return size
+
+    process: Any = SimpleNamespace(never_blocks=at_once, write_some=write_some)
+    node: Any = SimpleNamespace(name="n", links=SimpleNamespace(wake=lambda: None))
+    link = WorkerLink(node, Slot("n", 0, None), process, "mark", lambda event: None)
+    messages = [{"beat": number} for number in range(3)]
+    for message in messages:
+        link.send(message)
+    while link.has_unsent:
+        link.write()
+    assert [json.loads(line) for line in taken.splitlines()] == messages
 
 
 def test_a_flood_is_read_as_it_is_handled_and_a_quiet_worker_beside_it_is_heard(

@@ -23,6 +23,7 @@ from common.cluster.scheduler.scheduler import Scheduler
 from common.cluster.scheduler.states import JobState, Limits, SlotId
 from common.cluster.ssh import nodes as nodes_module
 from common.cluster.ssh import run as module
+from common.cluster.ssh.arrivals import PUBLISHING
 from common.cluster.ssh.context import RunContext
 from common.cluster.ssh.events import Arrived, Ended, Fetched, Joined, Left, Listed, Said, Started
 from common.cluster.ssh.nodes import Stage
@@ -534,10 +535,22 @@ def test_a_free_slot_gets_its_next_job_before_results_are_verified(play: Any) ->
     given: list[list[str]] = []
     run.results.accept = lambda job, root: given.append(run.worker().jobs) or ""
     at_once = SimpleNamespace(put=lambda do: do())
-    run.run._arrivals._threads = [at_once] * len(run.run._arrivals._threads)
+    run.run._arrivals._threads = [at_once] * PUBLISHING
     done = Said(run.worker(), {"done": "a", "seconds": 1.0})
     run.tell(done, Fetched(run.node(), ("a",), run.paths.root, 1))
     assert given == [["a", "b"]]
+
+
+def test_results_are_verified_a_moment_after_they_came(play: Any) -> None:
+    run = play([base("a")])
+    run.join()
+    accepted = accepting(run)
+    run.run._arrivals._threads = [SimpleNamespace(put=lambda do: do())] * PUBLISHING
+    run.run._events.put(Fetched(run.node(), ("a",), run.paths.root, 1))
+    run.run._turn()
+    assert not accepted, "its worker has just been given the next job"
+    run.run._turn()
+    assert accepted == ["a"]
 
 
 def test_a_result_that_could_not_be_fetched_is_the_nodes_fault(play: Any) -> None:
@@ -692,7 +705,7 @@ def test_a_result_that_is_being_verified_holds_up_nothing_else_and_the_first_is_
         went.join(name)
     for name in ("a", "b", "a"):
         went.run._events.put(Fetched(went.node(name), ("one",), went.paths.incoming / name, 1))
-    went.run._turn()
+    went.tell(wait=False)
     assert entered.get(timeout=30) == "one"
     went.say({"failed": "two", "cause": "error", "error": "no"}, 0, "b", wait=False)
     assert went.state("two") is JobState.FAILED
