@@ -8,8 +8,8 @@
 //
 // Layout. The vector lanes run along time. A group of windows lies side by side in one row per
 // channel, with zeros between neighbours, so that a convolution reads its padding from there and
-// short windows fill the vectors. A row is passed over in tiles of up to WIDE vectors: the
-// convolution of a tile stays in registers, and norm, pooling and ReLU find it in the cache.
+// short windows fill the vectors. A row is passed over in tiles of a few vectors: the convolution of
+// WIDE vectors stays in registers, and norm, pooling and ReLU find the tile in the cache.
 //
 // Layer norm subtracts the mean over channels. Subtracting it from the filters gives the same
 // without a pass over the activations, so that only the standard deviation remains.
@@ -60,6 +60,7 @@ constexpr int LANES = 4, WIDE = 2, REGISTERS = 16;
 #else  // GCC would hold more than 16 registers do
 #define UNROLL_TAPS _Pragma("GCC unroll 1")
 #endif
+constexpr int LONG = 4;         // vectors of a forward tile
 constexpr int DEEP = 4;         // output channels of one tile
 constexpr int PAIR = WIDE / 2;  // input channels of one tile of the filters' gradient
 constexpr int SLOTS = 16;       // sums of gradients, and so the most threads
@@ -314,7 +315,7 @@ void prepare(Workspace& w, const Shape& shape, bool gradients) {
       w.spread[l].need(level.length);
     }
   }
-  w.tile.need((size_t)widest * WIDE * LANES);
+  w.tile.need((size_t)widest * LONG * LANES);
   w.head.need(2 * shape.width() + 3 * shape.hidden_width());
 }
 
@@ -386,13 +387,13 @@ INLINE void convolve(V (&sums)[DEEP][WIDTH], const float* x, long stride, int in
   }
 }
 
-// Calls tile<WIDTH>(position) over a row of whole vectors.
-template <class Tile>
+// Calls tile<WIDTH>(position) over a row of whole vectors, MOST at a time.
+template <int MOST = WIDE, class Tile>
 INLINE void in_tiles(long length, Tile tile) {
   long t = 0;
-  for (; t + WIDE * LANES <= length; t += WIDE * LANES)
-    tile(std::integral_constant<int, WIDE>(), t);
-  if (WIDE > 2 && t + 2 * LANES <= length) {
+  for (; t + MOST * LANES <= length; t += MOST * LANES)
+    tile(std::integral_constant<int, MOST>(), t);
+  if (MOST > 2 && t + 2 * LANES <= length) {
     tile(std::integral_constant<int, 2>(), t);
     t += 2 * LANES;
   }
@@ -406,8 +407,20 @@ struct Norm {
   float mean;  // of the bias
 };
 
+// a > b ? a : b, and so b where one of them is NaN.
+#if defined(__AVX512F__)
+INLINE V larger(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__) && defined(__FMA__)
+INLINE V larger(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
+INLINE V larger(V a, V b) { return choose(a > b, a, b); }
+#endif
+
 // ReLU keeps NaN, and pooling prefers it, as PyTorch's do.
-INLINE V rectified(V z) { return keep(~(z < V{}), z); }
+INLINE V rectified(V z) { return larger(V{}, z); }
+INLINE V pooled(V first, V second) {
+  return (V)((M)larger(first, second) | (M)(first != first));  // all ones are NaN
+}
 INLINE M second_is_larger(V first, V second) { return (second > first) | (second != second); }
 
 template <bool KEEP, int WIDTH>
@@ -415,25 +428,31 @@ INLINE void forward_tile(const Block& b, const float* filters, const Norm& norm,
                          float* spread, Rows y, const int32_t* valid, long t) {
   V squares[WIDTH] = {};
   const long place = KEEP ? t : 0;
+  constexpr int PART = WIDTH < WIDE ? WIDTH : WIDE;
   for (int o = 0; o < b.outputs; o += DEEP) {
-    V sums[DEEP][WIDTH];
+    const float* own = filters + (long)o * b.inputs * 3;
+#pragma GCC unroll 2
+    for (int part = 0; part < WIDTH; part += PART) {
+      V sums[DEEP][PART];
 #pragma GCC unroll 4
-    for (int j = 0; j < DEEP; ++j)
+      for (int j = 0; j < DEEP; ++j)
 #pragma GCC unroll 4
-      for (int v = 0; v < WIDTH; ++v)
-        sums[j][v] = splat(o + j < b.outputs ? norm.bias[o + j] - norm.mean : 0.0f);
-    convolve(sums, x.start + t, x.stride, b.inputs, b.dilation, filters + (long)o * b.inputs * 3);
+        for (int v = 0; v < PART; ++v)
+          sums[j][v] = splat(o + j < b.outputs ? norm.bias[o + j] - norm.mean : 0.0f);
+      convolve(sums, x.start + t + part * LANES, x.stride, b.inputs, b.dilation, own);
 #pragma GCC unroll 4
-    for (int j = 0; j < DEEP; ++j)
+      for (int j = 0; j < DEEP; ++j)
 #pragma GCC unroll 4
-      for (int v = 0; v < WIDTH; ++v) {
-        store(h.at(o + j) + place + v * LANES, sums[j][v]);
-        squares[v] = fma(sums[j][v], sums[j][v], squares[v]);
-      }
+        for (int v = 0; v < PART; ++v) {
+          store(h.at(o + j) + place + (part + v) * LANES, sums[j][v]);
+          squares[part + v] = fma(sums[j][v], sums[j][v], squares[part + v]);
+        }
+    }
   }
+  const float each = 1.0f / (float)b.outputs;
 #pragma GCC unroll 4
   for (int v = 0; v < WIDTH; ++v) {
-    squares[v] = 1.0f / root(squares[v] / (float)b.outputs + EPSILON);
+    squares[v] = 1.0f / root(squares[v] * each + EPSILON);
     if (KEEP) store(spread + t + v * LANES, squares[v]);
   }
   const long out = b.pool ? t / 2 : t;
@@ -449,8 +468,7 @@ INLINE void forward_tile(const Block& b, const float* filters, const Norm& norm,
     if (WIDTH > 1 && b.pool) {
 #pragma GCC unroll 4
       for (int v = 0; v < WIDTH / 2; ++v) {
-        const V first = even(z[2 * v], z[2 * v + 1]), second = odd(z[2 * v], z[2 * v + 1]);
-        z[v] = choose(second_is_larger(first, second), second, first);
+        z[v] = pooled(even(z[2 * v], z[2 * v + 1]), odd(z[2 * v], z[2 * v + 1]));
       }
     }
 #pragma GCC unroll 4
@@ -791,8 +809,8 @@ void forward_block(const Group& g, size_t block) {
   const Norm norm = norm_of(g, block);
   const float* filters = g.stack.packed.data + b.forward;
   const Rows x = g.work.rows(shape, block), y = g.work.rows(shape, block + 1);
-  const Rows h = KEEP ? g.work.normed_rows(shape, block) : Rows{g.work.tile.data, WIDE * LANES};
-  in_tiles(filled(shape, block, g.windows), [&](auto width, long t) {
+  const Rows h = KEEP ? g.work.normed_rows(shape, block) : Rows{g.work.tile.data, LONG * LANES};
+  in_tiles<LONG>(filled(shape, block, g.windows), [&](auto width, long t) {
     forward_tile<KEEP, width>(b, filters, norm, x, h, g.work.spread[block].data, y,
                               g.work.valid[block + 1].data(), t);
   });

@@ -416,7 +416,9 @@ int main(int, char** name) {
   }
   std::vector<float> x = floats(n[4] * n[0] * n[1]), y = floats(n[4]), logits(n[4]);
   void* stack = stack_open(n[0], n[1], blocks.data(), n[2], n[3]);
-  Batch batch = {x.data(), {n[0] * n[1], n[1], 1}, y.data(), n[4], parameters.data(),
+  std::vector<const float*> windows;
+  for (int64_t w = 0; w < n[4]; ++w) windows.push_back(x.data() + w * n[0] * n[1]);
+  Batch batch = {windows.data(), n[1], 1, nullptr, nullptr, 0, y.data(), n[4], parameters.data(),
                  gradients.data(), nullptr, nullptr, nullptr, 2.0, 2};
   double loss;
   if (!stack_logits(stack, &batch, logits.data())) return 1;
