@@ -120,12 +120,14 @@ def test_any_shape_agrees_with_autograd_in_float64(shape):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_a_window_that_is_not_finite_spoils_itself_and_the_loss_alone(bad, hidden):
+@pytest.mark.parametrize("place", [20, 21])
+def test_a_window_that_is_not_finite_spoils_itself_and_the_loss_alone(bad, hidden, place):
+    """With a dilation of 8 only the first, or only the second, of the pairs that are pooled."""
     shape = {
         "channels": 3,
         "samples": 37,
         "batch": 9,
-        "blocks": [Block(5, 1, True), Block(8, 4, False)],
+        "blocks": [Block(5, 8, True), Block(8, 4, False)],
         "hidden": hidden,
         "seed": 1,
         "normalised": False,
@@ -135,7 +137,7 @@ def test_a_window_that_is_not_finite_spoils_itself_and_the_loss_alone(bad, hidde
     clean_loss, clean = backend.gradient(x, y), backend.logits(x)
     kept = gradients(network)
     spoilt = x.clone()
-    spoilt[4, 1, 20] = bad
+    spoilt[4, 1, place] = bad
     logits = backend.logits(spoilt)
     others = torch.arange(9) != 4
     assert torch.equal(logits[others], clean[others])
