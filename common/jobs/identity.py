@@ -33,6 +33,7 @@ CODE_FILES = (
     "training/kernel/stack.cpp",
     "training/kernel/stack.py",
     "training/kernel/build.py",
+    "training/scattered.py",
     "training/augment.py",
     "training/plugins.py",
     "training/initial.py",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from common.training.kernel.build import kernel
-from common.training.scattered import Change, Scattered
+from common.training.scattered import Distortion, Scattered
 
 KNOTS = 4  # inner knots of the time warp, as in Um et al.
 SLOWEST = 0.1  # the warp's speed never falls below this, so that time always runs forward
@@ -23,12 +23,12 @@ SLOWEST = 0.1  # the warp's speed never falls below this, so that time always ru
 @dataclass(frozen=True)
 class _Drawn:
     """What happens to each window: those that are warped (row numbers) and the knots of their
-    warps, and the change of all.
+    warps, and the distortion of all.
     """
 
     warped: Tensor
     knots: Tensor
-    change: Change
+    distortion: Distortion
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Augment:
             x.index_copy_(0, where, warped(x.index_select(0, where), drawn.knots))
         library = kernel().library if x.device.type == "cpu" else None
         if library is None:
-            _scale_and_jitter(x, drawn.change)
+            _scale_and_jitter(x, drawn.distortion)
         else:
-            change, dense = drawn.change, x.contiguous()
-            places = (tensor.data_ptr() for tensor in (change.factors, change.spreads))
-            library.stack_augment(dense.data_ptr(), *x.shape, *places, change.seed)
+            distortion, dense = drawn.distortion, x.contiguous()
+            places = (tensor.data_ptr() for tensor in (distortion.factors, distortion.spreads))
+            library.stack_augment(dense.data_ptr(), *x.shape, *places, distortion.seed)
             if dense is not x:
                 x.copy_(dense)
         return x
@@ -84,7 +84,7 @@ class Augment:
         if len(drawn.warped) and x.samples > 1:
             copies = x.windows.gather(x.rows[drawn.warped])
             x = x.replaced(drawn.warped, warped(copies, drawn.knots))
-        return replace(x, change=drawn.change)
+        return replace(x, distortion=drawn.distortion)
 
     def _drawn(self, windows: int, channels: int, generator: torch.Generator) -> _Drawn:
         chosen = torch.rand(3, windows, generator=generator) < self.aug_prob
@@ -100,20 +100,20 @@ class Augment:
             factors = torch.where(chosen[1], factor, factors)
         seed = int(torch.randint(2**62, (), generator=generator))
         spreads = torch.where(chosen[2], self.jitter_std, 0.0)[:, None] * self._units(channels)
-        return _Drawn(rows, knots, Change(factors, spreads, seed))
+        return _Drawn(rows, knots, Distortion(factors, spreads, seed))
 
     def _units(self, channels: int) -> Tensor:
         """What noise of SD 1 is in each channel, [channels]."""
         return torch.ones(channels) if self.channel_sd is None else torch.tensor(self.channel_sd)
 
 
-def _scale_and_jitter(x: Tensor, change: Change) -> None:
-    x.mul_(change.factors.to(x.device, non_blocking=True)[:, None, None])
-    rows = change.spreads.any(dim=1).nonzero().squeeze(1)
+def _scale_and_jitter(x: Tensor, distortion: Distortion) -> None:
+    x.mul_(distortion.factors.to(x.device, non_blocking=True)[:, None, None])
+    rows = distortion.spreads.any(dim=1).nonzero().squeeze(1)
     if len(rows):
-        generator = torch.Generator(x.device).manual_seed(change.seed)
+        generator = torch.Generator(x.device).manual_seed(distortion.seed)
         noise = torch.randn(len(rows), *x.shape[1:], generator=generator, device=x.device)
-        scale = change.spreads[rows].to(x.device, non_blocking=True)[:, :, None]
+        scale = distortion.spreads[rows].to(x.device, non_blocking=True)[:, :, None]
         x.index_add_(0, rows.to(x.device, non_blocking=True), noise.mul_(scale))
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.dataset import Windows
+from common.data.dataset import IN_PLACE_BYTES, Windows
 from common.training.adam import Adam
 from common.training.kernel.build import kernel
 from common.training.kernel.stack import AdamState, Given, Stack
@@ -237,10 +237,12 @@ class KernelBackend:
         return windows.chunks(order, sizes) if found is None else found
 
     def batches(self, windows: Windows) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
-        places = windows.addresses()
-        if places is None:
-            return windows.batches(self.evaluation_batch(windows.samples))
-        return iter([(Scattered(windows, torch.arange(len(windows)), places), windows.y)])
+        rows = torch.arange(len(windows))
+        # in pieces: Python hears of Ctrl-C between two calls
+        pieces = torch.split(rows, max(1, IN_PLACE_BYTES // windows.window_bytes))
+        found = scattered(windows, rows, [len(piece) for piece in pieces])
+        size = self.evaluation_batch(windows.samples)
+        return windows.batches(size) if found is None else found
 
     def gradient(self, x: Tensor | Scattered, y: Tensor) -> Tensor:
         given, _kept = self._training(x, y)
@@ -279,11 +281,11 @@ class KernelBackend:
     def _given(self, x: Tensor | Scattered) -> tuple[Given, list[Any]]:
         threads = self.threads
         if isinstance(x, Scattered):
-            place, strides, change = x.addresses.data_ptr(), (x.samples, 1), x.change
+            place, strides, distortion = x.addresses.data_ptr(), (x.samples, 1), x.distortion
             given = Given(place, strides, len(x), threads=threads)
-            if change is not None:
-                places = change.factors.data_ptr(), change.spreads.data_ptr()
-                given = replace(given, factors=places[0], spreads=places[1], seed=change.seed)
+            if distortion is not None:
+                places = distortion.factors.data_ptr(), distortion.spreads.data_ptr()
+                given = replace(given, factors=places[0], spreads=places[1], seed=distortion.seed)
             return given, [x]
         x = x.float()
         addresses = addresses_in(x)

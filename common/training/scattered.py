@@ -14,7 +14,7 @@ from common.data.dataset import Windows
 
 
 @dataclass(frozen=True)
-class Change:
+class Distortion:
     """Of each window, while it is read: x * factor + spread * white noise. factors: float32
     [windows]; spreads: float32 [windows, channels]; seed: of the noise, 64 bits.
     """
@@ -33,7 +33,7 @@ class Scattered:
     windows: Windows
     rows: Tensor
     addresses: Tensor
-    change: Change | None = None
+    distortion: Distortion | None = None
     copies: Tensor | None = None
 
     def __len__(self) -> int:
