@@ -393,20 +393,24 @@ def supersede_experiment(paths: Paths, folder: Path) -> None:
 
 
 def adopt_base_model(paths: Paths, model: BaseModel) -> None:
-    """Publish here, byte for byte, a base model that was opened in another folder."""
+    """Publish here, byte for byte, a base model that was opened in another folder; its metadata
+    sealed anew, so that they are canonical whatever wrote them there.
+    """
     write_file(paths.base_weights(model.hash), model.weights)
-    write_file(paths.base_metadata(model.hash), to_json(model.metadata))
+    write_file(paths.base_metadata(model.hash), to_json(seal(model.metadata)))
 
 
 def adopt_experiment(paths: Paths, experiment: Experiment) -> None:
-    """Publish here, byte for byte, an experiment that was opened in another folder."""
+    """Publish here, byte for byte, an experiment that was opened in another folder; its metrics
+    sealed anew, as in `adopt_base_model`.
+    """
     origin = experiment.folder
     folder = paths.experiment(origin.parent.name, origin.name)
     contents = {**experiment.contents, **_code_files(experiment.config)}
     with contextlib.suppress(FileNotFoundError):
         contents = {**contents, EXPERIMENT_LOG: read_regular(origin / EXPERIMENT_LOG)}
     write_files(folder, contents)
-    write_file(folder / EXPERIMENT_METRICS, to_json(experiment.metrics))
+    write_file(folder / EXPERIMENT_METRICS, to_json(seal(experiment.metrics)))
 
 
 def remove_temporaries(folder: Path, name: str = "") -> None:

@@ -78,6 +78,23 @@ def test_a_result_from_a_node_is_read_once(pair: Pair, monkeypatch: pytest.Monke
     assert there == sorted((pair.node.folder / f"experiments/{pair.tune.id}").iterdir())
 
 
+@pytest.mark.parametrize("kind", ["base", "tune"])
+def test_a_result_that_a_node_sealed_in_another_form_is_published_in_ours(
+    pair: Pair, kind: str
+) -> None:
+    """A key twice, and the right checksum of that text."""
+    job = getattr(pair, kind)
+    if kind == "base":
+        Paths(pair.head.folder).base_metadata(job.id).unlink()
+    path = pair.documents(job)[-1]
+    text = artifacts.to_json(artifacts._unsealed(json.loads(path.read_bytes())))
+    text = text.replace(b"{", b'{\n  "base_model_hash": 0,', 1)
+    line = f'    "checksum": "{artifacts.sha256(text)}",\n'.encode()
+    path.write_bytes(text.replace(b'"provenance": {\n', b'"provenance": {\n' + line, 1))
+    assert pair.accept(job) == ""
+    assert pair.results.judge(job, Paths(pair.head.folder)).state is State.DONE
+
+
 def test_a_base_model_that_was_published_again_is_read_again(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
