@@ -87,19 +87,16 @@ class Augment:
         return replace(x, distortion=drawn.distortion)
 
     def _drawn(self, windows: int, channels: int, generator: torch.Generator) -> _Drawn:
-        chosen = torch.rand(3, windows, generator=generator) < self.aug_prob
-        rows, knots = torch.zeros(0, dtype=torch.int64), torch.zeros(0, KNOTS + 2)
+        draws = torch.rand(4, windows, generator=generator)
+        chosen, (low, high) = draws[:3] < self.aug_prob, self.magnitude_range
+        rows = knots = torch.empty(0)
         if self.time_warp_std > 0:
             rows = chosen[0].nonzero().squeeze(1)
             all_knots = torch.randn(windows, KNOTS + 2, generator=generator)
             knots = all_knots.mul_(self.time_warp_std).add_(1.0)[rows]
-        factors = torch.ones(windows)
-        if self.magnitude_range != (1.0, 1.0):
-            low, high = self.magnitude_range
-            factor = torch.rand(windows, generator=generator) * (high - low) + low
-            factors = torch.where(chosen[1], factor, factors)
+        factors = torch.where(chosen[1], draws[3] * (high - low) + low, 1.0)
         seed = int(torch.randint(2**62, (), generator=generator))
-        spreads = torch.where(chosen[2], self.jitter_std, 0.0)[:, None] * self._units(channels)
+        spreads = chosen[2, :, None] * (self.jitter_std * self._units(channels))
         return _Drawn(rows, knots, Distortion(factors, spreads, seed))
 
     def _units(self, channels: int) -> Tensor:

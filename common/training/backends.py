@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data.dataset import IN_PLACE_BYTES, Windows
+from common.training import scattered
 from common.training.adam import Adam
 from common.training.kernel.build import kernel
 from common.training.kernel.stack import AdamState, Given, Stack
 from common.training.networks import Network
-from common.training.scattered import Scattered, addresses_in, scattered
+from common.training.scattered import Scattered, addresses_in
 
 EVALUATED_BYTES = 8 << 20  # windows that the kernel evaluates in one call
 CACHED_BYTES = 12 << 20  # activations of one block up to this size are fastest on a CPU
@@ -233,14 +234,12 @@ class KernelBackend:
     def chunks(
         self, windows: Windows, order: Tensor, sizes: Sequence[int], *, in_place: bool
     ) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
-        found = scattered(windows, order, sizes) if in_place else None
+        found = scattered.pieces(windows, order, sizes) if in_place else None
         return windows.chunks(order, sizes) if found is None else found
 
     def batches(self, windows: Windows) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
-        rows = torch.arange(len(windows))
         # in pieces: Python hears of Ctrl-C between two calls
-        pieces = torch.split(rows, max(1, IN_PLACE_BYTES // windows.window_bytes))
-        found = scattered(windows, rows, [len(piece) for piece in pieces])
+        found = scattered.all_in_order(windows, max(1, IN_PLACE_BYTES // windows.window_bytes))
         size = self.evaluation_batch(windows.samples)
         return windows.batches(size) if found is None else found
 

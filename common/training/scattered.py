@@ -54,7 +54,7 @@ def addresses_in(x: Tensor) -> Tensor:
     return torch.arange(len(x)) * (x.stride(0) * x.element_size()) + x.data_ptr()
 
 
-def scattered(
+def pieces(
     windows: Windows, order: Tensor, sizes: Sequence[int]
 ) -> Iterator[tuple[Scattered, Tensor]] | None:
     """Consecutive pieces of `order` (row numbers) of the given sizes, with their labels [n]; None
@@ -63,5 +63,14 @@ def scattered(
     places = windows.addresses()
     if places is None:
         return None
-    pieces = torch.split(order, list(sizes))
-    return ((Scattered(windows, rows, places[rows]), windows.y[rows]) for rows in pieces)
+    split = torch.split(order, list(sizes))
+    return ((Scattered(windows, rows, places[rows]), windows.y[rows]) for rows in split)
+
+
+def all_in_order(windows: Windows, size: int) -> Iterator[tuple[Scattered, Tensor]] | None:
+    """The same of all windows in their order, `size` at a time."""
+    places = windows.addresses()
+    if places is None:
+        return None
+    split = (torch.split(x, size) for x in (torch.arange(len(windows)), places, windows.y))
+    return ((Scattered(windows, rows, there), y) for rows, there, y in zip(*split, strict=True))
