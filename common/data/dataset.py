@@ -383,7 +383,13 @@ class Windows:
         if not all(part.split.x[0].is_contiguous() for part in self._parts):
             return None
         if self._addresses is None:
-            self._addresses = torch.cat([_addresses(part) for part in self._parts])
+            of_splits = (addresses_in(part.split.x) for part in self._parts)
+            self._addresses = torch.cat(
+                [
+                    places if part.rows is None else places[part.rows]
+                    for part, places in zip(self._parts, of_splits, strict=True)
+                ]
+            )
         return self._addresses
 
     def normalization(self) -> tuple[Tensor, Tensor]:
@@ -477,10 +483,9 @@ def _part(part: Split | tuple[Split, Rows | None]) -> _Part:
     )
 
 
-def _addresses(part: _Part) -> Tensor:
-    x = part.split.x
-    rows = torch.arange(len(x)) if part.rows is None else part.rows
-    return x.data_ptr() + rows * (x.stride(0) * x.element_size())
+def addresses_in(x: Tensor) -> Tensor:
+    """Where in memory each window of x [windows, channels, samples] begins, int64 [windows]."""
+    return torch.arange(len(x)) * (x.stride(0) * x.element_size()) + x.data_ptr()
 
 
 def _half_of_free(device: torch.device) -> int:

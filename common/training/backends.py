@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.dataset import IN_PLACE_BYTES, Windows
+from common.data.dataset import IN_PLACE_BYTES, Windows, addresses_in
 from common.training import scattered
 from common.training.adam import Adam
 from common.training.kernel.build import kernel
 from common.training.kernel.stack import AdamState, Given, Stack
 from common.training.networks import Network
-from common.training.scattered import Scattered, addresses_in
+from common.training.scattered import Scattered
 
 EVALUATED_BYTES = 8 << 20  # windows that the kernel evaluates in one call
 CACHED_BYTES = 12 << 20  # activations of one block up to this size are fastest on a CPU
@@ -30,19 +30,11 @@ CACHED_BYTES = 12 << 20  # activations of one block up to this size are fastest 
 class Backend(Protocol):
     """`name` is recorded in the provenance; a checkpoint of another backend is not resumed.
 
-    x: windows [batch, channels, samples], a tensor or what `chunks` and `batches` gave.
+    x: windows [batch, channels, samples], a tensor, or where they lie in memory.
     """
 
     @property
     def name(self) -> str: ...
-
-    def chunks(
-        self, windows: Windows, order: Tensor, sizes: Sequence[int], *, in_place: bool
-    ) -> Iterator[tuple[Any, Tensor]]:
-        """Consecutive pieces of `order` (row numbers) of the given sizes, as (x, y); x is a tensor
-        unless `in_place`.
-        """
-        ...
 
     def batches(self, windows: Windows) -> Iterator[tuple[Any, Tensor]]:
         """All windows in their order, as (x, y) for `evaluate` and `logits`."""
@@ -150,11 +142,6 @@ class AutogradBackend:
         # Takes what was compiled; a compilation that fails in mid-training is eager, no error.
         self._captured = torch.compile(self._losses, mode=mode, dynamic=False)
 
-    def chunks(
-        self, windows: Windows, order: Tensor, sizes: Sequence[int], *, in_place: bool
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        return windows.chunks(order, sizes)
-
     def batches(self, windows: Windows) -> Iterator[tuple[Tensor, Tensor]]:
         return windows.batches(self.evaluation_batch(windows.samples))
 
@@ -230,12 +217,6 @@ class KernelBackend:
         self._library, self._pos_weight = library, pos_weight
         self.threads = torch.get_num_threads()
         self._stacks: dict[int, Stack] = {}
-
-    def chunks(
-        self, windows: Windows, order: Tensor, sizes: Sequence[int], *, in_place: bool
-    ) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
-        found = scattered.pieces(windows, order, sizes) if in_place else None
-        return windows.chunks(order, sizes) if found is None else found
 
     def batches(self, windows: Windows) -> Iterator[tuple[Tensor | Scattered, Tensor]]:
         # in pieces: Python hears of Ctrl-C between two calls

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.data.dataset import UNREADABLE, Windows, chunk_batches, load_plain
 from common.errors import CorruptArtifact, InputError, TrainingError
+from common.training import scattered
 from common.training.adam import Adam
 from common.training.augment import Augment
 from common.training.backends import AutogradBackend, Backend, KernelBackend, backend_for
@@ -313,7 +314,8 @@ class _Run:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with _seeded(epoch_seed(settings.seed_key, epoch, "dropout"), self.device):
             sizes = [sum(piece) for piece in pieces]
-            chunks = self.backend.chunks(self.train, order, sizes, in_place=in_place)
+            found = scattered.pieces(self.train, order, sizes) if in_place else None
+            chunks: Iterator[tuple[Any, Tensor]] = found or self.train.chunks(order, sizes)
             for piece, (x, y) in zip(pieces, chunks, strict=True):
                 if isinstance(self.augment, Augment) and isinstance(x, Scattered):
                     x = self.augment.while_read(x, augment)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.data.dataset import Windows
+from common.data.dataset import Windows, addresses_in
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,6 @@ class Scattered:
         """The same with the dense windows `x` in the places `which`."""
         addresses = self.addresses.index_copy(0, which, addresses_in(x))
         return replace(self, addresses=addresses, copies=x)
-
-
-def addresses_in(x: Tensor) -> Tensor:
-    """Where each window of x [windows, channels, samples] begins, int64 [windows]."""
-    return torch.arange(len(x)) * (x.stride(0) * x.element_size()) + x.data_ptr()
 
 
 def pieces(

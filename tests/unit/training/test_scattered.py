@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.data.dataset import Windows, open_split
-from common.training import loop, networks
+from common.training import loop, networks, scattered
 from common.training.adam import Adam
 from common.training.augment import Augment
 from common.training.backends import AutogradBackend, KernelBackend, backend_for
@@ -44,8 +44,7 @@ def trained(windows: Windows, augment: Augment | None, in_place: bool) -> bytes:
     backend = backend_for(network)
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(3))
     generator, sizes = torch.Generator().manual_seed(4), [24, len(windows) - 24]
-    for x, y in backend.chunks(windows, order, sizes, in_place=in_place):
-        assert isinstance(x, Scattered) == in_place
+    for x, y in (scattered.pieces if in_place else Windows.chunks)(windows, order, sizes):
         if augment is not None:
             x = (augment.while_read if in_place else augment)(x, generator)
         backend.train(x, y, [8] * (len(x) // 8) + [len(x) % 8] * (len(x) % 8 > 0), adam)
@@ -121,7 +120,7 @@ def test_what_noise_writes_behind_a_window_never_grows(tmp_path):
     adam = Adam(list(network.parameters()), 0.0)
     backend = backend_for(network)
     for number in range(200):
-        [(x, y)] = backend.chunks(windows, torch.arange(8), [8], in_place=True)
+        [(x, y)] = scattered.pieces(windows, torch.arange(8), [8])
         augmented = augment.while_read(x, torch.Generator().manual_seed(number))
         backend.train(augmented, y, [8], adam)
     assert torch.isfinite(adam.gradient).all()

@@ -21,6 +21,7 @@ from common.cluster.config import Server, Slot, SlotPlan, load_config
 from common.cluster.journal import Journal
 from common.cluster.scheduler.scheduler import Scheduler
 from common.cluster.scheduler.states import JobState, Limits, SlotId
+from common.cluster.ssh import arrivals
 from common.cluster.ssh import nodes as nodes_module
 from common.cluster.ssh import run as module
 from common.cluster.ssh.arrivals import PUBLISHING
@@ -541,7 +542,10 @@ def test_a_free_slot_gets_its_next_job_before_results_are_verified(play: Any) ->
     assert given == [["a", "b"]]
 
 
-def test_results_are_verified_a_moment_after_they_came(play: Any) -> None:
+def test_results_are_verified_a_moment_after_they_came(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "SETTLE_SECONDS", 60)  # however slow this machine is
     run = play([base("a")])
     run.join()
     accepted = accepting(run)
@@ -549,6 +553,7 @@ def test_results_are_verified_a_moment_after_they_came(play: Any) -> None:
     run.run._events.put(Fetched(run.node(), ("a",), run.paths.root, 1))
     run.run._turn()
     assert not accepted, "its worker has just been given the next job"
+    monkeypatch.setattr(arrivals, "SETTLE_SECONDS", 0)
     run.run._turn()
     assert accepted == ["a"]
 
