@@ -124,3 +124,12 @@ def test_what_noise_writes_behind_a_window_never_grows(tmp_path):
         augmented = augment.while_read(x, torch.Generator().manual_seed(number))
         backend.train(augmented, y, [8], adam)
     assert torch.isfinite(adam.gradient).all()
+
+
+def test_a_training_gathers_no_window(tmp_path, monkeypatch):
+    windows = people(tmp_path)
+    network = made(windows)
+    monkeypatch.setattr(Windows, "gather", lambda *_, **__: 1 / 0)
+    settings = TrainingSettings(8, 1e-2, 1, 1, "key", augment=Augment(time_warp_std=0.0))
+    assert loop.fit(network, windows, windows, settings).epochs == 1
+    assert len(score(network, windows)[0]) == len(windows)
