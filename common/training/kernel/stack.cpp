@@ -630,57 +630,60 @@ INLINE uint32_t mixed(uint32_t x) {
 template <int COUNT, int TERMS>
 INLINE void horner(V (&p)[COUNT], const V (&x)[COUNT], const float (&terms)[TERMS]) {
   EACH p[v] = splat(terms[0]);
-#pragma GCC unroll 9
+#pragma GCC unroll 6
   for (int n = 1; n < TERMS; ++n) EACH p[v] = fma(p[v], x[v], splat(terms[n]));
 }
 
+// Natural logarithm of positive, normal numbers to a relative error of 1e-5: the exponent, and a
+// polynomial fitted to the rest, which lies between the roots of 1/2 and of 2.
 template <int COUNT>
-INLINE void logarithm(V (&a)[COUNT]) {  // of positive, normal numbers, as in Cephes
-  const float terms[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f,
-                         -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
-                         2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
-  V m[COUNT], e[COUNT], p[COUNT];
-  EACH m[v] = (V)(((M)a[v] & 0x7fffff) | 0x3f800000);
+INLINE void logarithm(V (&a)[COUNT]) {
+  const float terms[] = {-0.14292071f, 0.22055936f,  -0.2540327f,
+                         0.33258024f,  -0.49990218f, 1.0000046f};
+  const int root_of_half = 0x3f3504f3;  // its bits
+  V exponent[COUNT], above[COUNT], p[COUNT];
   EACH {
-    const M upper = m[v] > 1.41421356f;
-    e[v] = __builtin_convertvector(((M)a[v] >> 23) - 127 - upper, V);
-    m[v] = choose(upper, m[v] * 0.5f, m[v]) - 1.0f;
+    const M bits = (M)a[v] - root_of_half;
+    exponent[v] = __builtin_convertvector(bits >> 23, V);
+    above[v] = (V)((bits & 0x7fffff) + root_of_half) - 1.0f;
   }
-  horner(p, m, terms);
-  EACH {
-    const V square = m[v] * m[v];
-    p[v] = fma(p[v] * m[v], square, square * -0.5f);
-    a[v] = fma(e[v], splat(0.693147181f), m[v] + p[v]);
-  }
+  horner(p, above, terms);
+  EACH a[v] = fma(exponent[v], splat(0.693147181f), p[v] * above[v]);
 }
 
-// Standard normal numbers from 32 random bits each: the inverse of the error function by M. Giles,
-// "Approximating the erfinv function", GPU Computing Gems 2, 2010.
+// The sine and the cosine of x, at most pi / 4, as in Cephes.
 template <int COUNT>
-INLINE void normal(const U (&bits)[COUNT], V (&found)[COUNT]) {
-  const float near[] = {2.81022636e-08f, 3.43273939e-07f, -3.5233877e-06f,
-                        -4.39150654e-06f, 0.00021858087f, -0.00125372503f,
-                        -0.00417768164f, 0.246640727f, 1.50140941f};
-  const float far[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f,
-                       -0.00367342844f, 0.00573950773f, -0.0076224613f,
-                       0.00943887047f, 1.00167406f, 2.83297682f};
-  V x[COUNT], w[COUNT], from[COUNT], p[COUNT];
-  EACH x[v] = fma(__builtin_convertvector((M)(bits[v] >> 8), V), splat(0x1p-23f),
-                  splat(0x1p-24f - 1));
-  EACH w[v] = (1.0f - x[v]) * (1.0f + x[v]);
-  logarithm(w);
-  EACH w[v] = -w[v];
-  EACH from[v] = w[v] - 2.5f;
-  horner(p, from, near);
-  M tail = {};
-  EACH tail |= w[v] >= 5.0f;
-  if (any(tail)) {  // one number in three hundred
-    V q[COUNT];
-    EACH from[v] = root(w[v]) - 3.0f;
-    horner(q, from, far);
-    EACH p[v] = choose(w[v] >= 5.0f, q[v], p[v]);
+INLINE void sine_and_cosine(const V (&x)[COUNT], V (&sine)[COUNT], V (&cosine)[COUNT]) {
+  const float odd[] = {-1.9515295891e-4f, 8.3321608736e-3f, -1.6666654611e-1f};
+  const float even[] = {2.443315711809948e-5f, -1.388731625493765e-3f, 4.166664568298827e-2f,
+                        -0.5f, 1.0f};
+  V square[COUNT];
+  EACH square[v] = x[v] * x[v];
+  horner(sine, square, odd);
+  horner(cosine, square, even);
+  EACH sine[v] = fma(sine[v] * square[v], x[v], x[v]);
+}
+
+// Pairs of independent, standard normal numbers, from 32 random bits for their radius and 32 for
+// their angle: G. E. P. Box and M. E. Muller, "A note on the generation of random normal deviates",
+// Annals of Mathematical Statistics 29, 1958.
+template <int COUNT>
+INLINE void normal(const U (&far)[COUNT], const U (&turn)[COUNT], V (&x)[COUNT], V (&y)[COUNT]) {
+  V radius[COUNT], angle[COUNT], sine[COUNT], cosine[COUNT];
+  EACH radius[v] = fma(__builtin_convertvector((M)(far[v] >> 8), V), splat(0x1p-24f),
+                       splat(0x1p-25f));
+  logarithm(radius);
+  EACH radius[v] = root(radius[v] * -2.0f);
+  // 30 bits say where in a quarter of the circle, from -pi / 4 on, and two bits in which quarter
+  EACH angle[v] = __builtin_convertvector((M)(turn[v] << 2), V) * (0.785398163f * 0x1p-31f);
+  sine_and_cosine(angle, sine, cosine);
+  EACH {
+    cosine[v] = (V)((U)cosine[v] ^ (turn[v] & 0x80000000u)) * radius[v];
+    sine[v] *= radius[v];
+    const M swapped = (M)(turn[v] << 1) >> 31;
+    x[v] = choose(swapped, sine[v], cosine[v]);
+    y[v] = choose(swapped, cosine[v], sine[v]);
   }
-  EACH found[v] = p[v] * x[v] * 1.41421356f;
 }
 
 struct Change {  // of a row: x * factor + spread * noise
@@ -690,30 +693,44 @@ struct Change {  // of a row: x * factor + spread * noise
   bool changes() const { return factor != 1 || spread != 0; }
 };
 
-template <int COUNT>
-INLINE void change_tile(const Change& c, float* at, U counter, uint32_t one, uint32_t two) {
-  U bits[COUNT];
-  V noise[COUNT];
-  EACH bits[v] = counter + (uint32_t)(v * LANES) + one;
-  mix(bits);
-  EACH bits[v] ^= two;
-  mix(bits);
-  normal(bits, noise);
-  EACH store(at + v * LANES,
-             fma(noise[v], splat(c.spread), load(at + v * LANES) * c.factor));
+INLINE void change(const Change& c, float* at, V noise) {
+  store(at, fma(noise, splat(c.spread), load(at) * c.factor));
 }
 
-// Whole vectors from `row` on; sample `start` of the window stands there.
+// COUNT pairs of vectors, as far as `length`; two neighbouring samples are a pair of numbers.
+// counter: of the pairs of samples.
+template <int COUNT>
+INLINE void change_tile(const Change& c, float* at, long length, U counter,
+                        const uint32_t (&keys)[3]) {
+  U far[COUNT], turn[COUNT];
+  V x[COUNT], y[COUNT];
+  EACH far[v] = counter + (uint32_t)(v * LANES) + keys[0];
+  mix(far);
+  EACH turn[v] = far[v] ^ keys[2];
+  EACH far[v] ^= keys[1];
+  mix(far);
+  mix(turn);
+  normal(far, turn, x, y);
+  EACH {
+    const long t = 2 * v * LANES;
+    if (t < length) change(c, at + t, low(x[v], y[v]));
+    if (t + LANES < length) change(c, at + t + LANES, high(x[v], y[v]));
+  }
+}
+
+// Whole vectors from `row` on; sample `start` of the window, an even number, stands there.
 void change_row(const Change& c, float* row, long start, long length) {
   if (c.spread == 0) {
     for (long t = 0; t < length; t += LANES) store(row + t, load(row + t) * c.factor);
     return;
   }
-  const uint32_t one = mixed(c.first + c.row), two = mixed(c.second ^ mixed(one + 1));
+  uint32_t keys[] = {mixed(c.first + c.row), 0, 0};
+  keys[1] = mixed(c.second ^ mixed(keys[0] + 1));
+  keys[2] = mixed(keys[1] + 1);
   U lanes;
-  for (int lane = 0; lane < LANES; ++lane) lanes[lane] = (uint32_t)start + lane;
-  in_tiles(rounded<long>(length, LANES), [&](auto width, long t) {
-    change_tile<width>(c, row + t, lanes + (uint32_t)t, one, two);
+  for (int lane = 0; lane < LANES; ++lane) lanes[lane] = (uint32_t)(start / 2) + lane;
+  in_tiles(rounded<long>(length, 2 * LANES) / 2, [&](auto width, long t) {
+    change_tile<width>(c, row + 2 * t, length - 2 * t, lanes + (uint32_t)t, keys);
   });
 }
 

@@ -80,6 +80,16 @@ def test_jitter_is_normal_and_white():
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.015
 
 
+def test_neighbouring_samples_get_independent_noise():
+    x = torch.zeros(300, 3, 100)
+    noise = changed(Augment(**{**NOTHING, "jitter_std": 1.0}, aug_prob=1.0), x).double().numpy()
+    tenths = np.floor(stats.norm.cdf(noise) * 10).astype(int)
+    for first in (0, 1):  # pairs that are drawn together, and others
+        one, other = tenths[..., first:-1:2].ravel(), tenths[..., first + 1 :: 2].ravel()
+        together = np.bincount(10 * one + other, minlength=100)
+        assert stats.chisquare(together).pvalue > 0.01
+
+
 def test_magnitude_is_one_factor_a_window_within_the_range():
     x = some_windows()
     factor = changed(Augment(**{**NOTHING, "magnitude_range": (0.5, 0.9)}, aug_prob=1.0), x) / x

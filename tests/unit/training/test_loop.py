@@ -378,7 +378,7 @@ def test_what_is_frozen_does_not_move(sets):
 
 def test_a_resumed_fit_keeps_the_best_weights_from_before_it_was_stopped(sets):
     kept = Kept()
-    undisturbed = loop.fit(network(), *sets, full(lr=10.0), checkpoint=kept)
-    resumed = loop.fit(network(), *sets, full(lr=10.0), checkpoint=Kept(kept.saved[-1]))
+    undisturbed = loop.fit(network(), *sets, full(lr=1000.0), checkpoint=kept)
+    resumed = loop.fit(network(), *sets, full(lr=1000.0), checkpoint=Kept(kept.saved[-1]))
     assert (resumed.best_epoch, resumed.resumed) == (0, True)
     assert loop.serialize(resumed.state) == loop.serialize(undisturbed.state)
