@@ -9,6 +9,7 @@ was done, and scores where the recordings are labelled. A result folder is all t
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -81,8 +82,9 @@ def rules_of(args: Any) -> Any:
     for name in ("merge_gap_seconds", "min_episode_seconds"):
         if not getattr(args, name) >= 0:
             raise InputError(f"--{name} {getattr(args, name):g}: at least 0 is needed")
-    if args.stride_seconds is not None and not args.stride_seconds > 0:
-        raise InputError(f"--stride_seconds {args.stride_seconds:g}: more than 0 is needed")
+    stride = args.stride_seconds
+    if stride is not None and not 0 < stride < math.inf:
+        raise InputError(f"--stride_seconds {stride:g}: a number of seconds above 0 is needed")
     return Rules(threshold, args.merge_gap_seconds, args.min_episode_seconds, args.stride_seconds)
 
 
@@ -111,7 +113,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     models = [open_model(text, Paths.here()) for text in args.models]
-    needed = agree(models)
+    needed = agree(models, rules)
     for model in models:
         rules.threshold_of(model)
     layout = layout_of(args, needed)

@@ -10,12 +10,15 @@ import pandas as pd
 
 from common.errors import InputError, nearest
 from common.jobs.choosing import ROUNDING
+from common.jobs.identity import has_effect
 from common.options import FinetuneOptions
 from common.report.analysis import Contrast, adjusted
 from common.report.cells import chosen, with_base
 from common.report.conditions import BASE, CONDITION_WORDS, MODES, Condition, percent
 from common.report.grids import CONTEXT, Grid, family, make_grid
 from common.report.statistics import paired
+
+UNSET = "unset"  # the value of an option that was left out
 
 
 @dataclass
@@ -60,14 +63,14 @@ def compare(grids: list[Grid], option: str) -> Comparison:
         InputError: not an option that these experiments vary, or one whose values stand for several
         data sets.
     """
-    rows = pd.concat(
-        [
-            grid.rows if option == "n_base_participants" else with_base(grid.rows, grid.n_base)
-            for grid in grids
-        ]
-    )
+    parts = [
+        grid.rows if option == "n_base_participants" else with_base(grid.rows, grid.n_base)
+        for grid in grids
+    ]
+    parts = [_unset_named(part, option) for part in parts]
+    rows = pd.concat(parts)
     values = _compared_values(rows, option)
-    _refuse_pooled(grids, option, values)
+    _refuse_pooled(parts, option, values)
     at = grids[0].primary or grids[0].conditions[-1]
     scores, base = {}, {}
     for value in values:
@@ -116,10 +119,18 @@ def _held(at: Condition, option: str) -> str:
     return words.get(option, at.words).capitalize()
 
 
-def _refuse_pooled(grids: list[Grid], option: str, values: list[Any]) -> None:
-    pooled = [
-        value for value in values if sum((grid.rows[option] == value).any() for grid in grids) > 1
-    ]
+def _unset_named(rows: pd.DataFrame, option: str) -> pd.DataFrame:
+    """An option that may be left out has a value there too, wherever it shapes the result."""
+    if option not in rows:
+        return rows
+    acts = np.array([has_effect(option, mode) for mode in rows["mode"]], bool)
+    return rows.assign(
+        **{option: rows[option].astype(object).mask(rows[option].isna() & acts, UNSET)}
+    )
+
+
+def _refuse_pooled(parts: list[pd.DataFrame], option: str, values: list[Any]) -> None:
+    pooled = [value for value in values if sum((rows[option] == value).any() for rows in parts) > 1]
     if pooled:
         raise InputError(
             f"--compare {option}: {pooled[0]} stands for several data sets, which are never pooled;"
@@ -144,7 +155,7 @@ def _compared_values(rows: pd.DataFrame, option: str) -> list[Any]:
     return (
         [mode for mode in MODES if mode in values]
         if option == "mode"
-        else sorted(values, key=lambda value: (isinstance(value, str), value))
+        else sorted(values, key=lambda value: (value != UNSET, isinstance(value, str), value))
     )
 
 

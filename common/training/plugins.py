@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -202,7 +203,8 @@ class OwnNetwork(Model):
         return name.removeprefix("net.")
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net(self.normalize(x))
+        # the network may change its input, which must not be the caller's windows
+        logits: Tensor = self.net(self.normalize(x) if self.normalized else x.clone())
         return logits.squeeze(1) if logits.ndim == 2 else logits
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -223,12 +225,20 @@ class OwnNetwork(Model):
         """
         chosen = super().trained(head_only=head_only, freeze=freeze)
         ids = {id(parameter) for parameter in chosen}
-        self._resting = [
-            module
-            for module in self.net.modules()
-            if (own := list(module.parameters(recurse=False)))
-            and not any(id(parameter) in ids for parameter in own)
-        ]
+        head = getattr(self.net, "head", None)
+        in_head = set(head.modules()) if isinstance(head, nn.Module) else set()
+
+        def rests(name: str, module: nn.Module) -> bool:
+            if own := list(module.parameters(recurse=False)):
+                return not any(id(parameter) in ids for parameter in own)
+            buffers = [f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)]
+            if not buffers:
+                return False
+            if head_only and module not in in_head:
+                return True
+            return all(any(fnmatchcase(one, pattern) for pattern in freeze) for one in buffers)
+
+        self._resting = [module for name, module in self.net.named_modules() if rests(name, module)]
         return chosen
 
     def train(self, mode: bool = True) -> OwnNetwork:
@@ -281,6 +291,12 @@ def _check_parameters(source: OwnFile, net: nn.Module) -> None:
     parameters = dict(net.named_parameters())
     if not parameters:
         raise InputError(f"{_title(source)} has no parameters: there is nothing to train")
+    others = [name for name, value in net.state_dict().items() if not isinstance(value, Tensor)]
+    if others:
+        raise InputError(
+            f"{_title(source)} keeps more than tensors in its state ({others[0]}), which is stored"
+            " as tensors alone: keep numbers by register_buffer instead of get_extra_state"
+        )
     for name, parameter in parameters.items():
         if parameter.dtype != torch.float32:
             raise InputError(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.artifacts import to_csv
+from common.data.bouts import annotated_bouts
 from common.data.sessions import Part, Session
 from common.data.windowing import Labelling, MinOverlap, PlacedWindows, label_windows, window_starts
 from common.errors import InputError
@@ -48,13 +49,16 @@ class Rules:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One model on one session. starts_s: on the recording's own clock."""
+    """One model on one session. starts_s: on the recording's own clock. scored: the episodes of
+    the windows whose label is known, which alone are held against the annotations.
+    """
 
     model: FinishedModel
     threshold: float
     starts_s: NDArray[np.float64]
     probabilities: Floats
     episodes: list[Episode]
+    scored: list[Episode]
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,11 @@ class Predicted:
     labels: NDArray[np.int64]  # of the windows; -1: not known
 
 
-def agree(models: Sequence[FinishedModel]) -> dict[str, Any]:
-    """What recordings must be for all of `models`.
+def agree(models: Sequence[FinishedModel], rules: Rules) -> dict[str, Any]:
+    """What recordings must be for all of `models`, and how windows are made of them.
 
     Raises:
-        InputError: a model does not know, or two need different recordings.
+        InputError: a model does not know, or two need different recordings or windows.
     """
     for model in models:
         if model.input is None:
@@ -81,13 +85,16 @@ def agree(models: Sequence[FinishedModel]) -> dict[str, Any]:
                 " channels, in which order and at which rate, it was trained on"
             )
     first = dict(models[0].input or {})
+    names = ["channels", "sampling_rate_hz", "window_size", "labelling"]
+    names += ["stride_seconds"] if rules.stride_seconds is None else []
     for model in models[1:]:
-        for name in ("channels", "sampling_rate_hz", "window_size"):
-            mine = (model.input or {})[name]
-            if mine != first[name]:
+        for name in names:
+            mine, others = (model.input or {}).get(name), first.get(name)
+            if mine != others:
+                way = ", or give --stride_seconds" if name == "stride_seconds" else ""
                 raise InputError(
-                    f"{model.name} needs {name} {mine}, {models[0].name} needs {first[name]}:"
-                    " predict with one at a time"
+                    f"{model.name} needs {name} {mine}, {models[0].name} needs {others}: predict"
+                    f" with one at a time{way}"
                 )
     return first
 
@@ -117,11 +124,18 @@ def predict(
     found = []
     for model in models:
         threshold, p = rules.threshold_of(model), model.probabilities(windows.blocks())
-        seconds = how.length / session.rate
-        made = episodes(
-            starts_s, p, seconds, threshold, rules.merge_gap_seconds, rules.min_episode_seconds
+        made, scored = (
+            episodes(
+                starts_s[rows],
+                p[rows],
+                how.length / session.rate,
+                threshold,
+                rules.merge_gap_seconds,
+                rules.min_episode_seconds,
+            )
+            for rows in (slice(None), labels >= 0)
         )
-        found.append(Prediction(model, threshold, starts_s, p, made))
+        found.append(Prediction(model, threshold, starts_s, p, made, scored))
     return Predicted(session, read.labelled, notes, found, labels)
 
 
@@ -221,11 +235,12 @@ def scores(sessions: Sequence[Predicted], model: int) -> dict[str, Any] | None:
 
 
 def _events(predicted: Predicted, one: Prediction) -> SessionEvents:
+    """As the report makes them of a test split: annotations as given, windows of known label."""
     session = predicted.session
-    clock = session.start_s + session.bouts / session.rate
     window = one.model.options.window_size / session.rate
+    whole = {"": [Part(session, 0, len(session.values))]}
     return SessionEvents(
-        [(float(start), float(end)) for start, end in clock],
-        [found.interval for found in one.episodes],
-        recorded(one.starts_s, window),
+        [(start, end) for _, start, end, _ in annotated_bouts([session], whole)],
+        [found.interval for found in one.scored],
+        recorded(one.starts_s[predicted.labels >= 0], window),
     )

@@ -488,6 +488,26 @@ def test_compare_puts_the_values_of_an_option_side_by_side(made: Made) -> None:
     assert (of_losses.result.better, of_losses.result.median) == (7, pytest.approx(0.04))
 
 
+def test_an_option_that_was_left_out_is_a_value_of_its_own(made: Made) -> None:
+    for place, person in enumerate(made.people):
+        for blocks in (None, 2, 3):
+            made.run(person, num_blocks=blocks, fine=0.80 + 0.01 * place * (blocks or 0))
+    found = compare([grid_of(made)], "num_blocks")
+    assert found.values == ["unset", "2", "3"]
+    assert [one.name for one in found.contrasts] == [
+        "num_blocks: 2 − unset",
+        "num_blocks: 3 − unset",
+    ]
+
+
+def test_what_has_no_effect_in_a_mode_is_no_value_of_it(made: Made) -> None:
+    for person in made.people:
+        made.run(person, mode="target_only", fine=0.7)
+        for order_seed in (1, 2):
+            made.run(person, base_order_seed=order_seed, fine=0.8 + order_seed / 100)
+    assert compare([grid_of(made)], "base_order_seed").values == ["1", "2"]
+
+
 def test_comparing_what_does_not_vary_names_what_does(made: Made) -> None:
     for person in made.people:
         made.run(person, batch_size=32)

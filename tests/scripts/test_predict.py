@@ -153,6 +153,7 @@ def test_what_cannot_be_predicted_is_said_and_never_invented(
     )
     assert "empty" in failed_in_one_line(done)
     assert "--threshold high: a number from 0 to 1" in refused("a.csv", "--threshold", "high")
+    assert "--stride_seconds inf: a number" in refused("a.csv", "--stride_seconds", "inf")
     assert "no tuned threshold" in failed_in_one_line(
         trained.run(
             "predict.py",

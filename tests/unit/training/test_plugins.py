@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common import artifacts
+from common.data.dataset import open_split
 from common.errors import InputError, TrainingError
 from common.paths import Paths
 from common.training import backends, base, finetune, loop
@@ -103,6 +104,11 @@ def changed(before: str, after: str) -> str:
         (changed("self.body(x).mean(2)", "self.body(x).mean(2) / 0"), r"gives \[nan, nan\]|inf"),
         (changed("self.body(x)", "self.body(x + torch.randn_like(x))"), "gives two results"),
         (changed("nn.Linear(width, 1)", "nn.Linear(width, 1).double()"), "Double|float64"),
+        (
+            NET + "\n    def get_extra_state(self):\n        return {'seen': 3}\n"
+            "\n    def set_extra_state(self, state):\n        pass\n",
+            r"own\.py:Net keeps more than tensors in its state \(_extra_state\)",
+        ),
         (changed("self.head(self", "self.head.weight.sum().detach() + (self"), "for two windows"),
     ],
 )
@@ -232,15 +238,30 @@ def test_a_changed_file_makes_what_was_made_with_it_stale(project: Path) -> None
         )
 
 
-def test_a_head_alone_is_trained_and_averages_rest(project: Path) -> None:
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_head_alone_is_trained_and_averages_rest(project: Path, affine: bool) -> None:
+    text = changed("nn.BatchNorm1d(width)", f"nn.BatchNorm1d(width, affine={affine})")
+    (project / "own.py").write_text(text)
     base_hash = train()
     for freeze in ({"mode": "head_only_fine_tuning"}, {"freeze": ["body.*"]}):
         start = {"data_path": "data/made", "base_model_hash": base_hash, "max_epochs": 2, **freeze}
         done = finetune.run({**start, "target_val": "none"}, silent)
         before = loop.deserialize(weights(project, base_hash))
         after = loop.deserialize((project / done["folder"] / "best_model.pt").read_bytes())
-        changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert changed == {"net.head.weight", "net.head.bias"}
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved == {"net.head.weight", "net.head.bias"}
+
+
+def test_a_network_that_changes_its_input_leaves_the_data_as_they_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows are read in the mapped file itself, which all trainings of a process share."""
+    (project / "own.py").write_text(changed("self.body(x)", "self.body(x.clamp_(min=0.0))"))
+    monkeypatch.setattr("common.data.manifest.SETTLED_SECONDS", -1e9)  # such files stay open
+    train(n_base_participants=1, max_epochs=1)
+    for name in PEOPLE:
+        seen = open_split("data/made", name, "test", window_size=40).x
+        assert torch.equal(seen, torch.load(project / f"data/made/{name}_test.pt")[0])
 
 
 def test_initial_weights_are_taken_by_name_and_shape(project: Path) -> None:

@@ -64,6 +64,20 @@ def test_windows_of_unknown_label_are_not_scored() -> None:
     assert known["positives"] == unknown["positives"]
 
 
+def test_events_are_held_against_annotations_where_the_label_is_known() -> None:
+    """As in the report: not against joined bouts, nor where nothing was recorded or is excluded."""
+    bouts = [(10, 15), (15, 22), (45, 48)]
+    one = session(seconds=60, bouts=bouts, gaps=[(42, 52)], unknown=[(19, 30)], start_s=1000.0)
+    found = predict([played()], ReadSession(one, True, ()), NEEDED, Rules())
+    record = scores([found], 0)
+    assert record
+    events = record["event_scores_any_overlap"]
+    assert (events["bouts"], events["merged_bouts"]) == (2, 2)
+    assert [e.interval for e in found.predictions[0].episodes] == [(1010.0, 1021.0)]
+    assert [e.interval for e in found.predictions[0].scored] == [(1010.0, 1019.0)]
+    assert events["recorded_hours"] == pytest.approx((19 + 12 + 8) / 3600)
+
+
 def test_the_tuned_threshold_is_the_models() -> None:
     assert predicted(Rules("tuned")).predictions[0].episodes == []
     with pytest.raises(InputError, match="m has no tuned threshold"):
@@ -78,7 +92,14 @@ def test_a_given_stride_is_taken() -> None:
 def test_models_that_need_other_recordings_are_not_used_together() -> None:
     other = played(name="n", input={**NEEDED, "channels": ["ay", "ax"]})
     with pytest.raises(InputError, match=r"n needs channels .* m needs .*: predict with one"):
-        agree([played(), other])
+        agree([played(), other], Rules())
+    slower = played(name="n", input={**NEEDED, "stride_seconds": 2.0})
+    with pytest.raises(InputError, match=r"n needs stride_seconds 2.0, m .* --stride_seconds$"):
+        agree([played(), slower], Rules())
+    assert agree([played(), slower], Rules(stride_seconds=2.0)) == NEEDED
+    other = played(name="n", input={**NEEDED, "labelling": {"min_overlap": "any"}})
+    with pytest.raises(InputError, match=r"n needs labelling .*any.*: predict with one at a time$"):
+        agree([played(), other], Rules())
 
 
 def test_windows_come_in_batches_whole_and_in_order() -> None:
