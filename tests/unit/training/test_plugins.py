@@ -260,7 +260,7 @@ def test_a_network_that_changes_its_input_leaves_the_data_as_they_are(
     monkeypatch.setattr("common.data.manifest.SETTLED_SECONDS", -1e9)  # such files stay open
     train(n_base_participants=1, max_epochs=1)
     for name in PEOPLE:
-        seen = open_split("data/made", name, "test", window_size=40).x
+        seen = open_split(project / "data/made", name, "test", window_size=40).x
         assert torch.equal(seen, torch.load(project / f"data/made/{name}_test.pt")[0])
 
 
