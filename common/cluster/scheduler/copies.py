@@ -51,7 +51,7 @@ class Copies:
         fetch = record.base if record.base not in host.holds else None
         start = now
         if fetch is not None and self._nodes.fetch(host, fetch):
-            start += record.job.base_bytes / host.bytes_per_second
+            start += record.job.base_bytes / self._limits.bytes_per_second
         self.set_slot(row, BUSY, copy)
         work = self._learning.work(record)
         self._slots.expect(row, start, record, work)

@@ -42,7 +42,7 @@ class Scheduler:
         self.limits = limits or Limits()
         self.learning = Learning()
         self._log: list[Change] = []
-        self._slots = SlotTable()
+        self._slots = SlotTable(self.limits.bytes_per_second)
         self._nodes = Nodes(self.limits, self._slots, self._log)
         queue = ReadyQueue(self.learning)
         self._jobs = Jobs(self.limits, queue, self._log, self._slots.forget)
@@ -165,12 +165,7 @@ class Scheduler:
     # ---- events of nodes and slots
 
     def add_node(
-        self,
-        now: float,
-        name: str,
-        speed: float = 1.0,
-        bytes_per_second: float | None = None,
-        holds: Iterable[str] = (),
+        self, now: float, name: str, speed: float = 1.0, holds: Iterable[str] = ()
     ) -> None:
         """A node joins, comes back after it was closed, or is wanted again after draining. Its
         slots join one by one through `slot_free`. Its earlier faults in a row still count.
@@ -179,7 +174,6 @@ class Scheduler:
         then corrected by `observe`. holds: base models that were checked there.
         """
         host = self._nodes.get(name) or NodeRecord(name, speed=speed, prior=speed)
-        host.bytes_per_second = bytes_per_second or self.limits.bytes_per_second
         self._nodes.join(now, host)
         for base in holds:
             self._nodes.hold(host, base)

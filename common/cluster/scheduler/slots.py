@@ -25,9 +25,12 @@ def _larger(old: Floats, size: int, fill: float) -> Floats:
 
 
 class SlotTable:
-    """Rows of slots. `NodeRecord.rows` and `Copy.row` point into it."""
+    """Rows of slots. `NodeRecord.rows` and `Copy.row` point into it. `bytes_per_second`: of a base
+    model on its way to a node.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_per_second: float) -> None:
+        self._bytes_per_second = bytes_per_second
         self.ids: list[SlotId] = []
         self.nodes: list[NodeRecord] = []
         self.copies: list[Copy | None] = []
@@ -39,7 +42,6 @@ class SlotTable:
         # seconds for each second of work; infinite where nothing may start
         self._inverse: Floats = none
         self._not_free: Floats = none  # 0 where a job can start now, else infinite
-        self._seconds_per_byte: Floats = none
         # of the job that runs there: when it trains, its estimated seconds on this slot, its kind,
         # and when it is expected to end
         self._start: Floats = none
@@ -52,7 +54,6 @@ class SlotTable:
     def _grow(self, size: int) -> None:
         self._inverse = _larger(self._inverse, size, math.inf)
         self._not_free = _larger(self._not_free, size, math.inf)
-        self._seconds_per_byte = _larger(self._seconds_per_byte, size, 0.0)
         self._start = _larger(self._start, size, math.inf)
         self._end = _larger(self._end, size, -math.inf)
         self._estimate = _larger(self._estimate, size, 0.0)
@@ -117,7 +118,6 @@ class SlotTable:
         free = works and status == FREE
         self._inverse[row] = 1.0 / self.speed(row) if works else math.inf
         self._not_free[row] = 0.0 if free else math.inf
-        self._seconds_per_byte[row] = 1.0 / host.bytes_per_second
         (self.free.add if free else self.free.discard)(row)
 
     # ---- base models on nodes
@@ -177,7 +177,7 @@ class SlotTable:
     def _transfer_of(self, base: str, size: int) -> Floats:
         transfer = self._transfer.get(base)
         if transfer is None:
-            transfer = size * self._seconds_per_byte[: len(self.ids)]
+            transfer = np.full(len(self.ids), size / self._bytes_per_second)
             for host in self._holders.get(base, ()):
                 transfer[list(host.rows.values())] = 0.0
             self._transfer[base] = transfer

@@ -39,7 +39,7 @@ class Limits:
     set_aside_most: float = 1800.0
     no_node_limit: float = 600.0
     wait_for_all_bases: bool = False
-    bytes_per_second: float = 50e6  # of a node whose bandwidth the caller does not know
+    bytes_per_second: float = 50e6  # of a base model on its way to a node
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,6 @@ class NodeRecord:
     aside_until: float | None = None
     asides: int = 0
     deaths: set[str] = field(default_factory=set)  # jobs killed there since the last result
-    bytes_per_second: float = 1.0
     speed: float = 1.0  # as estimated now
     # slot number -> its speed over the node's, where it is another: cores beside GPUs
     shares: dict[int, float] = field(default_factory=dict)
