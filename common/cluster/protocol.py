@@ -51,7 +51,6 @@ class _GpuFacts(_Checked):
 
 
 class _Facts(_Checked):
-    host: Text = ""
     python: Text
     versions: dict[str, Text | None]
     cores: Annotated[int, Field(ge=1, le=65536)]
@@ -100,7 +99,7 @@ def _hello(hello: object) -> Json:
     if not isinstance(hello, dict):
         raise ValueError("malformed hello")
     speed = _number(hello.get("speed"))
-    known: Json = {key: _text(hello[key]) for key in ("refused", "log", "host") if key in hello}
+    known: Json = {key: _text(hello[key]) for key in ("refused", "log") if key in hello}
     if _is_count(hello.get("pid")):
         known["pid"] = hello["pid"]
     return {**known, "speed": speed} if speed is not None and 0 < speed < MAX_SPEED else known

@@ -130,7 +130,6 @@ def main() -> None:
     """Print the facts."""
     driver = query("gpu", "driver_version")
     answer = {
-        "host": platform.node(),
         "python": platform.python_version(),
         "versions": installed(),
         "cores": len(os.sched_getaffinity(0)),

@@ -48,7 +48,7 @@ class SlotLock:
     """A slot that this process fills. `turn`: seconds that it keeps it while others wait."""
 
     def __init__(self, name: str, file: IO[str], turn: float = 0.0) -> None:
-        self.path, self._file, self._turn = Path(file.name), file, turn
+        self._file, self._turn = file, turn
         self._queue = slot_folder() / f"slot-{name}.queue"
         self._taken = self._worked = time.monotonic()
 

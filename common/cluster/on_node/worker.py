@@ -30,7 +30,6 @@ import importlib
 import importlib.util
 import json
 import os
-import platform
 import queue
 import select
 import signal
@@ -436,10 +435,8 @@ def main() -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         faulthandler.enable(log)
-        hello = {"pid": os.getpid(), "host": platform.node(), "log": str(log_path)}
-        hello |= {"slot": args.slot, "lock": str(slot.path)}
         ready = {} if args.measure is None else _ready(args.device, args.measure)
-        head.send({"hello": hello | ready})
+        head.send({"hello": {"pid": os.getpid(), "log": str(log_path), **ready}})
         Worker(head, code, args.device, log, args.progress).serve(head, slot)
 
 

@@ -15,7 +15,6 @@ from common.paths import CODE_ROOT, Paths
 class Needs:
     """What a run's jobs need on every node."""
 
-    code: tuple[str, ...]  # files relative to the code's root
     extra: tuple[str, ...]  # files relative to the project folder (a user's own script)
     data: dict[File, str | None]  # SHA-256 on the head; None: only the nodes have it
     bases: tuple[str, ...]

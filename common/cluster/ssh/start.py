@@ -18,7 +18,7 @@ from common.cluster.scheduler.states import Limits
 from common.cluster.ssh.context import SEEN_SECONDS, RunContext
 from common.cluster.ssh.maintenance import check_nodes, clean_nodes, setup_nodes
 from common.cluster.ssh.node_commands import inventory, probe, send_code
-from common.cluster.ssh.payload import Needs, code_files, extra_files, owner
+from common.cluster.ssh.payload import Needs, extra_files, owner
 from common.cluster.ssh.run import Runner
 from common.cluster.transport.connection import connect
 from common.cluster.work import Outcome, Report, Say, Show
@@ -78,7 +78,6 @@ def _needs(request: Request, prepared: Prepared) -> Needs:
     bases = {job.id for job in work.bases} | {job.needs for job in work.others if job.needs}
     data = {file: prepared.data[file] for file in all_data_files(jobs)}
     return Needs(
-        code_files(),
         extra_files(request.script),
         data,
         tuple(bases),

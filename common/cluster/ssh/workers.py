@@ -155,7 +155,7 @@ class Workers:
         elif "waiting" in message:
             self._on_waiting(node, worker, message["waiting"])
         elif message.get("progress") in jobs:
-            self._run.progress[message["progress"]] = {**message, "node": node.name}
+            self._run.progress[message["progress"]] = message
             if message["epoch"] != worker.epoch:
                 worker.epoch, worker.epoch_at = message["epoch"], now
         elif message.get("done") in jobs:

@@ -52,7 +52,7 @@ def node(folder: Path, tell: Any) -> NodeThreads:
         server,
         Paths(folder),
         ClusterConfig(servers=[server]),
-        Needs((), (), {}, (), (), "us"),
+        Needs((), {}, (), (), "us"),
         tell,
     )
 
@@ -145,7 +145,7 @@ def test_data_count_as_arrived_only_with_the_bytes_that_were_sent(
     file = ("data/x", "ann_train.pt")
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     one = node(tmp_path, events.put)
-    one.needs = Needs((), (), {file: "sent"}, (), (), "us")
+    one.needs = Needs((), {file: "sent"}, (), (), "us")
     moved = SimpleNamespace(bytes=3)
     one._connection = SimpleNamespace(push=lambda names: moved, close=lambda: None)
     found = SimpleNamespace(data={file: there})
@@ -182,7 +182,7 @@ def test_of_many_nodes_each_gathers_results_for_longer(
     nodes: int, seconds: float, tmp_path: Path
 ) -> None:
     settings = ClusterConfig(servers=[Server(host=f"n{number}") for number in range(nodes)])
-    needs = Needs((), (), {}, (), (), "us")
+    needs = Needs((), {}, (), (), "us")
     one = NodeThreads(settings.servers[0], Paths(tmp_path), settings, needs, print)
     assert one.gather_seconds == seconds
 

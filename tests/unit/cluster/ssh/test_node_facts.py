@@ -73,7 +73,6 @@ def test_a_node_with_a_full_disk_cannot_work() -> None:
 
 NEEDS = Needs(
     (),
-    (),
     {("data/a", "x.pt"): "1", ("data/a", "y.pt"): "2"},
     (),
     (),

@@ -130,7 +130,7 @@ class Play:
             accept=lambda job, root: "",
             judge=lambda job, root: SimpleNamespace(state=None, other_code=()),
         )
-        needs = Needs((), (), {}, (), (), "head")
+        needs = Needs((), {}, (), (), "head")
         self.scheduler: Any = Scheduler(Limits())
         context = RunContext(
             self.paths,
