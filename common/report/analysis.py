@@ -5,12 +5,13 @@ a test of this size could find, and how much one draw of windows decides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from common.report.conditions import BASE, RECALIBRATED, UNTOUCHED, Condition
+from common.report.conditions import BASE, MODES, RECALIBRATED, UNTOUCHED, Condition
 from common.report.grids import Grid
 from common.report.statistics import (
     Estimate,
@@ -135,11 +136,9 @@ def contrasts(grid: Grid, suffix: str = "") -> list[Contrast]:
 
 def _between_modes(grid: Grid) -> list[tuple[Condition, Condition]]:
     """Modes against each other at equal fractions and budgets, earlier ones of MODES first."""
-    modes = grid.modes()
     return [
         (a, b)
-        for place, mode in enumerate(modes)
-        for other in modes[place + 1 :]
+        for mode, other in combinations(MODES, 2)
         for a in grid.conditions
         if a.mode == mode and (b := a._replace(mode=other)) in grid.conditions
     ]

@@ -16,7 +16,6 @@ from common.options import FROM_SCRATCH
 from common.report.conditions import (
     BASE,
     LOWER_IS_BETTER,
-    MODES,
     RECALIBRATED,
     UNTOUCHED,
     Condition,
@@ -287,8 +286,3 @@ def why_excluded(
         setting = choices[first].get(person) if (first := absent[0]) in choices else None
         return f"no result {f'at {setting}' if setting else 'yet'} for {first.words}{more}"
     return reasons[0] if reasons else f"no {metric} for {lacking[0].words}"
-
-
-def modes_of(conditions: Sequence[Condition]) -> list[str]:
-    """Trained modes among them, in their fixed order."""
-    return [mode for mode in MODES if any(condition.mode == mode for condition in conditions)]

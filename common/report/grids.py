@@ -27,7 +27,6 @@ from common.report.cells import (
     complete_cases,
     conditions_of,
     make_cells,
-    modes_of,
     reported_base,
     setting_texts,
     why_excluded,
@@ -111,14 +110,12 @@ class Grid:
             self.participants
         )
 
-    def scores(
-        self, metric: str | None = None, suffix: str = "", side: str = "test"
-    ) -> pd.DataFrame:
+    def scores(self, metric: str | None = None, suffix: str = "") -> pd.DataFrame:
         """Participants by conditions, for those participants that all conditions have. `suffix`
         '_tuned': at the tuned threshold.
         """
         shown = self.shown(suffix)
-        name = f"{side}_{metric or self.metric}{suffix}"
+        name = f"test_{metric or self.metric}{suffix}"
         table = {condition: self.column(condition, name) for condition in shown}
         return pd.DataFrame(table, index=self.participants).reindex(
             columns=pd.MultiIndex.from_tuples(shown, names=Condition._fields)
@@ -174,10 +171,6 @@ class Grid:
         """How many tests of a person are pooled into one (1: none are)."""
         parts = self.rows["part_tested"].dropna() if POOLED in self.rows else []
         return max((part.of for part in parts), default=1)
-
-    def modes(self) -> list[str]:
-        """Modes among the conditions, in their fixed order."""
-        return modes_of(self.conditions)
 
     def series(self) -> list[Condition]:
         """The lines of a figure over fractions: trained modes, each with its labelling budget."""
