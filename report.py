@@ -10,7 +10,7 @@ from pathlib import Path
 from common.cli import Parser, number_of, one_line, run_script
 
 
-def arguments(argv: list[str] | None = None) -> tuple[Parser, list[str]]:
+def flags() -> Parser:
     """The parser of this script."""
     parser = Parser(
         "Write the report: figures, tables, statistics and one page, from finished experiments."
@@ -48,7 +48,7 @@ def arguments(argv: list[str] | None = None) -> tuple[Parser, list[str]]:
         help="whose own curves to draw (default: the participant with the median score)",
     )
     _event_arguments(parser)
-    return parser, argv if argv is not None else sys.argv[1:]
+    return parser
 
 
 def _event_arguments(parser: Parser) -> None:
@@ -65,8 +65,7 @@ def _event_arguments(parser: Parser) -> None:
 
 def main() -> int:
     """Parse, build, print."""
-    parser, argv = arguments()
-    options = parser.parse(argv)
+    options = flags().parse()
     # matplotlib takes a second to load, --help need not wait for it
     from common.report.build import ReportRequest, build_report
     from common.report.predictions import EventRules

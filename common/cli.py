@@ -63,11 +63,11 @@ def one_line(text: object) -> str:
     return visible(str(text).strip().replace("\n", "; "))
 
 
-def few(texts: Iterable[str], most: int = 3, separator: str = ", ") -> str:
+def few(texts: Iterable[str], most: int = 3) -> str:
     """The first of some texts, and how many more there are."""
     every = list(texts)
     more = f" and {len(every) - most} more" if len(every) > most else ""
-    return separator.join(every[:most]) + more
+    return ", ".join(every[:most]) + more
 
 
 def number_of(count: int, thing: str) -> str:

@@ -560,9 +560,9 @@ class FinetuneOptions(Options):
 O = TypeVar("O", bound=Options)  # noqa: E741
 
 
-def hashed(name: str, model: type[Options] = BaseOptions) -> Hashed:
+def hashed(name: str) -> Hashed:
     """How an option enters the base model hash."""
-    how: Hashed = _extra(model.model_fields[name])["hashed"]
+    how: Hashed = _extra(BaseOptions.model_fields[name])["hashed"]
     return how
 
 

@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,11 @@ def read_jobs(path: Path, kind: Kind, data: Data) -> list[Job]:
             raise InputError(
                 f"{where}: a job is an object of option names and values, this is {kind_of(entry)}"
             )
-        add_job(jobs, _MAKERS[kind](entry, where, data, number), where)
+        if kind == "script":
+            job = script_job(entry, where, number)
+        else:
+            job = (base_job if kind == "base" else finetune_job)(entry, where, data)
+        add_job(jobs, job, where)
     return list(jobs.values())
 
 
@@ -89,7 +94,7 @@ def add_job(
         )
 
 
-def base_job(entry: dict[str, Any], where: str, data: Data, number: int = 0) -> Job:
+def base_job(entry: dict[str, Any], where: str, data: Data) -> Job:
     """A base job from its options."""
     options = data.resolve(
         BaseOptions.parse(
@@ -101,7 +106,7 @@ def base_job(entry: dict[str, Any], where: str, data: Data, number: int = 0) -> 
     return Job("base", base_hash, options.model_dump())
 
 
-def finetune_job(entry: dict[str, Any], where: str, data: Data, number: int = 0) -> Job:
+def finetune_job(entry: dict[str, Any], where: str, data: Data) -> Job:
     """A fine-tune from its options."""
     options = data.resolve(FinetuneOptions.parse(entry, where, strict=True))
     needs = None
@@ -118,7 +123,7 @@ def finetune_job(entry: dict[str, Any], where: str, data: Data, number: int = 0)
     )
 
 
-def script_job(entry: dict[str, Any], where: str, data: Data, number: int) -> Job:
+def script_job(entry: dict[str, Any], where: str, number: int) -> Job:
     """A job of a user's own script: its options are passed on as they are."""
     values = {key: value for key, value in entry.items() if not key.startswith("_")}
     for name, value in values.items():
@@ -136,9 +141,6 @@ def script_job(entry: dict[str, Any], where: str, data: Data, number: int) -> Jo
     return Job("script", f"job{number}", values)
 
 
-_MAKERS = {"base": base_job, "finetune": finetune_job, "script": script_job}
-
-
 def _check_hash(claimed: Any, computed: str, where: str) -> None:
     if claimed is not None and claimed != computed:
         raise InputError(
@@ -151,16 +153,13 @@ def base_entries(
     jobs: Sequence[Job], finetunes: Iterable[Job], keys: dict[str, str | None]
 ) -> list[dict[str, Any]]:
     """The lines of base_training_jobs.json."""
-    dependents: dict[str, int] = {}
-    for job in finetunes:
-        if job.needs:
-            dependents[job.needs] = dependents.get(job.needs, 0) + 1
+    dependents = Counter(job.needs for job in finetunes)
     return [
         {
             **job.values,
             "base_model_hash": job.id,
             "training_key": keys.get(job.id),
-            "num_dependent_jobs": dependents.get(job.id, 0),
+            "num_dependent_jobs": dependents[job.id],
         }
         for job in jobs
     ]
