@@ -16,6 +16,7 @@ from common.cluster.ssh.events import Joined, Left, Listed, Tell
 from common.cluster.ssh.node import NodeThreads
 from common.cluster.ssh.worker_link import WorkerLink, WorkerState
 from common.cluster.transport.rsync import manual_rsync_command
+from common.data.manifest import file_identity
 from common.errors import ProjectError
 from common.jobs.inputs import File
 from common.paths import BASE_MODELS
@@ -323,10 +324,9 @@ def _with_our_times(
     return config.model_copy(update=times)
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def _identity(path: Path) -> list[int] | None:
     """None while an editor is replacing the file."""
     try:
-        stat = path.stat()
+        return file_identity(path)
     except OSError:
         return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
