@@ -41,6 +41,7 @@ from common.cluster.transport.openssh import (
 )
 from common.cluster.transport.process import LocalProcess, Process, RemoteProcess, Result
 from common.cluster.transport.rsync import (
+    DEFAULT_PATH,
     Side,
     Transfer,
     by_linked_folder,
@@ -55,7 +56,6 @@ from common.errors import InputError, NodeError
 SESSIONS = 8  # on one connection; sshd allows 10, and rsync's ssh has its own
 COPIES = 2  # at a time and node
 ATTEMPTS = 5  # to connect: sshd drops bursts of new connections
-DEFAULT_PATH = "~/ml-customization"
 BUILT_FROM = "env/built-from"  # the Python that env/ was built from, as the configuration names it
 HALF_BUILT = "env/half-built"  # there while --setup-nodes builds env/
 OUTPUT_LIMIT = 64 << 20

@@ -21,6 +21,7 @@ from common.cluster.config import Server
 from common.cluster.transport.openssh import expand_home, own_options, ssh_options
 from common.errors import InputError, NodeError
 
+DEFAULT_PATH = "~/ml-customization"  # of the project folder on a node
 IO_SECONDS = 120  # rsync's own limit for silence on a link
 # bytes kept of its two outputs, a number a file and what it complains of; of a message
 MAX_OUT, MAX_SAID, MAX_WORDS = 16 << 20, 64 << 10, 2_000
@@ -135,14 +136,12 @@ def rsync_argv(source: Side, target: Side, pull: bool) -> list[str]:
     return [*argv, source.spec, target.spec]
 
 
-def manual_rsync_command(server: Server, folder: str = "base_models") -> str:
+def manual_rsync_command(server: Server, folder: str) -> str:
     """What a person types in the project folder to copy `folder` to the node by hand."""
     ssh = ["ssh", *own_options(ssh_options(server))]
-    target = f"[{server.host}]" if ":" in server.host else server.host
-    path = server.path or "~/ml-customization"
     argv = ["rsync", "-avz", "--checksum"] + (["-e", quote_if_needed(ssh)] if len(ssh) > 1 else [])
-    where = f"{path}/{folder}/" if server.is_local else f"{target}:{path}/{folder}/"
-    return shlex.join([*argv, "--", f"{folder}/", expand_home(where) if server.is_local else where])
+    target = Side(server.path or DEFAULT_PATH, "" if server.is_local else server.host).below(folder)
+    return shlex.join([*argv, "--", f"{folder}/", expand_home(target.spec)])
 
 
 def quote_if_needed(argv: Sequence[str]) -> str:

@@ -233,12 +233,13 @@ def test_the_keys_of_the_file_become_ssh_options_before_all_others() -> None:
 
 def test_the_command_to_copy_by_hand_is_the_documented_one() -> None:
     assert (
-        manual_rsync_command(Server(host="gpu1"))
+        manual_rsync_command(Server(host="gpu1"), "base_models")
         == "rsync -avz --checksum -- base_models/ 'gpu1:~/ml-customization/base_models/'"
     )
     by_hand = shlex.split(
         manual_rsync_command(
-            Server(host="gpu1", user="lab", port=2222, ssh_key="/k/my key", path="/data/p q")
+            Server(host="gpu1", user="lab", port=2222, ssh_key="/k/my key", path="/data/p q"),
+            "base_models",
         )
     )
     assert by_hand[:4] == ["rsync", "-avz", "--checksum", "-e"]
