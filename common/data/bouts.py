@@ -133,7 +133,7 @@ def _named(
     person = people[composed(person)]
     known = {composed(name): name for name in sessions[person]}
     name = composed(session)
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+    for suffix in SUFFIXES:
         if name not in known and name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     if name not in known:

@@ -92,9 +92,7 @@ class Data:
                 f"data_path {options.data_path}: no such folder{nearest(options.data_path, there)};"
                 " prepare the data with prepare_data.py"
             )
-        return options.resolved(
-            list(manifest.participants) if manifest and options.participants is None else None
-        )
+        return options.resolved(list(manifest.participants) if manifest else None)
 
 
 def _check_described(options: Options, folder: Path, manifest: Manifest) -> None:

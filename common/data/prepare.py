@@ -74,7 +74,6 @@ class DataSet:
         warnings: about splits and labels; `notes`: about choices that the data forced.
         recorded_s: seconds of recording, without the gaps.
         sampled_at: each session's own rate in Hz.
-        left_out: windows whose label is not known.
         compared: what the proof looked at.
     """
 
@@ -224,7 +223,7 @@ def prepare(
             _prove_splits_apart(one, options, len(prints))
             one.warnings += draw_overview(one.folder / OVERVIEW, one.bars)
             manifest = _describe(options, source, origin, one, number)
-            text = manifest.model_dump_json(indent=2, exclude_defaults=False) + "\n"
+            text = manifest.model_dump_json(indent=2) + "\n"
             write_synced(one.folder / MANIFEST, text.encode())
     return made
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.artifacts import sync_folder
 from common.errors import Conflict
 
 
-def write_synced(path: Path, content: bytes | memoryview) -> None:
+def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
@@ -87,7 +88,5 @@ def _publish(partial: Path, target: Path) -> None:
         if old.exists():
             os.rename(old, target)
         raise
-    parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(parent)
-    os.close(parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)

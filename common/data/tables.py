@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import io
 import re
 import warnings
 from collections import Counter
@@ -20,7 +21,7 @@ import pandas as pd
 
 from common.errors import InputError
 
-SUFFIXES = (".csv", ".csv.gz")
+SUFFIXES = (".csv.gz", ".csv")
 BLOCK_ROWS = 100_000
 SEPARATORS = (",", ";", "\t", "|")
 SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -110,9 +111,7 @@ def is_table(path: Path) -> bool:
 
 def table_stem(path: Path) -> str:
     """The name of a table's file without .csv or .csv.gz."""
-    suffix = next(
-        s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)
-    )
+    suffix = next(suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
     return path.name[: -len(suffix)]
 
 
@@ -178,14 +177,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 
 
 def _open_text(path: Path, encoding: str) -> TextIO:
-    if path.name.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding=encoding, newline="")
-    return path.open("r", encoding=encoding, newline="")
-
-
-def _head(path: Path, size: int) -> bytes:
-    with explained(path, "utf-8"), _open_bytes(path) as file:
-        return file.read(size)
+    return io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="")
 
 
 def _encoding(path: Path) -> str:
@@ -194,7 +186,8 @@ def _encoding(path: Path) -> str:
     Raises:
         InputError: the file holds zero bytes and no mark: UTF-16 without its mark, or no text.
     """
-    head = _head(path, 4096)
+    with explained(path, "utf-8"), _open_bytes(path) as file:
+        head = file.read(4096)
     for mark, encoding in MARKS:
         if head.startswith(mark):
             return encoding
