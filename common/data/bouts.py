@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.data.clock import Clock, StampReader, Stamps, shown_cell, shown_seconds, shown_time
+from common.data.manifest import KeptBout
 from common.data.sessions import Floats, Part, Session, recorded_within, true_ranges
 from common.data.tables import SUFFIXES, Table, open_table
 from common.errors import InputError, nearest
@@ -294,8 +295,8 @@ def label_runs(labels: NDArray[np.int8], times: Floats, value: int) -> Floats:
 
 def annotated_bouts(
     sessions: Iterable[Session], parts: Mapping[str, Sequence[Part]]
-) -> list[tuple[str, float, float, str]]:
-    """Rows (session, start_s, end_s, split) of {participant}_bouts.csv: every annotation as given.
+) -> list[KeptBout]:
+    """Rows of {participant}_bouts.csv: every annotation as given.
 
     Times are on the recording's own clock, as in {participant}_{split}_windows.csv. Annotations
     are not joined, even where they touch or overlap. Each is clipped to what was recorded: from
@@ -304,7 +305,7 @@ def annotated_bouts(
     several splits (only a session labelled from end to end does) is clipped to each of them. The
     split is empty where an annotation lies between splits: no window of any split sees it.
     """
-    rows: list[tuple[str, float, float, str]] = []
+    rows: list[KeptBout] = []
     for session in sessions:
         own = [
             (split, part)

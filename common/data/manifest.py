@@ -21,6 +21,7 @@ from common.validation import first_problem, read_json
 
 MANIFEST = "dataset.json"
 SETTLED_SECONDS = 2.0
+KeptBout = tuple[str, float, float, str]  # session, start and end second, split
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,9 @@ def require_one_clock(folder: Path, participant: str, split: str) -> None:
         latest, before = max(latest, float(start_s)), session
 
 
-def listed_bouts(folder: Path, participant: str) -> list[tuple[str, float, float, str]] | None:
-    """Session, start second, end second and split of each annotation (see
-    `bouts.annotated_bouts`), or None where the data set keeps none: made by hand, or by an
-    earlier version.
+def listed_bouts(folder: Path, participant: str) -> list[KeptBout] | None:
+    """Each annotation (see `bouts.annotated_bouts`), or None where the data set keeps none: made by
+    hand, or by an earlier version.
     """
     try:
         with (folder / bouts_file(participant)).open(newline="", encoding="utf-8") as file:

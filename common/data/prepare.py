@@ -44,7 +44,7 @@ from common.paths import SPLITS, Paths, bouts_file, split_file, windows_file
 WAITING = ".waiting"  # folder of samples that are not cut yet
 OVERVIEW = "overview.png"
 WINDOW_COLUMNS = ("session", "start_s")
-BOUT_COLUMNS = ("session", "start_s", "end_s", "split")
+KEPT_BOUT_COLUMNS = ("session", "start_s", "end_s", "split")
 MANY_POSITIVE, FEW_POSITIVE = 0.5, 0.01  # of all windows
 MAX_NAMED = 5
 # (file, X float32 [windows, channels, samples], y int64 [windows])
@@ -310,7 +310,7 @@ def _write_participant(
     channels: int,
 ) -> None:
     rows = annotated_bouts(in_order(sessions)[0], parts)
-    write_synced(one.folder / bouts_file(participant), artifacts.to_csv(BOUT_COLUMNS, rows))
+    write_synced(one.folder / bouts_file(participant), artifacts.to_csv(KEPT_BOUT_COLUMNS, rows))
     one.counts[participant] = {}
     placed = []
     for split in SPLITS:

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from common.artifacts import Experiment, open_experiment, published_base_hashes, read_base_metadata
-from common.data.manifest import Manifest, listed_bouts, listed_windows, read_manifest
+from common.data.manifest import KeptBout, Manifest, listed_bouts, listed_windows, read_manifest
 from common.errors import CorruptArtifact, InputError, ProjectError
 from common.jobs.generate import read_analysis
 from common.jobs.identity import digest, effective_seed
@@ -34,7 +34,6 @@ from common.paths import (
 from common.report.cells import Names, Reasons
 from common.report.grids import Analysis
 from common.report.predictions import (
-    Bout,
     EventRules,
     Predictions,
     SplitWindows,
@@ -84,7 +83,7 @@ class Run:
         """The tuned threshold of a model; None where none could be tuned. `side`: '' or 'base_'."""
         return _number(self.metrics.get(f"{side}threshold_tuned"))
 
-    def bouts(self, split: str) -> list[Bout] | None:
+    def bouts(self, split: str) -> list[KeptBout] | None:
         """Annotations of the target's split."""
         options = self.config["options"]
         return self.project.bouts_of(options["data_path"], self.config["target_participant"], split)
@@ -117,10 +116,10 @@ class Project:
     label: str
     bases: dict[str, Json] = field(default_factory=dict)
     manifests: dict[str, Manifest | None] = field(default_factory=dict)
-    bouts: dict[tuple[str, str], list[Bout] | None] = field(default_factory=dict)
+    bouts: dict[tuple[str, str], list[KeptBout] | None] = field(default_factory=dict)
     analysis: Analysis = field(default_factory=Analysis)
 
-    def bouts_of(self, data_path: str, participant: str, split: str) -> list[Bout] | None:
+    def bouts_of(self, data_path: str, participant: str, split: str) -> list[KeptBout] | None:
         """Annotations of a participant's split; None where the data set keeps none."""
         key = (data_path, participant)
         if key not in self.bouts:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.data.manifest import KeptBout
 from common.errors import InputError
 from common.use.episodes import episodes, recorded
 from common.use.events import EVENT_IOU, EventScores, SessionEvents, event_scores
 
 Predictions = dict[str, NDArray[Any]]
-Bout = tuple[str, float, float, str]  # session, start and end second, split
 CONFUSION = ("tn", "fp", "fn", "tp")
 # Name of the score by field of EventScores; the first group also at the stricter matching.
 MATCHED = {
@@ -104,7 +104,7 @@ def confusion_counts(
 
 
 def no_events(
-    windows: Predictions, bouts: Sequence[Bout] | None, window_seconds: float | None
+    windows: Predictions, bouts: Sequence[KeptBout] | None, window_seconds: float | None
 ) -> str | None:
     """Why event scores cannot be given, or None."""
     if bouts is None:
@@ -124,7 +124,7 @@ class SplitWindows:
     """
 
     windows: Predictions
-    bouts: list[Bout] | None
+    bouts: list[KeptBout] | None
     window_seconds: float | None
 
 
@@ -167,7 +167,7 @@ def _named(
 def _session(
     windows: Predictions,
     name: str,
-    bouts: Sequence[Bout],
+    bouts: Sequence[KeptBout],
     window_seconds: float,
     column: str,
     threshold: float,

@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.data.manifest import KeptBout
 from common.report.collect import Run
 from common.report.conditions import CONDITION_WORDS, UNTOUCHED, Condition
 from common.report.drawing import LOOKS, PAGE, Drawn, finish, new_figure, score_axis, short, style
-from common.report.predictions import Bout, Predictions
+from common.report.predictions import Predictions
 from common.report.wording import score_text
 
 Made = tuple[Figure, str, str, str]  # figure, name, title, caption
@@ -170,7 +171,7 @@ def probability(run: Run, row: pd.Series) -> Made | None:
 
 
 def _probability_panel(
-    axes: Axes, windows: Predictions, bouts: list[Bout] | None, run: Run, timed: bool
+    axes: Axes, windows: Predictions, bouts: list[KeptBout] | None, run: Run, timed: bool
 ) -> None:
     number = len(windows["label"])
     order = np.argsort(windows["start_s"], kind="stable") if timed else np.arange(number)

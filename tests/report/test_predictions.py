@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from common.data.manifest import KeptBout
 from common.errors import InputError
 from common.report.calibration import mass_bins
 from common.report.conditions import LOWER_IS_BETTER
 from common.report.figures import spread
 from common.report.predictions import (
-    Bout,
     EventRules,
     Predictions,
     SplitWindows,
@@ -36,12 +36,12 @@ def windows(called: str, *, sessions: str | None = None, step: float = 1.0) -> P
     }
 
 
-def bout(start: float, end: float, session: str = "a") -> Bout:
+def bout(start: float, end: float, session: str = "a") -> KeptBout:
     """An annotation of the test split, in seconds from the first window."""
     return session, 1.7e9 + start, 1.7e9 + end, "test"
 
 
-def scores(table: Predictions, bouts: list[Bout], **rules: float) -> dict[str, float | None]:
+def scores(table: Predictions, bouts: list[KeptBout], **rules: float) -> dict[str, float | None]:
     """Event scores at .5 with windows of 1 s."""
     return event_columns([SplitWindows(table, bouts, 1.0)], "p", [0.5], EventRules(**rules))[0]
 
