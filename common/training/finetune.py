@@ -99,24 +99,23 @@ _untouched: LruCache[_Scores] = LruCache(32)
 
 
 @dataclass(frozen=True)
-class _Base:
-    """The verified base model that a fine-tune starts from."""
-
-    hash: str
-    weights: bytes
-    sha256: str
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class _Task:
     """A fine-tune with all that its result depends on."""
 
     options: FinetuneOptions
-    base: _Base | None
+    base: artifacts.BaseModel | None
     people: tuple[str, ...]  # base participants
     fingerprints: dict[str, str]
-    key: str
+
+    @property
+    def base_sha256(self) -> str | None:
+        """Of the weights that it starts from."""
+        return str(self.base.metadata["weights_sha256"]) if self.base else None
+
+    @property
+    def key(self) -> str:
+        """Of all that its result depends on."""
+        return identity.experiment_key(self.options, self.base_sha256, self.fingerprints)
 
     @property
     def seed_key(self) -> str:
@@ -125,7 +124,7 @@ class _Task:
         """
         scored = split_file(identity.target(self.options), "test")
         read = {name: sha256 for name, sha256 in self.fingerprints.items() if name != scored}
-        key = identity.experiment_key(self.options, self.base.sha256 if self.base else None, read)
+        key = identity.experiment_key(self.options, self.base_sha256, read)
         return f"{identity.effective_seed(self.options)}/{key}"
 
     @property
@@ -185,16 +184,14 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def _judge(task: _Task, folder: Path) -> Verdict:
-    return judge_experiment(
-        folder, task.options, task.base.sha256 if task.base else None, task.fingerprints
-    )
+    return judge_experiment(folder, task.options, task.base_sha256, task.fingerprints)
 
 
 # -- what is asked for
 
 
 def _task(paths: Paths, data: Data, options: FinetuneOptions, *, by_hand: bool) -> _Task:
-    base: _Base | None = None
+    base: artifacts.BaseModel | None = None
     people: tuple[str, ...] = ()
     if options.mode in FROM_SCRATCH:
         alone = {"n_base_participants": 0} if options.mode in TARGET_ALONE else {}
@@ -206,7 +203,7 @@ def _task(paths: Paths, data: Data, options: FinetuneOptions, *, by_hand: bool) 
             " (see base_models/, or generate_jobs.py)"
         )
     else:
-        base = _open_base(paths, options.base_model_hash)
+        base = artifacts.open_base_model(paths, options.base_model_hash)
         # For a worker the plan has looked: its node need not have today's files of people whom its
         # jobs do not read.
         if by_hand and (
@@ -224,22 +221,12 @@ def _task(paths: Paths, data: Data, options: FinetuneOptions, *, by_hand: bool) 
                 f"target {identity.target(options)} is among the base participants of {base.hash}:"
                 " its data trained that model; another --fold"
             )
-    fingerprints = finetune_fingerprints(options, people, data.sha256)
-    return _Task(
-        options,
-        base,
-        people,
-        fingerprints,
-        identity.experiment_key(options, base.sha256 if base else None, fingerprints),
-    )
+    return _Task(options, base, people, finetune_fingerprints(options, people, data.sha256))
 
 
-def _open_base(paths: Paths, base_hash: str) -> _Base:
-    model = artifacts.open_base_model(paths, base_hash)
-    return _Base(base_hash, model.weights, model.metadata["weights_sha256"], model.metadata)
-
-
-def _as_the_base(options: FinetuneOptions, base: _Base, data: Data) -> FinetuneOptions:
+def _as_the_base(
+    options: FinetuneOptions, base: artifacts.BaseModel, data: Data
+) -> FinetuneOptions:
     """What was not given comes from the base model. Raises InputError where what was given
     contradicts it.
     """
@@ -394,12 +381,13 @@ def _publish(
     publish(files, record, log.text)
 
 
-def _load(model: Model, base: _Base) -> None:
+def _load(model: Model, base: artifacts.BaseModel) -> None:
     """Raises CorruptArtifact where the bytes are those that were published, but no weights of this
     network.
     """
     try:
-        model.load_state_dict(_bases.get(base.sha256, lambda: loop.deserialize(base.weights)))
+        sha256 = base.metadata["weights_sha256"]
+        model.load_state_dict(_bases.get(sha256, lambda: loop.deserialize(base.weights)))
     except (RuntimeError, TypeError, AttributeError, LookupError, ValueError) as error:
         raise CorruptArtifact(
             f"base_models/{base.hash}.pt: no weights of the network that its metadata name: run"
@@ -440,7 +428,7 @@ def _untouched_key(task: _Task) -> Any:
     )
     target = [task.fingerprints[name] for name in identity.finetune_data_files(options, ())[1:3]]
     return (
-        task.base.sha256 if task.base else None,
+        task.base_sha256,
         *target,
         *(task.fingerprints[name] for name in options.own_files()),
         options.target_val,
@@ -457,12 +445,12 @@ def _score(predict: Predict, sets: _Sets, who: str, threshold_name: str) -> _Sco
     """Scores on selection and test windows, at 0.5 and at the threshold that maximises macro F1 on
     the own selection windows. `predict`: probabilities and mean loss of windows.
     """
-    windows = {"val": sets.selection, "test": sets.test}
-    scored = {split: predict(part) for split, part in windows.items() if part is not None}
+    windows = {"test": sets.test}
+    if sets.selection is not None:
+        windows["val"] = sets.selection
+    scored = {split: predict(part) for split, part in windows.items()}
     made = _no_scores(who, threshold_name, "no selection windows")
-    made.probabilities.update(
-        {split: probabilities for split, (probabilities, _) in scored.items()}
-    )
+    made.probabilities.update({split: p for split, (p, _) in scored.items()})
     threshold = (
         metrics.tuned_threshold(sets.selection.y.numpy(), scored["val"][0])
         if sets.selection is not None
@@ -470,11 +458,7 @@ def _score(predict: Predict, sets: _Sets, who: str, threshold_name: str) -> _Sco
     )
     made.set(threshold_name, threshold, "no selection windows of both classes")
     for split, (probabilities, loss) in scored.items():
-        labels = (
-            sets.test.y.numpy()
-            if split == "test" or sets.selection is None
-            else sets.selection.y.numpy()
-        )
+        labels = windows[split].y.numpy()
         values, undefined = metrics.final_scores(labels, probabilities, loss=loss)
         tuned, tuned_undefined = (
             metrics.threshold_scores(labels, probabilities, threshold)
@@ -521,7 +505,7 @@ def _config(task: _Task) -> dict[str, Any]:
         "target_participant": identity.target(options),
         "base_participants": list(task.people),
         "base_model_hash": task.base.hash if task.base else None,
-        "base_weights_sha256": task.base.sha256 if task.base else None,
+        "base_weights_sha256": task.base_sha256,
         "training_key": task.base.metadata["training_key"] if task.base else None,
         "data_fingerprints": task.fingerprints,
         "code_fingerprints": identity.code_fingerprints(),
@@ -544,7 +528,7 @@ def _metrics(
         "fold": task.options.fold,
         "target_participant": identity.target(task.options),
         "base_model_hash": task.base.hash if task.base else None,
-        "base_weights_sha256": task.base.sha256 if task.base else None,
+        "base_weights_sha256": task.base_sha256,
     }
 
 
