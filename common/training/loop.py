@@ -270,7 +270,7 @@ class _Run:
         if not isinstance(self.backend, AutogradBackend) or len(train) < self.settings.batch_size:
             return ""
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        with _seeded(0, self.device):
+        with seeded(0, self.device):
             why = self.backend.compile(train.channels, train.samples)
         model.load_state_dict(state)
         return why
@@ -312,7 +312,7 @@ class _Run:
         together = chunk_batches(self.train.window_bytes, settings.batch_size, in_place)
         pieces = _pieces(batches, together)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with _seeded(epoch_seed(settings.seed_key, epoch, "dropout"), self.device):
+        with seeded(epoch_seed(settings.seed_key, epoch, "dropout"), self.device):
             sizes = [sum(piece) for piece in pieces]
             found = scattered.pieces(self.train, order, sizes) if in_place else None
             chunks: Iterator[tuple[Any, Tensor]] = found or self.train.chunks(order, sizes)
@@ -477,7 +477,7 @@ def _pieces(batches: list[int], together: int) -> list[list[int]]:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout takes no generator: seed the global ones inside, and leave them outside as they
     were.
     """

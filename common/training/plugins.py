@@ -26,14 +26,13 @@ from common.data.dataset import Windows
 from common.errors import InputError, ProjectError, TrainingError, nearest
 from common.options import Options
 from common.paths import Paths
+from common.training.loop import seeded
 from common.training.networks import Model
-
-KINDS = ("model", "augmentation")
 
 
 @dataclass(frozen=True)
 class OwnFile:
-    """NAME in a file, as it was read. kind: the option, one of KINDS. path: the copy to import."""
+    """NAME in a file, as it was read. kind: model or augmentation. path: the copy to import."""
 
     kind: str
     file: str
@@ -312,7 +311,7 @@ def check_network(model: Model, source: OwnFile, x: Tensor) -> None:
         InputError: it fails, gives NaN, does not learn, or differs from call to call in evaluation.
     """
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    with named(source, "on two training windows: "), _undisturbed(x.device):
+    with named(source, "on two training windows: "), seeded(0, x.device):
         model.eval()
         with torch.no_grad():
             first, again = model(x), model(x)
@@ -334,13 +333,6 @@ def check_network(model: Model, source: OwnFile, x: Tensor) -> None:
         logits.sum().backward()
     model.zero_grad(set_to_none=True)
     model.load_state_dict(state)
-
-
-@contextlib.contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        yield
 
 
 # -- augmentation
