@@ -5,10 +5,11 @@ data, log.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -33,10 +34,6 @@ from common.training.stopping import Stopped, stopping
 
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
-
-
-def silent(state: Mapping[str, Any]) -> None:
-    """Discard progress."""
 
 
 def torch_device(name: str) -> torch.device:
@@ -185,20 +182,10 @@ def open_splits(
 ) -> list[Split]:
     """Opened and checked data, person by person; all with the same channels. Raises InputError."""
     opened: list[Split] = []
-    for name in people:
-        for split in splits:
-            expected = (
-                channels if channels is not None else (opened[0].x.shape[1] if opened else None)
-            )
-            opened.append(
-                open_split(
-                    paths.data(options.data_path),
-                    name,
-                    split,
-                    window_size=options.window_size,
-                    channels=expected,
-                )
-            )
+    folder, size = paths.data(options.data_path), options.window_size
+    for name, split in itertools.product(people, splits):
+        opened.append(open_split(folder, name, split, window_size=size, channels=channels))
+        channels = opened[0].x.shape[1]
     return opened
 
 
@@ -274,11 +261,11 @@ class Log:
             for name in ("train_loss", "val_loss", "val_macro_f1")
             if isinstance(state.get(name), float)
         )
-        self.line(f"epoch {state['epoch']} {numbers} best {state['best_epoch']}")
-        self._progress({"epoch": state["epoch"], "of": state["epochs"]} | state)
-
-    def line(self, text: str) -> None:
-        self._lines.append(f"{time.monotonic() - self._began:9.3f} {text}")
+        self._lines.append(
+            f"{time.monotonic() - self._began:9.3f} epoch {state['epoch']} {numbers}"
+            f" best {state['best_epoch']}"
+        )
+        self._progress({"of": state["epochs"]} | state)
 
     @property
     def text(self) -> str:

@@ -213,11 +213,10 @@ def train(folder: Path, kind: str, values: Mapping[str, Any]) -> Callable[[], di
         import torch
 
         from common.training import base, finetune
-        from common.training.setup import silent
 
         os.chdir(folder)
         torch.set_num_threads(1)
-        return (base if kind == "base" else finetune).run(values, silent)
+        return (base if kind == "base" else finetune).run(values, lambda state: None)
 
     return work
 

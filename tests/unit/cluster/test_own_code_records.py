@@ -17,7 +17,6 @@ from common.jobs.job_files import base_job
 from common.jobs.verdicts import base_fingerprints
 from common.paths import Paths
 from common.training import base
-from common.training.setup import silent
 from tests.scripts.made import PEOPLE, write_data
 
 NET = """
@@ -43,7 +42,7 @@ def test_code_in_a_record_is_the_heads_own(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "own.py").write_text(NET)
     paths = Paths(tmp_path)
     job = base_job({**ENTRY, "model": "own.py:Net"}, "test", Data(paths))
-    base.run({**ENTRY, "model": "own.py:Net"}, silent)
+    base.run({**ENTRY, "model": "own.py:Net"}, lambda state: None)
     record = artifacts.read_base_metadata(paths, job.id)
     data = base_fingerprints(job.base, Data(paths).sha256)
     protocol.base_record(job, record, data)
@@ -62,7 +61,7 @@ def test_code_in_a_record_is_the_heads_own(tmp_path: Path, monkeypatch: pytest.M
     refused(lambda record: record.update(own_code=[]))
 
     builtin = base_job(ENTRY, "test", Data(paths))
-    base.run(ENTRY, silent)
+    base.run(ENTRY, lambda state: None)
     plain = artifacts.read_base_metadata(paths, builtin.id)
     data = base_fingerprints(builtin.base, Data(paths).sha256)
     protocol.base_record(builtin, plain, data)

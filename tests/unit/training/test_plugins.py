@@ -16,7 +16,6 @@ from common.data.dataset import open_split
 from common.errors import InputError, TrainingError
 from common.paths import Paths
 from common.training import backends, base, finetune, loop
-from common.training.setup import silent
 from tests.conftest import ROOT
 from tests.scripts.made import PEOPLE, write_data
 
@@ -49,6 +48,10 @@ import torch
 def jitter(x, generator):
     return x + 0.1 * torch.randn(x.shape, generator=generator, device=generator.device)
 """
+
+
+def silent(state: object) -> None:
+    """Progress that nobody looks at."""
 
 
 @pytest.fixture(autouse=True)
