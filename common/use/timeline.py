@@ -10,11 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from common.fonts import installed_families
@@ -46,30 +43,21 @@ def _drawn(title: str, predicted: Predicted) -> bytes:
         if seconds >= 2 * size or size == 1
     )
     rows = len(predicted.predictions) + predicted.labelled
-    figure, (upper, lower) = plt.subplots(
-        2,
-        1,
-        sharex=True,
-        figsize=(11, 2.6 + 0.32 * rows),
-        height_ratios=[2.2, 0.32 * rows],
-        layout="constrained",
-    )
-    try:
-        for number, one in enumerate(predicted.predictions):
-            _draw_probability(upper, predicted, one, number, unit)
-        _draw_thresholds(upper, predicted)
-        _draw_gaps((upper, lower), predicted, unit)
-        upper.set(ylim=(-0.03, 1.03), ylabel="probability", title=title)
-        upper.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
-        _draw_stretches(lower, predicted, unit)
-        began = f" (at {session.start_s:.12g} s on its clock)" if session.start_s else ""
-        lower.set_xlabel(f"{name} since the recording began{began}")
-        lower.set_xlim(0, seconds / unit)
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
-        return out.getvalue()
-    finally:
-        plt.close(figure)
+    figure = Figure(figsize=(11, 2.6 + 0.32 * rows), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 0.32 * rows])
+    for number, one in enumerate(predicted.predictions):
+        _draw_probability(upper, predicted, one, number, unit)
+    _draw_thresholds(upper, predicted)
+    _draw_gaps((upper, lower), predicted, unit)
+    upper.set(ylim=(-0.03, 1.03), ylabel="probability", title=title)
+    upper.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    _draw_stretches(lower, predicted, unit)
+    began = f" (at {session.start_s:.12g} s on its clock)" if session.start_s else ""
+    lower.set_xlabel(f"{name} since the recording began{began}")
+    lower.set_xlim(0, seconds / unit)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=150, metadata={"Software": None})
+    return out.getvalue()
 
 
 def _draw_probability(
