@@ -110,13 +110,13 @@ def _read(paths: Paths, kind: str, file: str, name: str, sha256: str) -> OwnFile
     return OwnFile(kind, file, name, content, copy)
 
 
-def kept(record: Mapping[str, Any], folder: Path, kind: str) -> OwnFile | None:
-    """The own code of a published result, from what it keeps; None where it is built in."""
-    own = record.get(kind)
+def kept_network(record: Mapping[str, Any], folder: Path) -> OwnFile | None:
+    """The own network of a published result, from what it keeps; None where it is built in."""
+    own = record.get("model")
     if own is None:
         return None
     content = str(own["source"]).encode()
-    return OwnFile(kind, str(own["file"]), str(own["name"]), content, folder / f"{kind}.py")
+    return OwnFile("model", str(own["file"]), str(own["name"]), content, folder / "model.py")
 
 
 # -- importing

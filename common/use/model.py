@@ -20,7 +20,7 @@ from common.data.dataset import open_split
 from common.data.manifest import WindowForm, file_sha256
 from common.errors import BaseModelNotFound, CorruptArtifact, InputError
 from common.options import WITHOUT_NETWORK, FinetuneOptions
-from common.paths import BASE_MODELS, EXPERIMENT_METRICS, Paths
+from common.paths import BASE_MODELS, EXPERIMENT_METRICS, Paths, split_file
 from common.training import loop, plugins, setup
 from common.training.backends import backend_for
 from common.training.networks import Model
@@ -74,7 +74,7 @@ class FinishedModel:
         """
         x, y = list[Tensor](), list[Tensor]()
         for person in self.people:
-            file = f"{person}_{split}.pt"
+            file = split_file(person, split)
             path = root / self.options.data_path / file
             try:
                 same = file_sha256(path) == self.fingerprints.get(file)
@@ -219,7 +219,7 @@ def _network(
 ) -> Model:
     state = loop.deserialize(weights)
     try:
-        own = plugins.Own(model=plugins.kept(record.get("own_code") or {}, folder, "model"))
+        own = plugins.Own(model=plugins.kept_network(record.get("own_code") or {}, folder))
         network = setup.network(options, own, len(state["mean"]), seed=0)
         network.load_state_dict(state)
     except (RuntimeError, TypeError, LookupError, AttributeError) as error:
