@@ -64,7 +64,6 @@ def draw_overview(path: Path, bars: Sequence[SessionBar]) -> list[str]:
     out.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     shown = bars[:MOST_ROWS]
     names = [bar.participant for bar in shown] + [bar.name for bar in shown]
@@ -73,7 +72,6 @@ def draw_overview(path: Path, bars: Sequence[SessionBar]) -> list[str]:
         matplotlib.rcdefaults()  # not the user's own style
         matplotlib.rcParams["font.family"] = list(installed_families())
         figure = _figure(shown, len(bars))
-        FigureCanvasAgg(figure)
         with warnings.catch_warnings():  # missing signs are named in one line instead
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             figure.savefig(path, dpi=DPI, metadata={"Software": None}, bbox_inches="tight")
