@@ -116,7 +116,8 @@ def _not_compared(grids: list[Grid], compared: list[tuple[Grid, Comparison]]) ->
 
 def _write_lists(out: Path, collection: Collection, missing: list[dict[str, Any]]) -> None:
     """summary.csv and missing.csv."""
-    write_file(out / "summary.csv", _tidy(collection).to_csv(index=False).encode())
+    table = collection.table.drop(columns=["data_family", "part_tested"], errors="ignore")
+    write_file(out / "summary.csv", table.to_csv(index=False).encode())
     cells = pd.DataFrame(missing, columns=list(MISSING_COLUMNS))
     write_file(out / "missing.csv", cells.to_csv(index=False).encode())
 
@@ -167,8 +168,3 @@ def chosen_run(collection: Collection, grids: list[Grid], experiment: str | None
     scores = grid.scores()[condition].sort_values(kind="stable")
     person = scores.index[(len(scores) - 1) // 2]
     return run_ids(grid.behind(str(person), condition))[0]
-
-
-def _tidy(collection: Collection) -> pd.DataFrame:
-    """summary.csv: what says which experiment it is first, then the rest as it came."""
-    return collection.table.drop(columns=["data_family", "part_tested"], errors="ignore")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from common.artifacts import Experiment, open_experiment, published_base_hashes, read_base_metadata
+from common.artifacts import Json, open_experiment, published_base_hashes, read_base_metadata
 from common.data.manifest import KeptBout, Manifest, listed_bouts, listed_windows, read_manifest
 from common.errors import CorruptArtifact, InputError, ProjectError
 from common.jobs.generate import read_analysis
@@ -43,7 +44,6 @@ from common.report.predictions import (
     read_windows,
 )
 
-Json = dict[str, Any]
 COUNTED = ("train", "selection", "test", "base_train")
 MODELS = (("", "p_finetuned"), ("base_", "p_base"))  # prefix of a score, column
 SIDES = ("val", "test", "base_val", "base_test")
@@ -237,7 +237,7 @@ def _reason(error: Exception, path: Path, project: Project) -> str:
 
 def _read_run(folder: Path, number: int, project: Project) -> Run:
     """An experiment, verified, that says of itself what its place says."""
-    experiment: Experiment = open_experiment(folder)
+    experiment = open_experiment(folder)
     config = experiment.config
     named = experiment_name(config["fold"], config["target_participant"])
     if folder.name != named:
@@ -481,16 +481,14 @@ def mark_versions(table: pd.DataFrame, runs: dict[int, Run]) -> None:
 
 def _most_common(facts: dict[int, Json], project: pd.Series) -> dict[str, Json]:
     """By project, the value that most of its experiments have under each name."""
-    counted: dict[str, dict[str, dict[Any, int]]] = {}
+    counted: dict[str, dict[str, Counter[Any]]] = {str(label): {} for label in project.unique()}
     for index, values in facts.items():
         for name, value in values.items():
-            tally = counted.setdefault(str(project[index]), {}).setdefault(name, {})
-            tally[value] = tally.get(value, 0) + 1
-    best = {
+            counted[str(project[index])].setdefault(name, Counter())[value] += 1
+    return {
         label: {name: max(tally, key=lambda v: (tally[v], str(v))) for name, tally in names.items()}
         for label, names in counted.items()
     }
-    return {str(label): best.get(str(label), {}) for label in project.unique()}
 
 
 def _differing(values: Json, common: Json) -> Names:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from common.artifacts import Json
 from common.report.collect import Collection, Run
 from common.report.conditions import percent
 from common.report.sections import Section
 from common.report.wording import NOTHING, metric_words, score_text, time_text
 
-Json = dict[str, Any]
 CURVE_POINTS = 80
 REPEATED = (
     "project",

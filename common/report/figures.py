@@ -360,15 +360,7 @@ def gain_by_base(grid: Grid) -> Made | None:
     panel.axhline(0, color="#777777", linewidth=0.6)
     ascending = np.sort(base)
     line = np.stack([ascending, ascending if grid.lower else 1 - ascending])
-    panel.plot(
-        base,
-        gain,
-        linestyle="none",
-        marker="o",
-        color="#0072B2",
-        markeredgecolor="white",
-        markeredgewidth=0.4,
-    )
+    panel.plot(base, gain, **_DOTS)
     top = max(float(gain.max()), 0.0)
     panel.set_ylim(min(float(gain.min()), 0.0) - 0.12 * _span(gain), top + 0.25 * _span(gain))
     panel.margins(x=0.16)
@@ -492,7 +484,7 @@ def by_draw(grid: Grid) -> Made | None:
     for place, person in enumerate(order):
         values = finite(found.scores.loc[person].to_numpy(dtype=float))
         panel.plot([values.min(), values.max()], [place, place], color="#999999", linewidth=0.8)
-        panel.plot(values, [place] * len(values), **_DOTS)
+        panel.plot(values, [place] * len(values), markersize=3.5, **_DOTS)
         panel.plot([values.mean()], [place], color="black", marker="|", markersize=8)
     panel.set_yticks(range(len(order)), [short(str(name), 20) for name in order])
     panel.set_xlabel(f"Test {metric_words(grid.metric)}")
@@ -507,7 +499,6 @@ def by_draw(grid: Grid) -> Made | None:
 _DOTS: dict[str, Any] = {
     "linestyle": "none",
     "marker": "o",
-    "markersize": 3.5,
     "color": "#0072B2",
     "markeredgecolor": "white",
     "markeredgewidth": 0.4,

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.artifacts import Json
 from common.data.manifest import Fold
 from common.options import FROM_SCRATCH, FinetuneOptions, shapes_result
 from common.report.cells import POOLED, Reasons
-from common.report.collect import MODELS, Json, Run, each_window, from_windows, joined
+from common.report.collect import MODELS, Run, each_window, from_windows, joined
 from common.report.predictions import EventRules
 from common.training.metrics import SCORES, THRESHOLDED, final_scores, threshold_scores
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.artifacts import Json
 from common.cli import few, number_are, number_of
 from common.data.manifest import Manifest, listed_windows
 from common.data.windowing import covered_hours
@@ -23,8 +24,6 @@ from common.report.collect import Collection, Project, Run
 from common.report.figures import order_unset
 from common.report.grids import Grid
 from common.report.wording import count, metric_words, time_text
-
-Json = dict[str, Any]
 
 
 def hours(collection: Collection) -> list[Json]:

@@ -5,6 +5,7 @@ run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from common.cluster.journal import past_events
@@ -50,15 +51,13 @@ def mark_stale(collection: Collection) -> None:
 
 def known_sha256(data: Data) -> Sha256:
     """SHA-256 of a data file, or None where the data are not on this machine."""
-    known: dict[tuple[str, str], str | None] = {}
 
+    @cache
     def sha256(data_path: str, name: str) -> str | None:
-        if (data_path, name) not in known:
-            try:
-                known[data_path, name] = data.sha256(data_path, name)
-            except InputError:
-                known[data_path, name] = None
-        return known[data_path, name]
+        try:
+            return data.sha256(data_path, name)
+        except InputError:
+            return None
 
     return sha256
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib import resources
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from common.artifacts import Json
 from common.report import methods
 from common.report.collect import Collection
 from common.report.drawing import Drawn
 from common.report.experiment_table import columns_of, curves, rows_of
 from common.report.sections import Section, lead, section_view
-
-Json = dict[str, Any]
 
 
 def render(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from common.artifacts import write_file
+from common.artifacts import Json, write_file
 from common.report import methods
 from common.report.analysis import Contrast
 from common.report.collect import Collection
@@ -27,23 +26,21 @@ from common.report.tables import (
 )
 from common.report.wording import count
 
-Json = dict[str, Any]
-
 
 def write_tables(out: Path, sections: list[Section], collection: Collection) -> None:
     """main_table.tex, main_table.md, numbers.tex, contrasts.csv."""
     tex, md, rows = [], [], []
     for number, part in enumerate(sections, start=1):
         which = "" if number == 1 else f"-grid{number}"
-        for lines, tested, label in (
-            (part.lines, part.contrasts, ""),
-            (part.tuned, part.tuned_contrasts, "-tuned"),
+        for lines, tested, tuned in (
+            (part.lines, part.contrasts, False),
+            (part.tuned, part.tuned_contrasts, True),
         ):
             if lines:
-                heads, tuned = columns(bool(label)), bool(label)
+                heads, label = columns(tuned), f"personalisation{which}{'-tuned' if tuned else ''}"
                 cells = table_cells(part.grid, lines, tested, tuned)
                 caption = caption_of(part.grid, lines, tuned)
-                tex.append(latex_table(heads, cells, caption, f"personalisation{which}{label}"))
+                tex.append(latex_table(heads, cells, caption, label))
                 md.append(markdown_table(heads, cells, caption))
         rows += _contrast_rows(part)
     write_file(out / "main_table.tex", "\n".join(tex).encode())

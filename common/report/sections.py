@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from common.artifacts import Json
 from common.report.analysis import (
     Contrast,
     Draws,
@@ -39,7 +40,6 @@ from common.report.wording import (
     share_text,
 )
 
-Json = dict[str, Any]
 EVENT_METRICS = (
     "event_recall",
     "event_precision",
