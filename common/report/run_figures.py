@@ -82,9 +82,12 @@ def precision_recall(run: Run, row: pd.Series) -> Made | None:
 def _precision_recall_curve(
     axes: Axes, labels: np.ndarray[Any, Any], p: np.ndarray[Any, Any], mode: str, words: str
 ) -> None:
-    precision, recall = curve(labels, p)
+    from sklearn.metrics import precision_recall_curve  # a second: only for this figure
+
+    precision, recall, _ = precision_recall_curve(labels, p)
+    precision[-1] = precision[-2]  # at recall 0, where no threshold gives the 1 that it puts there
     look = dict(LOOKS[mode], marker="")
-    axes.step(recall, precision, where="pre", label=words, **look)
+    axes.step(recall[::-1], precision[::-1], where="pre", label=words, **look)
     called = p >= 0.5
     if called.any():
         at = (labels[called].sum() / labels.sum(), labels[called].mean())
@@ -96,21 +99,6 @@ def _precision_recall_curve(
             markeredgecolor="white",
             linestyle="none",
         )
-
-
-def curve(
-    labels: np.ndarray[Any, Any], p: np.ndarray[Any, Any]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Precision and recall at each distinct probability, from the strictest threshold down; begins
-    at recall 0.
-    """
-    order = np.argsort(-p, kind="stable")
-    last = np.append(np.diff(p[order]) != 0, True)  # equal probabilities are one threshold
-    true = np.cumsum(labels[order])[last]
-    called = np.arange(1, len(p) + 1)[last]
-    return np.append(true[0] / called[0], true / called), np.append(
-        0.0, true / max(int(labels.sum()), 1)
-    )
 
 
 def _confusion(

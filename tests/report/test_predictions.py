@@ -19,7 +19,7 @@ from common.report.predictions import (
     no_events,
     read_windows,
 )
-from common.report.run_figures import curve, runs_of
+from common.report.run_figures import runs_of
 from common.training.metrics import SCORES, final_scores
 
 
@@ -112,19 +112,6 @@ def test_predictions_are_read_by_split_with_and_without_quotes() -> None:
     assert splits["val"]["session"].tolist() == ["a,b"]
     assert np.isnan(splits["val"]["p_base"]).all()
     assert splits["test"]["p_finetuned"].tolist() == [0.5]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_precision_recall_curve_is_that_of_scikit_learn(seed: int) -> None:
-    from sklearn.metrics import precision_recall_curve
-
-    random = np.random.default_rng(seed)
-    labels, p = np.append(random.integers(0, 2, size=30), [0, 1]), np.round(random.random(32), 1)
-    precision, recall = curve(labels, p)
-    theirs = precision_recall_curve(labels, p)
-    # theirs runs the other way and ends in a point (recall 0, precision 1) of its own
-    assert precision[1:] == pytest.approx(theirs[0][:-1][::-1])
-    assert recall[1:] == pytest.approx(theirs[1][:-1][::-1])
 
 
 def test_labelled_runs_end_at_gaps() -> None:
