@@ -17,7 +17,6 @@ from common.options import (
     Mode,
     add_arguments,
     from_flags,
-    hashed,
     to_flags,
 )
 
@@ -70,17 +69,6 @@ def test_every_flag_has_help(model: type[Any]) -> None:
     add_arguments(parser, model)
     for action in parser._actions:
         assert action.help, action.option_strings
-
-
-@pytest.mark.parametrize("name", BaseOptions.model_fields)
-def test_every_option_is_declared_in_or_out_of_the_hash(name: str) -> None:
-    assert hashed(name) in (
-        "always",
-        "with_augmentation",
-        "with_augmentation_unless_default",
-        "unless_default",
-        "never",
-    )
 
 
 def test_what_was_not_given_stays_unset() -> None:

@@ -13,7 +13,6 @@ from common.data.data_sets import Data
 from common.data.subsets import subset_sizes
 from common.errors import InputError
 from common.jobs.generate import choose_grid, generate, read_analysis
-from common.jobs.grid import DOCUMENTED_GRID
 from common.jobs.job_files import read_jobs
 from common.paths import BASE_JOBS, FINETUNE_JOBS, Paths
 
@@ -222,7 +221,3 @@ def test_the_sizes_said_beforehand_are_those_of_the_subsets(order: str) -> None:
             assert len(rows) >= sum(sizes)
             if order == "random":
                 assert len(rows) == sum(sizes)
-
-
-def test_the_documented_grid_is_what_it_was() -> None:
-    assert DOCUMENTED_GRID.record()["finetune"] == {}
