@@ -25,7 +25,7 @@ def flags() -> Parser:
     parser.add_argument("--out", default="report", help="folder to write to (default: report)")
     parser.add_argument(
         "--metric",
-        help="score to report, a test_... column of summary.csv (default: the one that the grid's"
+        help="score to report, as macro_f1 or event_recall (default: the one that the grid's"
         " analysis fixes, else macro_f1); any other makes an exploratory report",
     )
     parser.add_argument(
@@ -92,6 +92,8 @@ def main() -> int:
     for line in summary.remarks:
         sys.stderr.write(f"{one_line(line)}\n")
     print(one_line(summary.headline))
+    if summary.beside:
+        print(f"also on the page: {one_line(', '.join(summary.beside))}")
     missing = (
         f", {number_of(summary.missing, 'planned one')} without a result (missing.csv)"
         if summary.missing

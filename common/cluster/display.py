@@ -206,14 +206,14 @@ Scores = dict[str, float | None]  # by participant
 
 
 class _Result(NamedTuple):
-    """Scores of one model on one participant's windows."""
+    """Scores of one model on one participant's windows; None where they are undefined."""
 
     column: Column
     setting: str
     person: str
     model: str  # a base counts once, however many fine-tunes started from it
     val: float | None
-    test: float
+    test: float | None
 
 
 def closing_table(paths: Paths, jobs: Iterable[Job]) -> list[str]:
@@ -285,13 +285,13 @@ def _scores(job: Job, metrics: Mapping[str, Any], names: Sequence[str]) -> list[
             str(metrics["target_participant"]),
             model,
             metrics.get(f"{side}val_macro_f1"),
-            metrics[f"{side}test_macro_f1"],
+            metrics.get(f"{side}test_macro_f1"),
         )
         for column, side, model in (
             (BASE, "base_", str(job.needs)),
             (Column(options.mode, fraction, budget), "", job.id),
         )
-        if metrics.get(f"{side}test_macro_f1") is not None
+        if column != BASE or job.needs
     ]
 
 

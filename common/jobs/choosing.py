@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from common.jobs.identity import has_effect
-from common.options import FinetuneOptions, shapes_result
+from common.options import FROM_SCRATCH, BaseOptions, FinetuneOptions, shapes_result
 
 # Options with rows or columns of their own, those that repeat a measurement, and those that name
 # other data: settings are what else a grid varies.
@@ -36,16 +36,23 @@ class Choice:
 
 def setting_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Options that `rows` vary and that are neither factors, repeats nor without influence on the
-    result. An option without effect in a mode has its default there, which is no variation.
+    result. What differs between modes alone is no variation: each mode is looked at by itself, and
+    so are all that start from a base model, by what that was trained with.
     """
     apart = {*FACTORS, *REPEATS, *CONTEXT}
-    return [
-        name
-        for name in FinetuneOptions.model_fields
-        if shapes_result(name)
-        and name not in apart
-        and len({repr(row.get(name)) for row in rows if has_effect(name, row["mode"])}) > 1
-    ]
+    names = [name for name in FinetuneOptions.model_fields if shapes_result(name)]
+    return [name for name in names if name not in apart and _varies(name, rows)]
+
+
+def _varies(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        mode = row["mode"]
+        if has_effect(name, mode):
+            values.setdefault(mode, set()).add(repr(row.get(name)))
+            if mode not in FROM_SCRATCH and name in BaseOptions.model_fields:
+                values.setdefault("from a base model", set()).add(repr(row.get(name)))
+    return any(len(own) > 1 for own in values.values())
 
 
 def choose_settings(

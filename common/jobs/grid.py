@@ -23,6 +23,7 @@ from common.data.data_sets import Data
 from common.errors import InputError, nearest
 from common.jobs import identity
 from common.jobs.job_files import Job, add_job, base_job, finetune_job
+from common.jobs.score_names import REPORTED
 from common.options import (
     OWN,
     TARGET_ALONE,
@@ -139,8 +140,12 @@ def _analysis(part: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name in part:
         if name not in ANALYSIS:
             raise InputError(f"{where}: analysis: unknown key {name!r}{nearest(name, ANALYSIS)}")
-    if not isinstance(part.get("metric", ""), str):
-        raise InputError(f"{where}: analysis: metric: the name of a score is needed")
+    metric = part.get("metric")
+    if "metric" in part and metric not in REPORTED:
+        raise InputError(
+            f"{where}: analysis: metric {metric!r} is no score of a report"
+            f"{nearest(str(metric), REPORTED)}; there are {', '.join(REPORTED)}"
+        )
     cell = {name: value for name, value in part.items() if name != "metric"}
     parsed = FinetuneOptions.parse(cell, f"{where}: analysis", strict=True)
     return {**part, **parsed.model_dump(include=set(cell))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,10 @@ from typing import Any
 import pandas as pd
 
 from common.artifacts import write_file
+from common.cli import few
 from common.errors import InputError
+from common.jobs.job_files import Job
+from common.paths import EXPERIMENTS
 from common.report.calibration import calibration
 from common.report.cells import run_ids
 from common.report.collect import Collection, collect, mark_duplicates
@@ -20,13 +23,18 @@ from common.report.figures import draw_grid
 from common.report.folds import pool_folds
 from common.report.grids import Grid, chosen_metric, filter_rows, split_grids
 from common.report.methods import absent_data
-from common.report.missing import MISSING_COLUMNS, mark_stale, missing_cells
+from common.report.missing import MISSING_COLUMNS, mark_stale, missing_cells, planned_jobs
 from common.report.page import render
 from common.report.predictions import EventRules
 from common.report.report_files import write_figures, write_tables
 from common.report.run_figures import draw_run
-from common.report.sections import Section, section
-from common.report.wording import headline
+from common.report.sections import Section, lead, section
+
+PAGE = "index.html"
+WRITTEN = {  # also by a report that was cut short: the page comes last
+    *("figures", "main_table.tex", "main_table.md", "numbers.tex", "contrasts.csv"),
+    *("summary.csv", "missing.csv", PAGE),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Summary:
 
     page: Path
     headline: str
+    beside: list[str]  # the other grids on the page
     experiments: int
     missing: int
     skipped: list[str]
@@ -58,13 +67,16 @@ def build_report(request: ReportRequest) -> Summary:
     """Read the project folders and write the report.
 
     Raises:
-        InputError: no such folder, metric, option, column or experiment; nothing is written then.
+        InputError: no such folder, metric, option, column or experiment, or `out` is no place for
+        a report; nothing is written then.
     """
+    _check_place(request.out)
     collection = collect(request.folders, request.rules)
     if len(collection.table):
         mark_stale(collection)
-    missing, notes = missing_cells(collection)
-    grids = _grids(collection, request)
+    plans, notes = planned_jobs(collection)
+    missing = missing_cells(collection, plans)
+    grids = _grids(collection, request, plans)
     compared = _comparisons(grids, request.comparisons)
     notes += _not_compared(grids, compared)
     sections = [
@@ -82,10 +94,11 @@ def build_report(request: ReportRequest) -> Summary:
     write_figures(request.out, figures + run_figures)
     write_tables(request.out, sections, collection)
     _write_lists(request.out, collection, missing)
-    write_file(request.out / "index.html", html)
+    write_file(request.out / PAGE, html)
     return Summary(
-        request.out / "index.html",
-        headline(grids[0], sections[0].lines) if grids else "No experiment is complete yet.",
+        request.out / PAGE,
+        lead(sections)["headline"],
+        [grid.name for grid in grids[1:]],
         len(collection.table),
         len(missing),
         [f"{skip.folder}: {skip.reason}" for skip in collection.skipped],
@@ -93,7 +106,20 @@ def build_report(request: ReportRequest) -> Summary:
     )
 
 
-def _grids(collection: Collection, request: ReportRequest) -> list[Grid]:
+def _check_place(out: Path) -> None:
+    """A report is written beside files of the user's own only where one already is."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
+    others = {path.name for path in out.iterdir()} - WRITTEN if out.is_dir() else set()
+    if others and not (out / PAGE).exists():
+        raise InputError(
+            f"--out {out}: holds {few(sorted(others))} and no report; give a new folder"
+        )
+
+
+def _grids(
+    collection: Collection, request: ReportRequest, plans: Mapping[str, Sequence[Job]]
+) -> list[Grid]:
     if not len(collection.table):
         return []
     collection.table = filter_rows(collection.table, request.filters).copy()
@@ -102,9 +128,12 @@ def _grids(collection: Collection, request: ReportRequest) -> list[Grid]:
     analyses = {project.label: project.analysis for project in collection.projects}
     metric = chosen_metric(request.metric, list(analyses.values()))
     table = collection.table
+    planned = {(project, f"{EXPERIMENTS}/{job.id}") for project in plans for job in plans[project]}
+    now = [place in planned for place in zip(table["project"], table["folder"], strict=True)]
+    families = set(table.loc[now, "data_family"])
     if not any(text.startswith("data_path=") for text in request.filters):
         table = pool_folds(table, collection.runs, request.rules)
-    return split_grids(table, metric, analyses)
+    return split_grids(table, metric, analyses, families)
 
 
 def _not_compared(grids: list[Grid], compared: list[tuple[Grid, Comparison]]) -> list[str]:

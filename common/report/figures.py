@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,8 @@ from common.report.statistics import median_interval
 from common.report.wording import count, draws_words, metric_words, score_text
 
 Made = tuple[Figure, str, str, str]  # figure, name, title, caption
+TITLE_LETTERS = 13  # of a line above a block of the heat map
+NARROWEST = 1 / 8  # share of the width that such a block has at least: its title needs the room
 
 
 def draw_grid(
@@ -158,19 +161,22 @@ def by_fraction(grid: Grid) -> Made | None:
         axes[0, place].set_title(title)
     axes[0, 0].set_ylabel(f"Median test {metric_words(grid.metric)}")
     score_axis(axes[0, 0], grid.metric)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(len(labels), 4) if len(panels) > 1 else 2,
-    )
+    _legend_below(figure, *axes[0, 0].get_legend_handles_labels())
     caption = (
         f"Median over participants (n = {len(grid.participants)}) with exact order-statistic bands"
         " of at least 95 %. Below each fraction, the median number of labelled training windows;"
         " the windows that choose the epoch come on top."
     )
     return figure, "fraction", "How much labelled data it takes", caption
+
+
+def _legend_below(figure: Figure, handles: list[Any], labels: list[str]) -> None:
+    """In as many columns, four at most, as fit the figure's width."""
+    for columns in range(min(len(labels), 4), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def _fraction_panel(axes: Axes, grid: Grid, suffix: str) -> None:
@@ -254,7 +260,7 @@ def heat_map(grid: Grid) -> Made | None:
         1,
         len(blocks),
         squeeze=False,
-        width_ratios=[max(len(block), 1) for block in blocks],
+        width_ratios=[max(len(block), NARROWEST * len(grid.conditions)) for block in blocks],
         sharey=True,
     )
     values = scores.to_numpy(dtype=float)
@@ -284,10 +290,8 @@ def _heat_block(
     values = scores.to_numpy(dtype=float)
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=limits[0], vmax=limits[1])
     conditions = [Condition(*column) for column in scores.columns]
-    words = (CONDITION_WORDS[conditions[0].mode] + conditions[0].budget_words).replace(", ", ",\n")
-    for long in ("untouched base", "from scratch", "threshold tuned"):
-        words = words.replace(long, long.replace(" ", "\n"))
-    axes.set_title(words, fontsize=7)
+    words = CONDITION_WORDS[conditions[0].mode] + conditions[0].budget_words
+    axes.set_title(textwrap.fill(words, TITLE_LETTERS), fontsize=7)
     axes.set_xticks(
         range(len(conditions)),
         [percent(c.fraction) if c.fraction else "0" for c in conditions],

@@ -16,11 +16,12 @@ import pandas as pd
 
 from common.artifacts import Json
 from common.data.manifest import Fold
+from common.jobs.score_names import SCORES, THRESHOLDED
 from common.options import FROM_SCRATCH, FinetuneOptions, shapes_result
 from common.report.cells import POOLED, Reasons
 from common.report.collect import MODELS, Run, each_window, from_windows, joined
 from common.report.predictions import EventRules
-from common.training.metrics import SCORES, THRESHOLDED, final_scores, threshold_scores
+from common.training.metrics import final_scores, threshold_scores
 
 OF_TESTS = ("test_windows", "test_positives", "test_hours")
 

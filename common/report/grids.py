@@ -9,7 +9,7 @@ What is fixed before any result is looked at: the metric, mode and fraction that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -236,10 +236,15 @@ def chosen_metric(asked: str | None, analyses: Sequence[Analysis]) -> str:
 
 
 def split_grids(
-    table: pd.DataFrame, metric: str, analyses: dict[str, Analysis] | None = None
+    table: pd.DataFrame,
+    metric: str,
+    analyses: dict[str, Analysis] | None = None,
+    families: Collection[str] = (),
 ) -> list[Grid]:
-    """The grids of a table, the largest first. Duplicates and stale results are left out.
-    `analyses`: what was fixed, by project.
+    """The grids of a table: first those of today's job files, then the largest. Duplicates and
+    stale results are left out.
+
+    analyses: what was fixed, by project. families: of data sets that today's job files name.
 
     Raises:
         InputError: no such metric.
@@ -267,7 +272,9 @@ def split_grids(
         )
         for part in parts
     ]
-    return sorted(grids, key=lambda grid: -len(grid.rows))
+    return sorted(
+        grids, key=lambda grid: (not grid.rows["data_family"].isin(families).any(), -len(grid.rows))
+    )
 
 
 def family(table: pd.DataFrame, name: str) -> pd.Series:
@@ -284,7 +291,9 @@ def _grid_name(part: pd.DataFrame, context: list[str]) -> str:
         "data_path": first["data_path"],
         "window_size": f"{first['window_size']} samples a window",
     }
-    return ", ".join(str(words[name]) for name in context)
+    name = ", ".join(str(words[name]) for name in context)
+    tests = len(part[POOLED].iloc[0]) if POOLED in part else 1
+    return f"{name} ({tests} tests a person)" if name and tests > 1 else name
 
 
 # -- one grid

@@ -4,10 +4,11 @@ run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from common.cli import few
 from common.cluster.journal import past_events
 from common.data.data_sets import Data
 from common.errors import InputError
@@ -66,22 +67,24 @@ def _stale(run: Run, project: Project, sha256: Sha256) -> str | None:
     base = project.bases.get(str(run.config.get("base_model_hash")))
     if base and base.get("weights_sha256") != run.config.get("base_weights_sha256"):
         return f"its base model {run.config['base_model_hash']} was trained anew since"
-    recorded = run.config.get("data_fingerprints", {})
-    today = {
-        name: sha256(*identity.file_location(run.config["options"]["data_path"], name))
-        for name in recorded
-    }
-    files = changed(recorded, {name: sha for name, sha in today.items() if sha is not None})
-    return (
-        f"data changed since: {', '.join(files[:3])}{' ...' if len(files) > 3 else ''}"
-        if files
-        else None
-    )
+    made_of = [("", run.config)]
+    if base:
+        made_of.append((f"its base model {run.config['base_model_hash']} is stale: ", base))
+    for what, record in made_of:
+        recorded = record.get("data_fingerprints", {})
+        today = {
+            name: sha256(*identity.file_location(run.config["options"]["data_path"], name))
+            for name in recorded
+        }
+        files = changed(recorded, {name: sha for name, sha in today.items() if sha is not None})
+        if files:
+            return f"{what}data changed since: {few(files)}"
+    return None
 
 
-def missing_cells(collection: Collection) -> tuple[list[dict[str, Any]], list[str]]:
-    """The planned experiments without a result, and what kept us from knowing."""
-    cells: list[dict[str, Any]] = []
+def planned_jobs(collection: Collection) -> tuple[dict[str, list[Job]], list[str]]:
+    """The fine-tunes of today's job files by project, and what kept us from knowing them."""
+    plans: dict[str, list[Job]] = {}
     notes: list[str] = []
     for project in collection.projects:
         path = project.paths.root / FINETUNE_JOBS
@@ -92,15 +95,26 @@ def missing_cells(collection: Collection) -> tuple[list[dict[str, Any]], list[st
             )
             continue
         try:
-            jobs = read_jobs(path, "finetune", Data(project.paths))
+            plans[project.label] = read_jobs(path, "finetune", Data(project.paths))
         except InputError as error:
             notes.append(f"which experiments are missing cannot be said: {error}")
-            continue
-        cells += _missing_of(project, jobs, collection)
-    return cells, notes
+    return plans, notes
 
 
-def _missing_of(project: Project, jobs: list[Job], collection: Collection) -> list[dict[str, Any]]:
+def missing_cells(
+    collection: Collection, plans: Mapping[str, Sequence[Job]]
+) -> list[dict[str, Any]]:
+    """The planned experiments without a result."""
+    return [
+        cell
+        for project in collection.projects
+        for cell in _missing_of(project, plans.get(project.label, ()), collection)
+    ]
+
+
+def _missing_of(
+    project: Project, jobs: Sequence[Job], collection: Collection
+) -> list[dict[str, Any]]:
     mine = (
         collection.table[collection.table["project"] == project.label]
         if len(collection.table)

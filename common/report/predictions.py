@@ -15,24 +15,12 @@ from numpy.typing import NDArray
 
 from common.data.manifest import KeptBout
 from common.errors import InputError
+from common.jobs.score_names import MATCHED, STRICTER, UNMATCHED
 from common.use.episodes import episodes, recorded
 from common.use.events import EVENT_IOU, EventScores, SessionEvents, event_scores
 
 Predictions = dict[str, NDArray[Any]]
 CONFUSION = ("tn", "fp", "fn", "tp")
-# Name of the score by field of EventScores; the first group also at the stricter matching.
-MATCHED = {
-    "recall": "event_recall",
-    "precision": "event_precision",
-    "f1": "event_f1",
-    "false_episodes_per_hour": "false_episodes_per_hour",
-    "false_episodes_per_day": "false_episodes_per_day",
-}
-UNMATCHED = {
-    "false_time_share": "false_time_share",
-    "fragmented_bouts": "fragmented_bouts",
-    "merged_bouts": "merged_bouts",
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +138,7 @@ def event_columns(
         ]
     loose, strict = event_scores(sessions), event_scores(sessions, rules.iou)
     values, reasons = _named(loose, MATCHED | UNMATCHED, "")
-    more, more_reasons = _named(strict, MATCHED, "_iou")
+    more, more_reasons = _named(strict, MATCHED, STRICTER)
     return values | more, reasons | more_reasons
 
 

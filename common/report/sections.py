@@ -95,8 +95,9 @@ def lead(sections: list[Section]) -> Json:
             "people": "",
         }
     first = sections[0]
+    name = f"{first.grid.name}: " if first.grid.name else ""
     return {
-        "headline": headline(first.grid, first.lines),
+        "headline": name + headline(first.grid, first.lines),
         "beside": beside_headline(first.grid, first.lines),
         "people": people_words(first.grid),
     }

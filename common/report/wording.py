@@ -188,6 +188,16 @@ def beside_headline(grid: Grid, lines: list[Line]) -> str:
         f" threshold 0.5, positive is better; n = {gain.n}{zeros}{share}. "
         f"{_interval_words(gain)} of the exact two-sided Wilcoxon signed-rank test of"
         f" {condition_words(grid.primary)} against the untouched base that it started from."
+        f"{_own_base(grid)}"
+    )
+
+
+def _own_base(grid: Grid) -> str:
+    if not grid.settings:
+        return ""
+    return (
+        f" That base has the same {' and '.join(grid.settings)}: the main table's untouched base,"
+        " chosen by itself, may be another and better one."
     )
 
 
@@ -233,9 +243,9 @@ def pooled_words(grid: Grid) -> str:
         f"Each person's score is one score over {grid.tests} tests, in each of which other sessions"
         " or blocks are tested (--split_folds): the windows of all tests are put together, each"
         " with the probabilities of its own model and, at tuned thresholds, that model's threshold;"
-        " events and hours are summed. Average precision and ROC AUC so rank probabilities of"
-        f" {grid.tests} models together. Numbers of training and selection windows are means over"
-        f" the {grid.tests}. Who lacks a test is left out."
+        " events and hours are summed. Average precision and ROC AUC thus rank windows by the"
+        f" probabilities of {grid.tests} different models. Numbers of training and selection"
+        f" windows are means over the {grid.tests}. Who lacks a test is left out."
     )
 
 

@@ -21,6 +21,7 @@ from common.data.manifest import Manifest, listed_windows, read_manifest, requir
 from common.data.windowing import covered_hours
 from common.errors import CorruptArtifact, InputError
 from common.jobs import identity
+from common.jobs.score_names import SCORES, THRESHOLDED
 from common.jobs.verdicts import (
     State,
     Verdict,
@@ -465,9 +466,9 @@ def _score(predict: Predict, sets: _Sets, who: str, threshold_name: str) -> _Sco
             if threshold is not None
             else ({}, {})
         )
-        for name in metrics.SCORES:
+        for name in SCORES:
             made.set(f"{who}{split}_{name}", values[name], undefined.get(name, ""))
-        for name in metrics.THRESHOLDED:
+        for name in THRESHOLDED:
             made.set(
                 f"{who}{split}_{name}_tuned",
                 tuned.get(name),
@@ -477,10 +478,8 @@ def _score(predict: Predict, sets: _Sets, who: str, threshold_name: str) -> _Sco
 
 
 def _no_scores(who: str, threshold_name: str, why: str = "no base model") -> _Scores:
-    names = [f"{who}{split}_{name}" for split in ("val", "test") for name in metrics.SCORES]
-    names += [
-        f"{who}{split}_{name}_tuned" for split in ("val", "test") for name in metrics.THRESHOLDED
-    ]
+    names = [f"{who}{split}_{name}" for split in ("val", "test") for name in SCORES]
+    names += [f"{who}{split}_{name}_tuned" for split in ("val", "test") for name in THRESHOLDED]
     return _Scores(
         dict.fromkeys([threshold_name, *names]), dict.fromkeys([threshold_name, *names], why), {}
     )

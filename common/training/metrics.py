@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from common.jobs.score_names import SCORES, THRESHOLDED
 
-THRESHOLDED = ("macro_f1", "f1", "precision", "recall", "specificity", "balanced_accuracy", "mcc")
-SCORES = ("loss", *THRESHOLDED, "pr_auc", "roc_auc", "brier", "ece")
+Array = npt.NDArray[Any]
 ECE_BINS = 10
 # Without a window of this class in the labels, these have no meaning.
 NEED_POSITIVES = ("macro_f1", "f1", "precision", "recall", "balanced_accuracy", "mcc", "pr_auc")

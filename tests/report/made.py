@@ -127,6 +127,7 @@ class Made:
         stopped_by: str = "patience",
         seconds: float = 1800.0,
         weights: bytes | None = None,
+        data: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Publish the base model of a fine-tune, once."""
         name = identity.base_hash(options)
@@ -137,6 +138,7 @@ class Made:
                 "base_participants": identity.base_participants(options),
                 "target_participant": identity.target(options),
                 "stopped_by": stopped_by,
+                "data_fingerprints": dict(data or {}),
                 "provenance": provenance(seconds) | {"trained_as": name},
             }
             self.bases[name] = publish_base_model(
@@ -159,6 +161,7 @@ class Made:
         base_stopped_by: str = "patience",
         code: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
+        base_data: Mapping[str, str] | None = None,
         versions: Mapping[str, str] | None = None,
         **given: Any,
     ) -> Path:
@@ -167,7 +170,7 @@ class Made:
         """
         options = self.plan(target, **given)
         scratch = options.mode == "target_only"
-        model = None if scratch else self.base(options, stopped_by=base_stopped_by)
+        model = None if scratch else self.base(options, stopped_by=base_stopped_by, data=base_data)
         config = config_of(options, target, model, data or {}, code or {})
         scores = score_fields(
             fine,

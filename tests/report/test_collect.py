@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.artifacts import publish_base_model
+from common.artifacts import publish_base_model, sha256
 from common.data.preparation import Preparation
 from common.data.prepare import prepare
 from common.data.recordings import Layout, Recordings
@@ -18,7 +19,7 @@ from common.report.collect import collect
 from common.report.experiment_table import curves
 from common.report.grids import Analysis
 from common.report.methods import data_sets, warnings
-from common.report.missing import mark_stale, missing_cells
+from common.report.missing import mark_stale, missing_cells, planned_jobs
 from common.report.run_figures import training_curves
 from tests.report.made import Made
 
@@ -35,7 +36,7 @@ def missing(made: Made) -> dict[str, tuple[str, str, str]]:
     collection = collect([made.root])
     if len(collection.table):
         mark_stale(collection)
-    cells, _ = missing_cells(collection)
+    cells = missing_cells(collection, planned_jobs(collection)[0])
     return {
         f"{cell['prefix']}/{cell['target_participant']}": (
             cell["reason"],
@@ -331,6 +332,23 @@ def test_a_result_whose_data_changed_is_stale(made: Made) -> None:
     assert missing(made)["p/anna"][:2] == ("stale", "data changed since: anna_train.pt")
 
 
+def test_a_result_whose_base_is_stale_is_stale(made: Made) -> None:
+    """Base training also read the data of people of whom the fine-tune read nothing."""
+    ben = sha256(b"ben_train.pt")
+    made.run("anna", prefix="p", base_data={"ben_train.pt": ben})
+    made.run("carla", prefix="p", base_data={"dora_train.pt": ben})
+    made.write_jobs()
+    data = made.root / "data" / "made"
+    data.mkdir(parents=True)
+    (data / "ben_train.pt").write_bytes(b"changed")
+    said = missing(made)
+    assert list(said) == ["p/anna"]
+    assert said["p/anna"][0] == "stale"
+    assert re.search(
+        r"base model \w+ is stale: data changed since: ben_train.pt", said["p/anna"][1]
+    )
+
+
 def test_a_result_of_another_configuration_does_not_fill_the_cell(made: Made) -> None:
     made.run("anna", prefix="p", lr=0.001)
     made.jobs.clear()
@@ -343,7 +361,9 @@ def test_a_result_of_another_configuration_does_not_fill_the_cell(made: Made) ->
 
 def test_without_job_files_it_is_said_that_nobody_knows_what_is_missing(made: Made) -> None:
     made.run("anna")
-    cells, notes = missing_cells(collect([made.root]))
+    collection = collect([made.root])
+    plans, notes = planned_jobs(collection)
+    cells = missing_cells(collection, plans)
     assert cells == []
     assert "no finetune_jobs.json" in notes[0]
 
@@ -351,7 +371,7 @@ def test_without_job_files_it_is_said_that_nobody_knows_what_is_missing(made: Ma
 def test_a_broken_job_file_is_said_not_raised(made: Made) -> None:
     made.run("anna")
     (made.root / "finetune_jobs.json").write_text("[{")
-    _, notes = missing_cells(collect([made.root]))
+    _, notes = planned_jobs(collect([made.root]))
     assert "cannot be said" in notes[0]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from common.data.manifest import KeptBout
 from common.errors import InputError
+from common.jobs.score_names import SCORES
 from common.report.calibration import mass_bins
 from common.report.conditions import LOWER_IS_BETTER
 from common.report.figures import spread
@@ -20,7 +21,7 @@ from common.report.predictions import (
     read_windows,
 )
 from common.report.run_figures import runs_of
-from common.training.metrics import SCORES, final_scores
+from common.training.metrics import final_scores
 
 
 def windows(called: str, *, sessions: str | None = None, step: float = 1.0) -> Predictions:

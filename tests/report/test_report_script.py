@@ -198,6 +198,38 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (tmp_path / "none").exists()
 
 
+def test_files_of_the_users_own_are_never_replaced(made: Made, run: Run, tmp_path: Path) -> None:
+    made.run("anna")
+    (tmp_path / "notes.txt").write_text("mine")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "summary.csv").write_text("mine")
+    (own / "plot.py").write_text("mine")
+    for out, said in ((own, "holds plot.py and no report"), (tmp_path / "notes.txt", "is a file")):
+        done = run("report.py", "--out", out, cwd=made.root)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert said in done.stderr
+    assert (own / "summary.csv").read_text() == "mine"
+    (own / "plot.py").unlink()
+    for _ in range(2):  # one that was cut short, then a whole one
+        assert run("report.py", "--out", own, cwd=made.root).returncode == 0
+
+
+def test_todays_job_files_say_which_data_come_first(made: Made, run: Run) -> None:
+    for person in PEOPLE:
+        for fraction in (0.1, 1.0):
+            made.run(person, target_data_pct=fraction, data_path="data/demo")
+    made.jobs.clear()
+    for person in PEOPLE:
+        made.run(person, data_path="data/mine")
+    done = run("report.py", cwd=made.root)
+    assert done.stdout.startswith("data/demo: ")  # the larger one
+    made.write_jobs()
+    done = run("report.py", cwd=made.root)
+    assert done.stdout.startswith("data/mine: ")
+    assert "also on the page: data/demo" in done.stdout
+
+
 def test_before_the_first_result_there_is_a_page_that_says_so(made: Made, run: Run) -> None:
     made.plan("anna")
     made.write_jobs()

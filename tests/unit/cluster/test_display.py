@@ -96,6 +96,17 @@ def test_the_mean_is_over_those_who_have_every_column_and_each_column_has_its_n(
     ]
 
 
+def test_a_person_without_a_score_is_named(results: Results) -> None:
+    results.add("ann", 0.8, 0.6)
+    results.add("bob", None, None)
+    assert results.table()[2:] == [
+        ["bob", "-", "-"],
+        ["n", "1", "1"],
+        ["mean", "of", "1", ".600", ".800"],
+        ["not", "in", "the", "mean:", "bob", "(no", "base,", "fine-tuned", "10%)"],
+    ]
+
+
 def test_without_anybody_who_has_every_column_there_is_no_mean(results: Results) -> None:
     results.add("ann", 0.8, 0.6)
     results.add("bob", 0.9, mode=SCRATCH)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from common.jobs.choosing import choose_settings, reported_base_count
+from common.jobs.choosing import choose_settings, reported_base_count, setting_names
 
 
 def test_a_persons_setting_is_chosen_by_the_scores_of_the_others() -> None:
@@ -20,6 +20,16 @@ def test_a_persons_setting_is_chosen_by_the_scores_of_the_others() -> None:
     assert choice.candidates == ["a", "b"]
     assert not choice.undecided
     assert choose_settings(scores, lower_is_better=True).settings["ann"] == "a"
+
+
+def test_what_differs_between_modes_alone_is_no_setting() -> None:
+    tuned, scratch = {"mode": "target_only_fine_tuning"}, {"mode": "target_only"}
+    rows = [{**tuned, "max_epochs": 9, "lr": 0.1}, {**scratch, "max_epochs": 3, "lr": 0.1}]
+    assert setting_names(rows) == []
+    assert setting_names([*rows, {**scratch, "max_epochs": 3, "lr": 0.2}]) == ["lr"]
+    # two base models of a person: one of them stands for the untouched base
+    other = {"mode": "full_fine_tuning", "max_epochs": 9, "lr": 0.2}
+    assert setting_names([*rows, other]) == ["lr"]
 
 
 def test_only_people_with_every_candidate_vote_and_settings_without_scores_are_no_candidates() -> (

@@ -138,6 +138,8 @@ def test_augmentation_settings_are_crossed_only_with_augmentation(data: Data) ->
         ({"finetune": {"n_base_participants": 1}}, "finetune: 'n_base_participants' is no option"),
         ({"finetune": {"lr": []}}, "finetune: lr: one value, or a list of values"),
         ({"analysis": {"metrc": "f1"}}, "analysis: unknown key 'metrc', did you mean metric"),
+        ({"analysis": {"metric": "macrof1"}}, "metric 'macrof1' is no score .*mean macro_f1"),
+        ({"analysis": {"metric": ["f1"]}}, "metric \\['f1'\\] is no score of a report"),
     ],
 )
 def test_a_grid_file_of_another_form_is_refused(tmp_path: Path, content: object, says: str) -> None:

@@ -209,6 +209,7 @@ SHAPE_NO_RESULT = {
     "data/manifest.py",
     "paths.py",
     "training/provenance.py",
+    "jobs/score_names.py",
     "jobs/verdicts.py",
     "training/stopping.py",
     "validation.py",

@@ -16,6 +16,7 @@ import torch
 from common import artifacts
 from common.data.dataset import Windows, open_split
 from common.errors import BaseModelNotFound, Conflict, InputError
+from common.jobs.score_names import SCORES, THRESHOLDED
 from common.paths import Paths
 from common.training import base as base_training
 from common.training import finetune, loop, metrics
@@ -133,13 +134,13 @@ def test_every_score_is_a_number_or_null_with_a_reason(base: str) -> None:
         f"{who}{split}_{score}"
         for who in ("", "base_")
         for split in ("val", "test")
-        for score in metrics.SCORES
+        for score in SCORES
     ]
     names += [
         f"{who}{split}_{score}_tuned"
         for who in ("", "base_")
         for split in ("val", "test")
-        for score in metrics.THRESHOLDED
+        for score in THRESHOLDED
     ]
     for name in (*names, "threshold_tuned", "base_threshold_tuned"):
         assert (record[name] is None) == (name in record["undefined"]), name

@@ -7,10 +7,9 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+from common.jobs.score_names import SCORES, THRESHOLDED
 from common.training.backends import confusion
 from common.training.metrics import (
-    SCORES,
-    THRESHOLDED,
     final_scores,
     macro_f1,
     threshold_scores,
