@@ -184,7 +184,7 @@ def _on_mended_clock(table: BoutTable, bout: Bout, clock: Clock) -> tuple[float,
     shift = 0.0
     for back in clock.set_backs:
         if bout.start_s > back.before_s:
-            shift += back.seconds
+            shift += back.seconds_added
         elif bout.end_s > back.after_s:
             raise InputError(
                 f"{table.path}: row {bout.row}: the clock of this recording shows"

@@ -46,12 +46,15 @@ class SetBack:
     """The clock was set back by `seconds` before row `row` (from 0).
 
     `before_s` is the last time before, `after_s` the first one after, as the clock showed them.
+    `seconds_added` is what mending adds from that row on: the usual time from one row to the next
+    more than `seconds`, since the first row after is later than the last one before.
     """
 
     row: int
     seconds: float
     before_s: float
     after_s: float
+    seconds_added: float
 
 
 @dataclass(frozen=True)
@@ -300,13 +303,10 @@ def _without_set_backs(
                 " is it the time column? name it with --time_column"
             )
         ticks, per_second = shown.stamps.ticks, shown.stamps.per_second
-        found.append(
-            SetBack(
-                row, seconds, float(ticks[:row].max() / per_second), float(ticks[row] / per_second)
-            )
-        )
+        before_s, after_s = ticks[:row].max() / per_second, ticks[row] / per_second
+        found.append(SetBack(row, seconds, float(before_s), float(after_s), seconds + usual))
         times = times.copy() if len(found) == 1 else times
-        times[row:] += seconds + usual
+        times[row:] += found[-1].seconds_added
         begin = row
     return times, found
 

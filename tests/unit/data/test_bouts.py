@@ -13,7 +13,7 @@ from common.data.bouts import (
     label_runs,
     read_bouts,
 )
-from common.data.clock import Clock, SetBack
+from common.data.clock import Clock, ClockRules, SetBack, Stamps, read_clock
 from common.data.sessions import Part
 from common.errors import InputError
 from tests.unit.data.made_sessions import session
@@ -54,8 +54,8 @@ def test_bouts_and_stretches_of_unknown_label_are_told_apart(tmp_path):
 
 
 def placed(tmp_path, *bouts):
-    """Bouts on a clock that shows 0 to 100 s, is set back by 30 s, and goes on to 120 s."""
-    clock = Clock(0.0, np.arange(151.0), set_backs=(SetBack(101, 30.0, 100.0, 71.0),))
+    """Bouts on a clock that shows 0 to 100 s, is set back by 29 s, and goes on to 120 s."""
+    clock = Clock(0.0, np.arange(151.0), set_backs=(SetBack(101, 29.0, 100.0, 71.0, 30.0),))
     table = BoutTable(tmp_path / "bouts.csv", "number", {})
     rows = [Bout(number, *times, POSITIVE) for number, times in enumerate(bouts, 1)]
     return bouts_inside("s1", table, rows, clock, "number")[0].tolist()
@@ -67,3 +67,17 @@ def test_a_bout_after_the_clock_was_set_back_lies_as_much_later(tmp_path):
         placed(tmp_path, (80, 90))
     with pytest.raises(InputError, match="row 1: the bout from 200 s to 210 s lies outside"):
         placed(tmp_path, (200, 210))
+
+
+@pytest.mark.parametrize("times_set_back", [1, 5, 50])
+def test_a_bout_that_starts_at_a_rows_stamp_lies_at_that_row(tmp_path, times_set_back):
+    # 100 rows, set back to 3 s before the last of them, 100 rows, and so on
+    stamps = np.concatenate([96 * k + np.arange(100) for k in range(times_set_back + 1)])
+    rules = ClockRules("time", "s", 1.0, None, repair=True)
+    clock = read_clock("s1", Stamps(stamps, 1, "number"), rules)
+    assert len(clock.set_backs) == times_set_back
+    row = len(stamps) - 20
+    bout = Bout(1, float(stamps[row]), float(stamps[row]) + 5, POSITIVE)
+    table = BoutTable(tmp_path / "bouts.csv", "number", {})
+    starts = bouts_inside("s1", table, [bout], clock, "number")[0][:, 0]
+    assert starts.tolist() == [clock.times[row]]
