@@ -25,6 +25,9 @@ PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 DATES_PER_SECOND = PER_SECOND["ns"]
 ZONE = re.compile(r"(?:Z|UTC|GMT|[+-]\d\d:?(?:\d\d)?)$")
 SPACE_BEFORE_ZONE = re.compile(r"\s+(?=(?:Z|UTC|GMT|[+-]\d\d:?(?:\d\d)?)$)")
+# Of --date_format: a directive, and the words for UTC among what is not one
+DIRECTIVE = re.compile(r"%.")
+UTC_WORD = re.compile(r"\b(?:Z|UTC|GMT)\b")
 # How far a recording's own rate may be from the grid's. A wrong unit is off by 1,000: it shows, and
 # 5 Hz on a grid of 50 Hz is let through
 TIMES_OFF = 20
@@ -147,6 +150,17 @@ class StampReader:
 
     def _as_dates(self, cells: pd.Series) -> tuple[Any, str]:
         text = cells.astype(str).str.strip()
+        if self._format is None:
+            text, zoned = self._as_iso(text)
+        else:  # the user's own format: the cells stay as they are
+            zoned = _has_zone(self._format)
+        found = pd.to_datetime(text, format=self._format or "ISO8601", utc=True, errors="coerce")
+        self._refuse(cells, found.isna().to_numpy(), "number or date")
+        ticks = found.dt.as_unit("ns").astype("int64").to_numpy()
+        return ticks, "date with zone" if zoned else "date"
+
+    def _as_iso(self, text: pd.Series) -> tuple[pd.Series, bool]:
+        """Dates as ISO 8601 writes them, and whether they have a zone."""
         zoned = text.str.contains(ZONE, regex=True) & text.str.contains(":")
         if zoned.any() and not zoned.all():
             row = int(np.flatnonzero(~zoned.to_numpy())[0])
@@ -157,12 +171,7 @@ class StampReader:
         if zoned.any():
             text = text.str.replace(SPACE_BEFORE_ZONE, "", regex=True)
             text = text.str.replace(r"(?:UTC|GMT)$", "Z", regex=True)
-        if self._format is None:
-            text = text.str.replace(",", ".", regex=False)
-        found = pd.to_datetime(text, format=self._format or "ISO8601", utc=True, errors="coerce")
-        self._refuse(cells, found.isna().to_numpy(), "number or date")
-        ticks = found.dt.as_unit("ns").astype("int64").to_numpy()
-        return ticks, "date with zone" if zoned.any() else "date"
+        return text.str.replace(",", ".", regex=False), bool(zoned.any())
 
     def _refuse(self, cells: pd.Series, wrong: Bools, kind: str) -> None:
         if not wrong.any():
@@ -175,10 +184,18 @@ class StampReader:
                 "write dates as 2024-01-31 13:59:59.5, or say how they are written with"
                 " --date_format, as '%d/%m/%Y %H:%M:%S.%f'"
             )
+            if self._format is not None:
+                advice = f"correct it, or --date_format {self._format!r}, which does not fit it"
         raise InputError(
             f"{self._where}: {self._column} in row {self._rows + row + 1} is"
             f" {shown_cell(cell, kind)}; {advice}"
         )
+
+
+def _has_zone(date_format: str) -> bool:
+    """Whether dates of this format name their zone: by a directive, or by a word for UTC."""
+    directives = DIRECTIVE.findall(date_format)
+    return bool({"%z", "%Z"} & {*directives} or UTC_WORD.search(DIRECTIVE.sub(" ", date_format)))
 
 
 def shown_cell(cell: object, kind: str = "number") -> str:

@@ -62,8 +62,8 @@ class Preparation(BaseModel):
     )
     date_format: str | None = Field(
         None,
-        description="how dates are written, as '%d/%m/%Y %H:%M:%S.%f' (unset: ISO 8601, as"
-        " 2024-01-31 13:59:59.5, with or without a zone)",
+        description="how dates are written, as '%d/%m/%Y %H:%M:%S.%f', with '%z' or '%Z' for a"
+        " zone (unset: ISO 8601, as 2024-01-31 13:59:59.5, with or without a zone)",
     )
     label_column: str = Field(
         "label", description="column of labels: 0, 1, or -1 where the label is not known"

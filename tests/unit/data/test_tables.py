@@ -101,6 +101,41 @@ def test_stamps(cell, seconds, form):
     assert (stamps.ticks[0] / stamps.per_second, stamps.form) == (pytest.approx(seconds), form)
 
 
+@pytest.mark.parametrize(
+    ("cell", "date_format", "seconds", "form"),
+    [
+        ("01/02/2024 13:00:00.5 +0100", "%d/%m/%Y %H:%M:%S.%f %z", 1706788800.5, "date with zone"),
+        ("01/02/2024 13:00:00.5+01:00", "%d/%m/%Y %H:%M:%S.%f%z", 1706788800.5, "date with zone"),
+        ("01/02/2024 13:00:00.5 UTC", "%d/%m/%Y %H:%M:%S.%f UTC", 1706792400.5, "date with zone"),
+        ("01/02/2024 13:00:00.5 UTC", "%d/%m/%Y %H:%M:%S.%f %Z", 1706792400.5, "date with zone"),
+        ("01/02/2024 13:00:00.5Z", "%d/%m/%Y %H:%M:%S.%fZ", 1706792400.5, "date with zone"),
+        ("01/02/2024 13:00:00.5", "%d/%m/%Y %H:%M:%S.%f", 1706792400.5, "date"),
+        ("13:00:00 31-01-2024", "%H:%M:%S %d-%m-%Y", 1706706000.0, "date"),
+        ("13:00:00 2024-01-31", "%H:%M:%S %Y-%m-%d", 1706706000.0, "date"),
+        ("13:00:00 %z 31-01-2024", "%H:%M:%S %%z %d-%m-%Y", 1706706000.0, "date"),
+    ],
+)
+def test_dates_are_read_by_the_format_as_they_are_written(cell, date_format, seconds, form):
+    import pandas as pd
+
+    reader = StampReader("rec", "time", "s", date_format)
+    reader.add(pd.Series([cell, cell], dtype=object))
+    stamps = reader.stamps()
+    assert (stamps.ticks[0] / stamps.per_second, stamps.form) == (seconds, form)
+
+
+def test_a_date_that_does_not_fit_the_format_is_refused_with_both():
+    import pandas as pd
+
+    reader = StampReader("rec", "time", "s", "%d/%m/%Y %H:%M:%S%z")
+    with pytest.raises(InputError) as caught:
+        reader.add(pd.Series(["01/02/2024 13:00:00 +0100"], dtype=object))
+    assert str(caught.value) == (
+        "rec: time in row 1 is '01/02/2024 13:00:00 +0100', not a number or date; correct it, or"
+        " --date_format '%d/%m/%Y %H:%M:%S%z', which does not fit it"
+    )
+
+
 # Header and first row of each export, as their makers document them, and what has to be said
 EXPORTS = {
     "ActiGraph, raw": ("Timestamp,Accelerometer X,Accelerometer Y,Accelerometer Z", "Timestamp"),
