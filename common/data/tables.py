@@ -71,7 +71,7 @@ class Table:
         with warnings.catch_warnings():
             # pandas only warns of rows that are longer than the header, and cuts them
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            yield from pd.read_csv(
+            blocks = pd.read_csv(
                 file,
                 header=None,
                 names=list(range(len(self.columns))),
@@ -84,6 +84,30 @@ class Table:
                 low_memory=False,
                 chunksize=BLOCK_ROWS,
             )
+            for block in blocks:
+                yield block if self.decimal == "." else self._with_points(block)
+
+    def _with_points(self, block: pd.DataFrame) -> pd.DataFrame:
+        """A block with decimal points for commas in the columns that pandas left as text.
+
+        Pandas leaves a whole column as text where one cell is no number. Its other cells are read
+        one by one then, by to_numeric, which knows decimal points only.
+
+        Raises:
+            InputError: a cell has a decimal point already, which may separate thousands.
+        """
+        for place in block.select_dtypes("object"):
+            cells = block[place].astype(str).str.strip()
+            points = cells.str.match(DECIMAL_POINT)
+            if points.any():
+                row = points.idxmax()  # blocks go on counting
+                raise InputError(
+                    f"{self.path}: numbers have a decimal comma and, in row {row + 1}, a decimal"
+                    f" point ({cells[row]}); write one of them throughout"
+                )
+            numbers = cells.str.match(NUMBER)
+            block[place] = block[place].mask(numbers, cells.str.replace(",", ".", regex=False))
+        return block
 
     def text(self) -> dict[str, list[str]]:
         """All rows as text, by column: what looks like a number stays as it was written."""

@@ -71,6 +71,58 @@ def test_what_cannot_be_read_is_named(tmp_path, content, said):
     assert said in str(caught.value)
 
 
+def spoilt(tmp_path, mark, spoil):
+    """What is said of 60 rows with this decimal mark and semicolons; `spoil` changes a row's cells,
+    row by row.
+    """
+    lines = ["time;x;label"]
+    for row in range(1, 61):
+        cells = [f"{row / 10}", f"{np.sin(row):.3f}", f"{row % 2}"]
+        spoil(row, cells)
+        lines.append(";".join(cells).replace(".", mark))
+    path = tmp_path / "rec.csv"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError) as caught:
+        read_columns(open_table(path), ColumnRules("time", "s", "label", None, None))
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "rows", "cell", "said"),
+    [
+        (1, [45], "", "x in row 45 is empty or NaN; correct"),
+        (1, range(2, 61), "", "column x is slower than the others: it holds 1 numbers in 60 rows"),
+        (1, [45], "high", "x in row 45 is 'high', not a number; correct"),
+        (0, [45], "", "time in row 45 is empty or NaN; correct"),
+        (2, [45], "0.5", "label in row 45 is 0.5: labels are 0 or 1"),
+        (2, [45], "x", "label in row 45 is 'x', not a number: labels are 0 or 1"),
+    ],
+)
+@pytest.mark.parametrize("mark", [".", ","])
+def test_a_bad_cell_is_named_alike_with_either_decimal_mark(
+    tmp_path, monkeypatch, mark, place, rows, cell, said
+):
+    def spoil(row, cells):
+        if row in rows:
+            cells[place] = cell
+
+    for block_rows in (100, 7):
+        monkeypatch.setattr("common.data.tables.BLOCK_ROWS", block_rows)
+        assert spoilt(tmp_path, mark, spoil).startswith(said)
+
+
+def test_a_decimal_point_far_below_decimal_commas_is_not_taken_for_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.data.tables.BLOCK_ROWS", 400)
+    rows = [f"{row};{row % 7},5" for row in range(1, 1000)]
+    rows[499] = "500;1.234"  # after the lines by which the mark is found out
+    with pytest.raises(InputError) as caught:
+        table(tmp_path, "t;x\n" + "\n".join(rows) + "\n")
+    assert str(caught.value).endswith(
+        "numbers have a decimal comma and, in row 500, a decimal point (1.234); write one of them"
+        " throughout"
+    )
+
+
 def test_names_are_compared_in_one_form_of_accents(tmp_path):
     for form, name in (("NFD", "José"), ("NFC", "Zoë")):
         folder = tmp_path / unicodedata.normalize(form, name)
