@@ -34,6 +34,9 @@ TIMES_OFF = 20
 # A rate below this is accepted on any grid: fast signals are put on slow grids for good reasons
 FASTEST_HZ = 20_000
 MAX_GRID_SAMPLES = 1e9
+# Gaps take memory on the grid as samples do, twice while windows are cut: 16 of 32 GB
+MAX_GAP_BYTES = 8e9
+SAMPLE_BYTES = 4  # float32
 # A pause of this many usual steps is a gap, unless --max_gap_seconds says otherwise
 GAP_STEPS = 5
 # Rows that are out of order by more than this were not written a little late: the clock changed
@@ -235,16 +238,19 @@ def read_clock(
     stamps: Stamps,
     rules: ClockRules,
     doubled: Callable[[Ints, Ints], Bools] | None = None,
+    channels: int = 1,
 ) -> Clock:
     """When each row was sampled.
 
     Args:
         doubled: which of these pairs of rows (numbers of the earlier and the later ones) are equal
             in all other columns (None: none is).
+        channels: that are put on the grid.
 
     Raises:
-        InputError: a stamp is no later than the one before it, samples come in packets, or the unit
-            cannot be right; with `rules.repair` only what cannot be mended.
+        InputError: a stamp is no later than the one before it, samples come in packets, the unit
+            cannot be right, or gaps are too long for the memory; with `rules.repair` only what
+            cannot be mended.
     """
     ticks, per_second = stamps.ticks, stamps.per_second
     if len(ticks) < 2:
@@ -269,6 +275,8 @@ def read_clock(
         times = _spread_packets(times, packets, shown, mended)
     times, rows, joints = _without_equal(times, rows, joints, doubled, shown, mended)
     check_unit(where, times, rules)
+    _check_gaps(times, rows, channels, shown)
+    check_span(where, times, rules)
     return Clock(start_s, times, rows, tuple(joints), tuple(set_backs), mended)
 
 
@@ -485,6 +493,27 @@ def _spread_packets(times: Floats, first: Ints, shown: _Shown, mended: dict[str,
     return _spread(times, first, float(np.median(rates)))
 
 
+# -- gaps
+
+
+def _check_gaps(times: Floats, rows: Ints | None, channels: int, shown: _Shown) -> None:
+    """Refuse a recording whose gaps need too much memory on the grid."""
+    steps, rate = np.diff(times), shown.rules.rate
+    gaps_s = float(steps[steps > GAP_STEPS * np.median(steps)].sum())
+    size = gaps_s * rate * channels * SAMPLE_BYTES
+    if size <= MAX_GAP_BYTES:
+        return
+    place = int(np.argmax(steps)) + 1
+    before, row = (place - 1, place) if rows is None else rows[place - 1 : place + 1].tolist()
+    raise InputError(
+        f"{shown.where}: {shown.rules.column} has a gap of {shown_seconds(steps[place - 1])} s at"
+        f" row {row + 1} (after {shown.stamp(before)} comes {shown.stamp(row)}); with {channels}"
+        f" channel(s) at --sampling_rate {rate:g}, its gaps need {size / 1e9:.1f} GB of memory,"
+        f" more than {MAX_GAP_BYTES / 1e9:g} GB; cut the session there into two files, or correct"
+        " the stamps"
+    )
+
+
 # -- the unit
 
 
@@ -508,6 +537,10 @@ def check_unit(where: str, times: Floats, rules: ClockRules) -> None:
             f"{where}: samples are {1 / rate:g} s apart by {unit}, too near for {grid}:"
             f" {_unit_that_fits(rate, rules)}for a sensor this fast, a higher --sampling_rate"
         )
+
+
+def check_span(where: str, times: Floats, rules: ClockRules) -> None:
+    """Refuse a recording that has too many samples on the grid."""
     if times[-1] * rules.rate > MAX_GRID_SAMPLES:
         raise InputError(
             f"{where}: lasts {times[-1]:g} s by its {rules.column}; is --time_unit {rules.unit}"

@@ -231,7 +231,8 @@ def on_grid(
     Raises:
         InputError: the clock, or a bout, does not fit.
     """
-    clock = read_clock(str(path), raw.stamps, layout.clock_rules, raw.doubled)
+    channels = len(raw.channels)
+    clock = read_clock(str(path), raw.stamps, layout.clock_rules, raw.doubled, channels)
     values = raw.values if clock.rows is None else raw.values[clock.rows]
     positive = unknown = NO_RANGES
     if raw.labels is not None:

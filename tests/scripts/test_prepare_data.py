@@ -405,6 +405,12 @@ SPOILT = {
         lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.2,1,0.3,0"),
         "time is the same in rows 3 and 4 (100.2), and in 1 row(s) in all",
     ),
+    "gap of years": (
+        lambda rec: replace_row(rec / "bo" / "s1.csv", 400, "900000139.9,1,0.3,0"),
+        "s1.csv: time has a gap of 900000000.1 s at row 400 (after 139.8 comes 900000139.9); with 2"
+        " channel(s) at --sampling_rate 10, its gaps need 72.0 GB of memory, more than 8 GB; cut"
+        " the session there into two files, or correct the stamps",
+    ),
     "long row": (
         lambda rec: replace_row(rec / "bo" / "s1.csv", 4, "100.3,1,0.3,0,7,8"),
         "not a readable CSV table",

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from common.data.clock import StampReader
+from common.data.clock import ClockRules, StampReader, Stamps, read_clock
 from common.data.columns import ColumnRules, read_columns
 from common.data.recordings import Layout, Recordings, list_recordings
 from common.data.tables import open_table
@@ -278,3 +278,19 @@ def test_units_of_time(unit, per_second):
     reader.add(pd.Series([0, 1500]))
     stamps = reader.stamps()
     assert (stamps.ticks[1] - stamps.ticks[0]) / stamps.per_second == 1500 / per_second
+
+
+def test_gaps_that_need_too_much_memory_on_the_grid_are_refused_with_the_longest():
+    stamps = np.arange(400) / 50
+    stamps[100:] += 1000.0
+    stamps[300:] += 1e7
+    rules = ClockRules("time", "s", 50.0, None, repair=True)
+    assert len(read_clock("rec", Stamps(stamps, 1, "number"), rules, channels=3).times) == 400
+    stamps[[301, 302]] = stamps[[302, 301]]  # rows are counted as in the file
+    with pytest.raises(InputError) as caught:
+        read_clock("rec", Stamps(stamps, 1, "number"), rules, channels=6)
+    assert str(caught.value) == (
+        "rec: time has a gap of 10000000.02 s at row 301 (after 1005.98 comes 10001006.0); with 6"
+        " channel(s) at --sampling_rate 50, its gaps need 12.0 GB of memory, more than 8 GB; cut"
+        " the session there into two files, or correct the stamps"
+    )
