@@ -249,8 +249,8 @@ def read_clock(
 
     Raises:
         InputError: a stamp is no later than the one before it, samples come in packets, the unit
-            cannot be right, or gaps are too long for the memory; with `rules.repair` only what
-            cannot be mended.
+            cannot be right, no stamp is later than the first, or gaps are too long for the memory;
+            with `rules.repair` only what cannot be mended.
     """
     ticks, per_second = stamps.ticks, stamps.per_second
     if len(ticks) < 2:
@@ -270,6 +270,11 @@ def read_clock(
         mended["set_back"] = len(set_backs)
     if rows is not None and set_backs:  # where the first row of each stretch went
         joints = [int(np.flatnonzero(rows == row)[0]) for row in joints]
+    if times[-1] == times[0]:  # they are in order by now
+        raise InputError(
+            f"{where}: {rules.column} never rises above {shown.stamp(0)} in {len(times)} rows; is"
+            " it the time column? name it with --time_column"
+        )
     packets = find_packets(times, rules.max_gap_s)
     if packets is not None:
         times = _spread_packets(times, packets, shown, mended)

@@ -294,3 +294,23 @@ def test_gaps_that_need_too_much_memory_on_the_grid_are_refused_with_the_longest
         " channel(s) at --sampling_rate 50, its gaps need 12.0 GB of memory, more than 8 GB; cut"
         " the session there into two files, or correct the stamps"
     )
+
+
+@pytest.mark.parametrize("repair", [True, False])
+@pytest.mark.parametrize(("stamp", "rows"), [(1, 2), (5.0, 3000)])
+@pytest.mark.parametrize("doubled", [None, lambda earlier, later: earlier < later])
+def test_a_time_that_never_changes_is_no_time(repair, stamp, rows, doubled):
+    rules = ClockRules("time", "s", 50.0, None, repair)
+    stamps = Stamps(np.full(rows, stamp), 1, "number")
+    with pytest.raises(InputError) as caught:
+        read_clock("rec", stamps, rules, doubled)
+    assert str(caught.value) == (
+        f"rec: time never rises above {stamp} in {rows} rows; is it the time column? name it with"
+        " --time_column"
+    )
+
+
+def test_a_time_that_only_falls_once_is_no_time_either():
+    stamps = Stamps(np.array([5, 5, 5, 5, 5, 2]), 1, "number")
+    with pytest.raises(InputError, match="time never rises above 5 in 6 rows; is it the time col"):
+        read_clock("rec", stamps, ClockRules("time", "s", 50.0, None, repair=True))
