@@ -68,8 +68,8 @@ class Clock:
     """When each row of a recording was sampled.
 
     Attributes:
-        start_s: the first row's time on the recording's own clock.
-        times: [rows], seconds since the first row, increasing.
+        start_s: the earliest row's time on the recording's own clock.
+        times: [rows], seconds since the earliest row, increasing from 0.
         rows: the rows of the file in the order of `times`; None: all, as they are.
         joints: indices into `times` at which a stretch begins that the clock does not join to the
             one before.
@@ -265,6 +265,8 @@ def read_clock(
     if (times[1:] < times[:-1]).any():
         times, set_backs = _without_set_backs(times, start_s, shown)
         times, rows = _in_order(times, shown, mended)
+        # Seconds since the earliest row, which need not be the file's first one
+        start_s, times = start_s + float(times[0]), times - times[0]
     joints = [back.row for back in set_backs]
     if set_backs:
         mended["set_back"] = len(set_backs)

@@ -9,6 +9,7 @@ import pytest
 from common.data.clock import ClockRules, StampReader, Stamps, read_clock
 from common.data.columns import ColumnRules, read_columns
 from common.data.recordings import Layout, Recordings, list_recordings
+from common.data.resampling import make_session
 from common.data.tables import open_table
 from common.errors import InputError
 
@@ -314,3 +315,20 @@ def test_a_time_that_only_falls_once_is_no_time_either():
     stamps = Stamps(np.array([5, 5, 5, 5, 5, 2]), 1, "number")
     with pytest.raises(InputError, match="time never rises above 5 in 6 rows; is it the time col"):
         read_clock("rec", stamps, ClockRules("time", "s", 50.0, None, repair=True))
+
+
+@pytest.mark.parametrize("first", [[1, 0, 2], [2, 1, 0]])
+def test_times_count_from_the_earliest_row_where_the_files_first_one_is_late(first):
+    stamps = 1000 + np.array([*first, *range(3, 200)]) / 10
+    rules = ClockRules("time", "s", 10.0, None, repair=True)
+    clock = read_clock("rec", Stamps(stamps, 1, "number"), rules)
+    assert (clock.start_s, clock.times[0]) == (1000.0, 0.0)
+    values = np.zeros((200, 1))
+    made = make_session("s", clock.start_s, clock.times, values, np.zeros((0, 2)), 10.0)
+    assert made.pieces == ((0, 200),)
+    assert np.isfinite(made.values).all()
+
+
+def test_two_rows_in_the_wrong_order_are_two_rows():
+    rules = ClockRules("time", "s", 1.0, None, repair=True)
+    assert read_clock("rec", Stamps(np.array([2, 1]), 1, "number"), rules).times.tolist() == [0, 1]
