@@ -1,8 +1,9 @@
 """Run one phase: every job of a job file through one script, on the slots of cluster_config.json.
 
-    python3 run_distributed_training.py --jobs-config base_training_jobs.json --script-path
-    train_base.py python3 run_distributed_training.py --jobs-config finetune_jobs.json --script-path
-    train_finetune.py
+    python3 run_distributed_training.py \\
+        --jobs-config base_training_jobs.json --script-path train_base.py
+    python3 run_distributed_training.py \\
+        --jobs-config finetune_jobs.json --script-path train_finetune.py
 
 Any other script works as well: one that defines run(options, progress) runs inside the warm
 workers, any other as a process of its own with the job as flags. Exit code: 0 all done, 1 some

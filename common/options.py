@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -161,6 +162,12 @@ def _lowest_first(values: list[float]) -> list[float]:
     return values
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch("auto|cpu|[0-9]{1,4}", text):
+        raise ValueError("auto, cpu or the number of a GPU is needed")
+    return text
+
+
 def _rounded(value: float) -> float:
     """To 12 significant digits."""
     return float(f"{value:.12g}")
@@ -168,7 +175,7 @@ def _rounded(value: float) -> float:
 
 SafeName = Annotated[str, AfterValidator(safe_name)]
 Participants = Annotated[list[SafeName], Field(min_length=2), AfterValidator(_unique)]
-Device = Annotated[str, BeforeValidator(_text), Field(pattern=r"^(auto|cpu|[0-9]{1,4})$")]
+Device = Annotated[str, BeforeValidator(_text), AfterValidator(_device)]
 ProjectFile = Annotated[str, AfterValidator(_project_file)]
 OwnCode = Annotated[str, AfterValidator(_own_code)]
 Keywords = Annotated[dict[str, Any], BeforeValidator(_json_object)]
@@ -344,7 +351,7 @@ class Options(BaseModel):
         ):
             raise ValueError(
                 f"n_base_participants: {self.n_base_participants} asked for, but without the target"
-                f" there are {len(self.participants) - 1}"
+                f" there are {len(self.participants) - 1}: ask for fewer, or for all"
             )
         return self
 

@@ -88,9 +88,10 @@ class Data:
                 for path in folder.parent.glob("*/")
                 if path.is_relative_to(self._paths.root)
             ]
+            default = "" if "data_path" in options.model_fields_set else " (data_path is not given)"
             raise InputError(
-                f"data_path {options.data_path}: no such folder{nearest(options.data_path, there)};"
-                " prepare the data with prepare_data.py"
+                f"data_path {options.data_path}: no such folder{default}"
+                f"{nearest(options.data_path, there)}; prepare the data with prepare_data.py"
             )
         return options.resolved(list(manifest.participants) if manifest else None)
 
@@ -100,7 +101,7 @@ def _check_described(options: Options, folder: Path, manifest: Manifest) -> None
     if options.window_size != manifest.window_size:
         raise InputError(
             f"window_size is {options.window_size}, but the windows of {options.data_path} have"
-            f" {manifest.window_size} samples (dataset.json)"
+            f" {manifest.window_size} samples (dataset.json): leave window_size out"
         )
     missing = [
         name

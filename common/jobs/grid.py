@@ -207,6 +207,9 @@ def _entries(
     if twice := [name for name in own if name in grid.axes or name in grid.fixed]:
         raise InputError(f"{where}: {twice[0]} is in 'finetune' and elsewhere: leave one out")
     axes = {**grid.axes, **own}
+    first = {**grid.fixed, **{name: values[0] for name, values in axes.items()}}
+    # a misspelt option is named before data that are not there, perhaps for that reason
+    FinetuneOptions.parse(_drop_ineffective(first, grid.axes), where, strict=True)
     for fold in _folds(grid, where, data, folds):
         for values in itertools.product(*axes.values()):
             entry = {**grid.fixed, **dict(zip(axes, values, strict=True)), **fold}

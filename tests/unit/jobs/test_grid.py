@@ -163,6 +163,21 @@ def test_options_of_a_grid_are_checked(data: Data, axes: dict[str, Any], says: s
         expand(GridSpec(axes, fixed), "g.json", data)
 
 
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        ({"mod": ["target_only"]}, "unknown option 'mod', did you mean mode"),
+        ({"mode": ["target_onl"]}, r"mode: input should be .*\(got 'target_onl'\)"),
+        ({}, r"data_path data/001_60s_window: no such folder \(data_path is not given\)"),
+    ],
+)
+def test_a_misspelt_option_is_named_before_data_that_are_not_there(
+    data: Data, axes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        expand(GridSpec(axes), "g.json", data)
+
+
 def test_a_fine_tunes_own_options_leave_the_base_models_as_they_are(data: Data) -> None:
     axes: dict[str, Any] = {"lr": [0.001, 0.0003], "target_data_pct": [0.5, 1.0]}
     plain, few = expand(grid(axes), "here", data)
