@@ -273,21 +273,21 @@ def protected_ranges(session: Session) -> list[tuple[int, int]]:
 
 def _outside(bouts: Ranges, place: int, low: int, high: int) -> int:
     """The boundary nearest to `place` and between `low` and `high` that is strictly inside no bout
-    (`low` and `high` are not).
+    (`low` and `high` are not; `place` is at most `high`).
     """
-    for start, end in bouts:
-        if start < place < end:
-            return min(
-                (edge for edge in (start, end) if low <= edge <= high),
-                key=lambda edge: abs(edge - place),
-                default=low,
-            )
-    return min(max(place, low), high)
+    edges = [edge for edge in _bout_around(bouts, place) if low <= edge <= high]
+    return min(edges, key=lambda edge: abs(edge - place), default=low)
 
 
 def _after(bouts: Ranges, place: int, high: int) -> int:
     """The first boundary from `place` on that is strictly inside no bout."""
-    return min(next((end for start, end in bouts if start < place < end), place), high)
+    return min(_bout_around(bouts, place)[1], high)
+
+
+def _bout_around(bouts: Ranges, place: int) -> tuple[int, int]:
+    """The bout that `place` is strictly inside; (place, place) where it is in none."""
+    at = bisect_left(bouts, (place, 0)) - 1
+    return bouts[at] if at >= 0 and place < bouts[at][1] else (place, place)
 
 
 def equal_blocks(session: Session, block: int) -> list[tuple[int, int]]:
@@ -348,15 +348,11 @@ class _Ground:
 
     def before(self, place: int) -> int:
         """The last boundary up to `place` that is strictly inside no bout."""
-        at = bisect_left(self.protected, (place, 0)) - 1
-        inside = at >= 0 and self.protected[at][0] < place < self.protected[at][1]
-        return max(self.protected[at][0] if inside else place, 0)
+        return max(_bout_around(self.protected, place)[0], 0)
 
     def after(self, place: int) -> int:
         """The first boundary from `place` on that is strictly inside no bout."""
-        at = bisect_left(self.protected, (place, 0)) - 1
-        inside = at >= 0 and self.protected[at][0] < place < self.protected[at][1]
-        return min(self.protected[at][1] if inside else place, len(self.session.values))
+        return _after(self.protected, place, len(self.session.values))
 
     def times(self, begin: int, end: int) -> tuple[float, float]:
         """Recorded and positive samples of a range."""
