@@ -162,7 +162,8 @@ def _refuse(made: Plan, others: Sequence[Job]) -> None:
     for job, verdict in made.finetunes.items():
         if verdict.state is State.CONFLICT and job not in overwrite:
             raise Conflict(verdict.reason)
-    todo = set(made.to_run(made.finetunes)) | set(made.to_run(made.bases))
+    verdicts = made.bases | made.finetunes
+    todo = {job for job, verdict in verdicts.items() if verdict.state is not State.DONE}
     if made.missing_base and todo <= set(made.missing_base):
         raise BaseModelNotFound(made.finetunes[next(iter(made.missing_base))].reason)
 
@@ -218,11 +219,8 @@ def describe(prepared: Prepared, *, verbose: bool = False) -> list[str]:
             for job in work.bases
         ]
         lines += [f"would run {job.id}{goes_on.get(job.id, '')}" for job in work.others]
-        lines += [
-            f"is there: {job}"
-            for job, v in (*made.bases.items(), *made.finetunes.items())
-            if v.state is State.DONE
-        ]
+        verdicts = made.bases | made.finetunes
+        lines += [f"is there: {job}" for job, v in verdicts.items() if v.state is State.DONE]
     return lines
 
 
@@ -343,13 +341,8 @@ def conclude(outcome: Outcome, made: Plan, only: str | None = None) -> list[str]
     if outcome.left:
         left = number_are(len(outcome.left), "job")
         lines.append(f"{left} left: run the same command again")
-    reused = (
-        len(made.bases)
-        + len(made.finetunes)
-        - len(made.to_run(made.bases))
-        - len(made.to_run(made.finetunes))
-        + len(made.copies)
-    )
+    verdicts = (made.bases | made.finetunes).values()
+    reused = sum(verdict.state is State.DONE for verdict in verdicts) + len(made.copies)
     if outcome.done or outcome.failed or outcome.blocked or outcome.left:
         lines.append(
             f"{outcome.done:,} done, {len(outcome.failed):,} failed, {len(outcome.blocked):,}"

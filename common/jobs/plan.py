@@ -52,10 +52,6 @@ class Plan:
         """Distinct trainings among the base jobs."""
         return len(set(self.keys.values()))
 
-    def to_run(self, verdicts: dict[str, Verdict]) -> list[str]:
-        """Ids that are not done."""
-        return [job for job, verdict in verdicts.items() if verdict.state is not State.DONE]
-
 
 def plan(
     paths: Paths,
