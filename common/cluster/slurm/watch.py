@@ -74,7 +74,6 @@ class Watch:
         self._say_once = once(say)
         self._accounting = True
         self._asked = -ASK_SECONDS
-        self._began = time.monotonic()
         self.outcome = Outcome()
 
     def run(self, queued: Sequence[QueuedTask], leave: Callable[[], bool]) -> Outcome:
@@ -262,7 +261,6 @@ class Watch:
             "run": self._journal.run_id,
             "phases": {name: dict(counts) for name, counts in phases.items()},
             "time_left": left / len(running) if running else None,
-            "elapsed": time.monotonic() - self._began,
             "nodes": [self._node_status(node, running) for node in nodes],
             "ended": ended,
         }
@@ -276,7 +274,6 @@ class Watch:
             "running": [self._progress(place, job) for place, jobs in here.items() for job in jobs],
             "done": 0,
             "failed": 0,
-            "bytes": 0,
             "bytes_per_second": 0.0,
         }
 

@@ -295,7 +295,6 @@ class Runner:
             "run": self.context.journal.run_id,
             "phases": phases,
             "time_left": scheduler.time_left(now),
-            "elapsed": now - self._began,
             "nodes": [self._node_status(node, now) for node in self.nodes],
             "stopping": self.interrupts > 0,
             "ended": self._is_over(),
@@ -317,7 +316,6 @@ class Runner:
             "running": running,
             "done": node.done,
             "failed": node.failed,
-            "bytes": node.bytes,
             "bytes_per_second": node.bytes / max(1.0, now - self._began),
         }
 
