@@ -614,11 +614,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_list(annotation: Any) -> bool:
-    return (
-        annotation is list
-        or get_origin(annotation) is list
-        or any(_is_list(part) for part in get_args(annotation))
-    )
+    return get_origin(annotation) is list or any(map(_is_list, get_args(annotation)))
 
 
 def _choices(annotation: Any) -> str | None:

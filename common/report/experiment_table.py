@@ -125,9 +125,7 @@ def curves(run: Run) -> Json:
     """Losses thin enough for a page: at most CURVE_POINTS epochs, always the first, the best and
     the last.
     """
-    length = max(
-        (len(values) for values in run.losses.values() if isinstance(values, list)), default=0
-    )
+    length = max(map(len, run.losses.values()), default=0)
     best, first = run.metrics.get("best_epoch"), run.first_epoch
     step = max(1, math.ceil(length / CURVE_POINTS))
     kept = [best - first] if isinstance(best, int) and first <= best < first + length else []

@@ -249,10 +249,10 @@ def split_grids(
     Raises:
         InputError: no such metric.
     """
-    if metric not in known_metrics(table):
+    known = known_metrics(table)
+    if metric not in known:
         raise InputError(
-            f"--metric {metric}: not among the scores"
-            f" ({', '.join(known_metrics(table))}){nearest(metric, known_metrics(table))}"
+            f"--metric {metric}: not among the scores ({', '.join(known)}){nearest(metric, known)}"
         )
     usable = table[table["duplicate_of"].isna() & table["stale"].isna()]
     context = [name for name in CONTEXT if family(usable, name).nunique(dropna=False) > 1]

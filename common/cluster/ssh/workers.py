@@ -203,9 +203,9 @@ class Workers:
             return
         worker.log, worker.state = str(hello.get("log", "")), WorkerState.READY
         self._starts.pop(worker.place, None)
-        if not node.is_open:
-            self._nodes.opened(now, node, hello.get("speed"))
         speed = hello.get("speed")
+        if not node.is_open:
+            self._nodes.opened(now, node, speed)
         self.free(now, worker, speed / node.measured if speed and node.measured else None)
 
     def _lose_slot(self, now: float, node: Node, worker: WorkerLink, why: str) -> None:
