@@ -192,6 +192,8 @@ def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
     weights themselves.
     """
     values = options.model_dump() | {"seed_finetune": effective_seed(options)}
+    if not has_effect("seed", options.mode):  # the effective seed alone says it
+        values["seed"] = FinetuneOptions.model_fields["seed"].default
     fields: dict[str, Any] = {}
     for name, augments, always, default in _shaping(options.mode):
         unused = augments and not options.augments

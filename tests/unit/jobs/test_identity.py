@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from common.jobs import identity
-from common.options import BaseOptions, FinetuneOptions
+from common.options import FROM_SCRATCH, BaseOptions, FinetuneOptions
 from tests.conftest import ROOT
 
 SEVEN = ["tonmoy", "asfik", "alsaad", "anam", "ejaz", "iftakhar", "unk1"]
@@ -150,6 +150,17 @@ def test_target_only_does_not_depend_on_what_only_a_base_has() -> None:
         mode="target_only", n_base_participants=3, early_stopping_patience=7, base_order_seed=4
     )
     assert identity.experiment_prefix(one) == identity.experiment_prefix(other)
+
+
+@pytest.mark.parametrize("mode", sorted(FROM_SCRATCH))
+def test_without_a_base_the_seed_is_that_of_the_training_whichever_option_gave_it(
+    mode: str,
+) -> None:
+    def prefix(**seeds: int) -> str:
+        return identity.experiment_prefix(finetune(mode=mode, **seeds))
+
+    assert prefix(seed=1) == prefix(seed_finetune=1) == prefix(seed=2, seed_finetune=1)
+    assert prefix() == prefix(seed=1, seed_finetune=0) != prefix(seed=1)
 
 
 @pytest.mark.parametrize(
