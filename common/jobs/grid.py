@@ -227,12 +227,7 @@ def _drop_ineffective(entry: dict[str, Any], axes: Collection[str]) -> dict[str,
     """`entry` without options that have no effect in it, so that each job appears once."""
     augments = entry.get(f"use_augmentation{OWN}") or entry.get("use_augmentation")
     if "use_augmentation" in axes and augments is False:
-        entry = {
-            name: value
-            for name, value in entry.items()
-            if (option := name.removesuffix(OWN)) not in BaseOptions.model_fields
-            or not hashed(option).startswith("with_augmentation")
-        }
+        entry = _without_augmentation(entry)
     defaults = {name: field.default for name, field in Options.model_fields.items()}
     entry = {
         name: value
@@ -244,6 +239,15 @@ def _drop_ineffective(entry: dict[str, Any], axes: Collection[str]) -> dict[str,
     if mode in WITHOUT_NETWORK:
         entry = _without_network(entry)
     return _without_base(entry) if mode in TARGET_ALONE else entry
+
+
+def _without_augmentation(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in entry.items()
+        if (option := name.removesuffix(OWN)) not in BaseOptions.model_fields
+        or not hashed(option).startswith("with_augmentation")
+    }
 
 
 def _without_network(entry: dict[str, Any]) -> dict[str, Any]:
@@ -274,6 +278,8 @@ def _without_base(entry: dict[str, Any]) -> dict[str, Any]:
         for name, value in entry.items()
         if name.endswith(OWN) and name != f"seed{OWN}"
     }
+    if own.get("use_augmentation") is False:  # the base alone would augment
+        entry, own = _without_augmentation(entry), _without_augmentation(own)
     rest = {
         name: value
         for name, value in entry.items()

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from common.options import (
+    FROM_SCRATCH,
     OWN,
     TARGET_ALONE,
     WITHOUT_NETWORK,
@@ -194,9 +195,11 @@ def experiment_fields(options: FinetuneOptions) -> dict[str, Any]:
     values = options.model_dump() | {"seed_finetune": effective_seed(options)}
     if not has_effect("seed", options.mode):  # the effective seed alone says it
         values["seed"] = FinetuneOptions.model_fields["seed"].default
+    # what the base alone augments with tells two base models apart
+    of_the_base = options.use_augmentation and options.mode not in FROM_SCRATCH
     fields: dict[str, Any] = {}
     for name, augments, always, default in _shaping(options.mode):
-        unused = augments and not options.augments
+        unused = augments and not (options.augments or of_the_base)
         same = name.endswith(OWN) and values[name] == values.get(name.removesuffix(OWN))
         if not unused and not same and (always or values[name] != default):
             fields[name] = values[name]

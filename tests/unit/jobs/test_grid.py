@@ -233,6 +233,36 @@ def test_what_the_fine_tune_alone_augments_with_is_part_of_its_name(data: Data) 
     assert {job.finetune.effective().jitter_std for job in finetunes} == {0.1, 0.2}
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("jitter_std", [0.005, 0.05]),
+        ("magnitude_range", [[0.98, 1.02], [0.9, 1.1]]),
+        ("aug_prob", [0.3, 0.5]),
+        ("time_warp_std", [0.0, 0.2]),
+        ("augmentation", [None, "own.py:turn"]),
+    ],
+)
+def test_what_the_base_alone_augments_with_is_part_of_the_fine_tunes_name(
+    data: Data, name: str, values: list[Any]
+) -> None:
+    Path("own.py").touch()
+
+    def jobs(axes: dict[str, Any]) -> tuple[list[Job], list[Job]]:
+        parts = {
+            "grid": {"mode": ["head_only_fine_tuning", "target_only"], **axes},
+            "fixed": {**FIXED, "use_augmentation": True, "n_base_participants": 1},
+            "finetune": {"use_augmentation": False},
+        }
+        return expand(GridSpec.parse(parts, "here"), "here", data)
+
+    Path("own.py").touch()
+    bases, finetunes = jobs({name: values})
+    assert len(bases) == len({job.id for job in finetunes if job.needs}) == 6
+    assert len(finetunes) == 6 + 3  # target_only has no base
+    assert {job.id for job in jobs({})[1]} < {job.id for job in finetunes}  # at defaults as before
+
+
 def read_back(jobs: list[Job], data: Data) -> list[Job]:
     Path("f.json").write_text(json.dumps([job.values for job in jobs]))
     return read_jobs(Path("f.json"), "finetune", data)
