@@ -110,19 +110,26 @@ def without_their_base(request: Request, outcome: Outcome) -> Request | None:
     if not request.train_bases or outcome.interrupted:
         return None
     lost = outcome.failed.keys() | set(outcome.blocked)
-    others = [
-        job
-        for job in request.others
-        if job.id in lost
-        and job.needs
-        and job.needs not in lost
-        and not request.paths.base_metadata(job.needs).exists()
-    ]
+    gone = _not_trained(request, lost)
+    others = [job for job in request.others if job.id in lost and job.needs in gone]
     needed = {job.needs for job in others}
     bases = [job for job in request.bases if job.id in needed]
     if not bases:
         return None
     return replace(request, bases=bases, others=others, only=None, run_id=new_run_id())
+
+
+def _not_trained(request: Request, lost: Collection[str]) -> set[str]:
+    """Hashes that are not published, but for those whose training failed, under whichever of its
+    hashes. Equal trainings are known by configuration here: the data may be on the nodes alone.
+    """
+    absent = {
+        job.id: identity.training_key(job.base, None)
+        for job in request.bases
+        if not request.paths.base_metadata(job.id).exists()
+    }
+    failed = {key for base_hash, key in absent.items() if base_hash in lost}
+    return {base_hash for base_hash, key in absent.items() if key not in failed}
 
 
 def _data_sha256(

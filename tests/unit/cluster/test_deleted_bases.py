@@ -14,7 +14,9 @@ from common.jobs.job_files import Job
 from common.jobs.plan import Plan
 from common.paths import Paths
 
-BASES = [Job("base", name * 16, {}) for name in "abc"]
+# a learns from bob, b and c from ann
+VALUES = {"participants": ["ann", "bob", "cyd"], "n_base_participants": 1}
+BASES = [Job("base", name * 16, {**VALUES, "fold": fold}) for fold, name in enumerate("abc")]
 FINETUNES = [Job("finetune", f"p/fold0_{job.id[0]}", {}, job.id) for job in BASES]
 A, B, C = (job.id for job in FINETUNES)
 
@@ -41,6 +43,19 @@ def test_only_those_whose_base_is_gone_run_again_with_its_training(request_of_al
 def test_a_base_whose_own_training_failed_is_not_tried_once_more(request_of_all: Request) -> None:
     lost = failed(BASES[0].id) | failed(B)
     assert without_their_base(request_of_all, Outcome(failed=lost, blocked=[A])) is None
+
+
+def test_a_training_that_failed_is_not_tried_under_another_of_its_hashes(
+    request_of_all: Request,
+) -> None:
+    artifacts.supersede_base_model(request_of_all.paths, BASES[1].id)
+    assert (
+        without_their_base(request_of_all, Outcome(failed=failed(BASES[1].id), blocked=[B, C]))
+        is None
+    )
+    again = without_their_base(request_of_all, Outcome(failed=failed(BASES[1].id, A), blocked=[C]))
+    assert again is not None
+    assert (again.bases, again.others) == (BASES[:1], FINETUNES[:1])
 
 
 def test_an_interrupted_run_goes_on_with_nothing(request_of_all: Request) -> None:
