@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import signal
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -286,17 +286,36 @@ def make_room(request: Request, prepared: Prepared) -> Results:
         prefix, _, name = job.partition("/")
         _clear(paths, identity.experiment_lock(prefix, name), paths.experiments / job)
     jobs = {job.id: job for job in (*request.bases, *request.others)}
-    for base_hash, verdict in made.bases.items():
-        if verdict.state in (State.STALE, State.DAMAGED):
-            artifacts.supersede_base_model(paths, base_hash)
-    for base_hash, source in made.copies.items():
-        results.copy(source, jobs[base_hash])
+    _make_room_for_bases(paths, made, results, jobs)
     for job, verdict in made.finetunes.items():
         if verdict.state in (State.STALE, State.DAMAGED, State.CONFLICT):
             make_way(
                 paths, paths.experiments / job, verdict, overwrite=jobs[job].finetune.overwrite
             )
     return results
+
+
+def _make_room_for_bases(
+    paths: Paths, made: Plan, results: Results, jobs: Mapping[str, Job]
+) -> None:
+    """Copies first: a data folder that was renamed leaves their sources stale under their own
+    hashes. Of two folders that changed names each source is in the place of a copy, and is opened
+    before any is replaced.
+    """
+    stale = {
+        base_hash
+        for base_hash, verdict in made.bases.items()
+        if verdict.state in (State.STALE, State.DAMAGED)
+    }
+    in_the_way = made.copies.keys() & set(made.copies.values())
+    opened = {source: artifacts.open_base_model(paths, source) for source in in_the_way}
+    for base_hash, source in made.copies.items():
+        model = opened.get(source) or artifacts.open_base_model(paths, source)
+        if base_hash in stale:
+            artifacts.supersede_base_model(paths, base_hash)
+        results.copy(model, jobs[base_hash])
+    for base_hash in stale - made.copies.keys():
+        artifacts.supersede_base_model(paths, base_hash)
 
 
 def _clear(paths: Paths, lock: str, folder: Path, name: str = "") -> None:

@@ -54,7 +54,7 @@ class Results:
             else:
                 self._accept_experiment(job, root)
             for sibling in self._siblings.get(job.id, ()):
-                self.copy(job.id, sibling)
+                self.copy(artifacts.open_base_model(self._paths, job.id), sibling)
         # InputError: results of another configuration are published here under its name
         except (CorruptArtifact, InputError) as error:
             return one_line(error)
@@ -72,12 +72,12 @@ class Results:
         except (CorruptArtifact, InputError) as error:
             return Verdict(State.STALE, str(error))
 
-    def copy(self, source_hash: str, sibling: Job) -> None:
-        """Publish a sibling of a base model that is published here."""
+    def copy(self, source: artifacts.BaseModel, sibling: Job) -> None:
+        """Publish a sibling of a base model that is or was published here."""
         verdict = judge_base(self._paths, sibling.id, *self._base_key(sibling))
         if verdict.state is not State.DONE:
             artifacts.supersede_base_model(self._paths, sibling.id)
-            copy_base_model(self._paths, source_hash, sibling.base)
+            copy_base_model(self._paths, source, sibling.base)
 
     # -- base models
 

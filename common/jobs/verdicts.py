@@ -248,11 +248,10 @@ def _different(before: object, now: dict[str, Any]) -> str:
     )
 
 
-def copy_base_model(paths: Paths, source_hash: str, options: Options) -> str:
+def copy_base_model(paths: Paths, source: artifacts.BaseModel, options: Options) -> str:
     """Publish a whole base model for `options` from one with the same training key: equal weights,
     its own configuration. Returns its hash.
     """
-    source = artifacts.open_base_model(paths, source_hash)
     base_hash = identity.base_hash(options)
     metadata = {
         **source.metadata,

@@ -87,8 +87,9 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             return {"base_model_hash": base_hash, "reused": "already published"}
         equal = None if values.get("_retrain") else published_trainings(paths).get(key)
         if equal:
+            source = artifacts.open_base_model(paths, equal)
             _make_way(paths, base_hash, verdict)
-            copy_base_model(paths, equal, options)
+            copy_base_model(paths, source, options)
             return {
                 "base_model_hash": base_hash,
                 "reused": f"copied from {equal}, an equal training",

@@ -300,6 +300,42 @@ def test_a_base_model_that_is_deleted_during_a_run_is_trained_again_in_it(tmp_pa
     assert project.run("run_two_phase_distributed.py").stdout.endswith("8 results are there\n")
 
 
+def test_data_folders_that_change_names_cost_no_base_training_again(tmp_path: Path) -> None:
+    project = made(tmp_path)
+    data, axes = project.folder / "data", {**AXES, "data_path": ["data/made", "data/old"]}
+    both = {name: value for name, value in FIXED.items() if name != "data_path"}
+    project.generate(AXES, FIXED)
+    assert bases(newly_run(project)[0]) == 2
+
+    (data / "made").rename(data / "old")
+    for name in PEOPLE:
+        write_person(data / "made", name, seed=1)
+    project.generate(axes, both)
+    ran, said = newly_run(project)
+    assert "base models: 4 stale, 4 new; 2 trainings to run, 4 copied from equal trainings" in said
+    assert bases(ran) == 2
+    before = _weights(project)
+
+    for old, new in (("made", "x"), ("old", "made"), ("x", "old")):
+        (data / old).rename(data / new)
+    project.generate(axes, both)
+    ran, said = newly_run(project)
+    assert "base models: 8 stale; 0 trainings to run, 8 copied from equal trainings" in said
+    assert bases(ran) == 0
+    after = _weights(project)
+    assert (after["data/made"], after["data/old"]) == (before["data/old"], before["data/made"])
+    assert "nothing to do" in newly_run(project)[1]
+
+
+def _weights(project: Project) -> dict[str, list[bytes]]:
+    """By data folder, those of its base models, by fold."""
+    found: dict[str, list[bytes]] = {}
+    for job in sorted(project.jobs("base_training_jobs.json"), key=lambda job: str(job["fold"])):
+        model = artifacts.open_base_model(Paths(project.folder), job["base_model_hash"])
+        found.setdefault(job["data_path"], []).append(model.weights)
+    return found
+
+
 def test_only_failed_trains_a_base_model_that_was_deleted_meanwhile(tmp_path: Path) -> None:
     project = made(tmp_path)
     project.generate(AXES, FIXED)

@@ -156,9 +156,8 @@ def test_a_copy_has_equal_weights_and_its_own_configuration(paths: Paths) -> Non
     }
     artifacts.publish_base_model(paths, identity.base_hash(source), b"weights", record)
     assert published_trainings(paths) == {key: identity.base_hash(source)}
-    copied = artifacts.open_base_model(
-        paths, copy_base_model(paths, identity.base_hash(source), other)
-    )
+    opened = artifacts.open_base_model(paths, identity.base_hash(source))
+    copied = artifacts.open_base_model(paths, copy_base_model(paths, opened, other))
     assert copied.hash == identity.base_hash(other) != identity.base_hash(source)
     assert (copied.weights, copied.metadata["target_participant"]) == (b"weights", "cyd")
     assert (copied.metadata["provenance"]["trained_as"], copied.metadata["config"]["fold"]) == (
