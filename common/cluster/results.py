@@ -89,11 +89,12 @@ class Results:
             raise CorruptArtifact(f"{job.id}: nothing is published", job=job.id) from None
         _refuse(job, judge_base_model(model, key, data))
         protocol.base_record(job, model.metadata, data)
-        if root.root != self._paths.root:
+        if root.root == self._paths.root:
+            return
+        # the first result is kept: experiments here may have started from its weights
+        if judge_base(self._paths, job.id, key, data).state is not State.DONE:
             if self._paths.base_metadata(job.id).exists():
-                here = judge_base(self._paths, job.id, key, data)
-                if here.state is not State.DONE:
-                    artifacts.supersede_base_model(self._paths, job.id)
+                artifacts.supersede_base_model(self._paths, job.id)
             artifacts.adopt_base_model(self._paths, model)
 
     def _base_key(self, job: Job) -> tuple[str, dict[str, str]]:

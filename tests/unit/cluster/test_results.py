@@ -133,6 +133,21 @@ def test_the_first_result_stays_when_a_node_has_made_another(pair: Pair) -> None
     assert not (pair.head.folder / "superseded").exists()
 
 
+def test_the_first_base_model_stays_when_a_node_has_made_another(pair: Pair) -> None:
+    head, node = Paths(pair.head.folder), Paths(pair.node.folder)
+    here = artifacts.open_base_model(head, pair.base.id)
+    theirs = artifacts.open_base_model(node, pair.base.id)
+    artifacts.publish_base_model(node, pair.base.id, theirs.weights + b"0", theirs.metadata)
+    assert pair.accept(pair.base) == ""
+    assert artifacts.open_base_model(head, pair.base.id) == here
+    assert not head.superseded.exists()
+
+    head.base_weights(pair.base.id).write_bytes(b"cut")
+    assert pair.accept(pair.base) == ""
+    assert artifacts.open_base_model(head, pair.base.id).weights == theirs.weights + b"0"
+    assert head.superseded.exists()
+
+
 def test_a_base_model_is_published_under_all_hashes_that_share_its_training(pair: Pair) -> None:
     head, values = Paths(pair.head.folder), [{**BASE, "fold": fold} for fold in (1, 2)]
     here(pair.node.folder, "base", values[0])
