@@ -63,7 +63,7 @@ def plan(
 ) -> Plan:
     """Judge every job against what is published in `paths`. Reads; changes nothing."""
     made = Plan()
-    trainings = published_trainings(paths)
+    trainings = published_trainings(paths, todays_code=retrain)
     for job in bases:
         _judge_base_job(made, paths, job, sha256, trainings, retrain)
     for job in finetunes:
@@ -88,7 +88,7 @@ def _judge_base_job(
         verdict = stale_verdict(f"base model {job.id}", _other_code(verdict))
     made.bases[job.id] = verdict
     _note_begun(made, paths, job, verdict, key)
-    if verdict.state is not State.DONE and not retrain and key in trainings:
+    if verdict.state is not State.DONE and key in trainings:
         made.copies[job.id] = trainings[key]
 
 

@@ -146,15 +146,18 @@ def stale_base(
     return f"{name} is stale: {_stale(files)}: run base training again" if files else None
 
 
-def published_trainings(paths: Paths) -> dict[str, str]:
-    """By training key, the first hash under which an undamaged base model is published."""
+def published_trainings(paths: Paths, *, todays_code: bool = False) -> dict[str, str]:
+    """By training key, the first hash under which an undamaged base model is published.
+    `todays_code`: one that no other version of the code made.
+    """
     found: dict[str, str] = {}
     for base_hash in artifacts.published_base_hashes(paths):
         try:
             metadata = artifacts.open_base_model(paths, base_hash).metadata
         except (CorruptArtifact, BaseModelNotFound):
             continue
-        found.setdefault(str(metadata.get("training_key")), base_hash)
+        if not (todays_code and _other_code(metadata.get("code_fingerprints"))):
+            found.setdefault(str(metadata.get("training_key")), base_hash)
     return found
 
 

@@ -83,9 +83,10 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     with artifacts.training_lock(paths, key):
         artifacts.remove_temporaries(paths.base_models, f"{base_hash}")
         verdict = judge_base(paths, base_hash, key, fingerprints)
-        if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
+        retrain = bool(values.get("_retrain"))
+        if verdict.state is State.DONE and not (retrain and verdict.other_code):
             return {"base_model_hash": base_hash, "reused": "already published"}
-        equal = None if values.get("_retrain") else published_trainings(paths).get(key)
+        equal = published_trainings(paths, todays_code=retrain).get(key)
         if equal:
             source = artifacts.open_base_model(paths, equal)
             _make_way(paths, base_hash, verdict)

@@ -267,6 +267,18 @@ def test_other_code_is_announced_and_redone_only_with_retrain(world: World) -> N
     assert not made.copies
 
 
+def test_retrain_copies_an_equal_training_that_todays_code_made(world: World) -> None:
+    """bob, cyd and dan all start from ann."""
+    world.publish_all()
+    bob, cyd, dan = world.bases[1:]
+    artifacts.supersede_base_model(world.paths, bob.id)
+    other = dict(identity.code_fingerprints()) | {"training/networks.py": "0"}
+    world.publish_base(cyd, code_fingerprints=other)
+    assert world.plan(retrain=True).copies == {bob.id: dan.id, cyd.id: dan.id}
+    world.publish_base(dan, code_fingerprints=other)
+    assert world.plan(retrain=True).copies == {}
+
+
 def test_without_bases_fine_tunes_name_what_is_missing(world: World) -> None:
     world.bases = []
     made = world.plan()

@@ -12,6 +12,7 @@ import torch
 from common import artifacts
 from common.data.dataset import Windows, open_split
 from common.errors import InputError, TrainingError
+from common.jobs import identity
 from common.paths import Paths
 from common.training import base, loop, networks
 from common.training.setup import CheckpointFile
@@ -94,6 +95,25 @@ def test_an_equal_training_under_another_hash_is_copied() -> None:
     assert epochs == []
     assert second["reused"] == f"copied from {first['base_model_hash']}, an equal training"
     assert first["base_model_hash"] != second["base_model_hash"]
+
+
+def test_retrain_copies_an_equal_training_that_todays_code_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, _ = train(fold=1, n_base_participants=1)
+    second, epochs = train(fold=2, n_base_participants=1, _retrain=True)
+    assert (second["reused"], epochs) == (
+        f"copied from {first['base_model_hash']}, an equal training",
+        [],
+    )
+    code = dict(identity.code_fingerprints()) | {"training/networks.py": "0"}
+    monkeypatch.setattr(identity, "code_fingerprints", lambda: code)
+    assert len(train(fold=2, n_base_participants=1, _retrain=True)[1]) == 4
+    again, epochs = train(fold=1, n_base_participants=1, _retrain=True)
+    assert (again["reused"], epochs) == (
+        f"copied from {second['base_model_hash']}, an equal training",
+        [],
+    )
 
 
 def test_a_damaged_copy_is_no_source(project: Path) -> None:
