@@ -79,7 +79,7 @@ def _judge_base_job(
     except InputError as error:
         made.unseen = str(error)
         made.keys[job.id] = identity.training_key(job.base, None)
-        made.bases[job.id] = Verdict(State.NEW)
+        made.bases[job.id] = Verdict(State.UNSEEN)
         return
     key = identity.training_key(job.base, data)
     made.keys[job.id] = key
@@ -103,9 +103,10 @@ def _judge_finetune_job(
         planned = made.bases.get(job.needs)
         if planned and planned.state is not State.DONE and job.needs not in made.copies:
             made.waiting.add(job.id)
-            made.finetunes[job.id] = judge_waiting(
-                paths.experiments / job.id, job.finetune, planned
-            )
+            verdict = judge_waiting(paths.experiments / job.id, job.finetune, planned)
+            if verdict.state is State.NEW and planned.state is State.UNSEEN:
+                verdict = planned
+            made.finetunes[job.id] = verdict
             return
         try:
             metadata = read_base_metadata(paths, published)
@@ -123,7 +124,7 @@ def _judge_finetune_job(
         data = finetune_fingerprints(job.finetune, base, sha256)
     except InputError as error:
         made.unseen = str(error)
-        made.finetunes[job.id] = Verdict(State.NEW)
+        made.finetunes[job.id] = Verdict(State.UNSEEN)
         return
     verdict = judge_experiment(paths.experiments / job.id, job.finetune, weights, data)
     if retrain and verdict.other_code:

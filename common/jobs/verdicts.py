@@ -4,7 +4,7 @@ configuration, or missing. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -28,6 +28,7 @@ class State(Enum):
     DAMAGED = "damaged"
     CONFLICT = "conflict"
     NEW = "new"
+    UNSEEN = "not known"  # its data are not here
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,13 @@ def _stale(files: list[str]) -> str:
     """Names the files. Few expect that base training reads test files."""
     only_test = files and all(name.endswith(split_file("", "test")) for name in files)
     why = f"; its early stopping reads {few(files)}" if only_test else ""
-    return f"data changed ({few(files)}{why})"
+    return f"{kind_of_files(files)} changed ({few(files)}{why})"
+
+
+def kind_of_files(files: Sequence[str]) -> str:
+    """'data', or what else fingerprints name: files of the project's own, such as a network's."""
+    own = sum(name.startswith("./") for name in files)
+    return "data" if not own else "own file" if own == len(files) else "data and own file"
 
 
 def stale_base(
@@ -193,7 +200,7 @@ def judge_opened(
     if config.get("base_weights_sha256") != base_weights_sha256:
         return stale_verdict(folder, "its base model changed")
     files = changed(config.get("data_fingerprints"), data)
-    return stale_verdict(folder, f"data changed ({few(files)})")
+    return stale_verdict(folder, f"{kind_of_files(files)} changed ({few(files)})")
 
 
 def judge_waiting(folder: Path, options: FinetuneOptions, base: Verdict) -> Verdict:

@@ -14,7 +14,7 @@ from common.data.data_sets import Data
 from common.errors import InputError
 from common.jobs import identity
 from common.jobs.job_files import Job, read_jobs
-from common.jobs.verdicts import changed
+from common.jobs.verdicts import changed, kind_of_files
 from common.options import FinetuneOptions
 from common.paths import FINETUNE_JOBS, Paths
 from common.report.collect import Collection, Project, Run, mark_versions
@@ -78,7 +78,7 @@ def _stale(run: Run, project: Project, sha256: Sha256) -> str | None:
         }
         files = changed(recorded, {name: sha for name, sha in today.items() if sha is not None})
         if files:
-            return f"{what}data changed since: {few(files)}"
+            return f"{what}{kind_of_files(files)} changed since: {few(files)}"
     return None
 
 

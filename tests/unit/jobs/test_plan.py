@@ -326,4 +326,4 @@ def test_without_data_trainings_are_counted_by_configuration(world: World) -> No
     made = plan(world.paths, world.bases, world.finetunes, missing)
     assert made.unseen == "no data"
     assert made.trainings() == 2
-    assert counted(made.bases) == "4 new"
+    assert counted(made.bases) == "4 not known"

@@ -235,7 +235,7 @@ def test_two_versions_of_a_file_in_one_process_never_mix(project: Path) -> None:
 def test_a_changed_file_makes_what_was_made_with_it_stale(project: Path) -> None:
     base_hash = train()
     (project / "own.py").write_text(NET + "# another\n")
-    with pytest.raises(InputError, match=r"stale: data changed \(\./own\.py\)"):
+    with pytest.raises(InputError, match=r"stale: own file changed \(\./own\.py\)"):
         finetune.run(
             {"data_path": "data/made", "base_model_hash": base_hash, "_by_hand": True}, silent
         )
