@@ -107,6 +107,7 @@ class _Task:
     base: artifacts.BaseModel | None
     people: tuple[str, ...]  # base participants
     fingerprints: dict[str, str]
+    by_hand: bool
 
     @property
     def base_sha256(self) -> str | None:
@@ -185,7 +186,16 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def _judge(task: _Task, folder: Path) -> Verdict:
-    return judge_experiment(folder, task.options, task.base_sha256, task.fingerprints)
+    verdict = judge_experiment(folder, task.options, task.base_sha256, task.fingerprints)
+    if verdict.state is State.STALE and task.base and task.by_hand:
+        there = artifacts.open_experiment(folder).config.get("base_model_hash")
+        if there != task.base.hash:  # a name that was made from the options tells them not apart
+            return Verdict(
+                State.CONFLICT,
+                f"{folder} holds results that started from base model {there}, not"
+                f" {task.base.hash}: give another --prefix, or --overwrite",
+            )
+    return verdict
 
 
 # -- what is asked for
@@ -222,7 +232,8 @@ def _task(paths: Paths, data: Data, options: FinetuneOptions, *, by_hand: bool) 
                 f"target {identity.target(options)} is among the base participants of {base.hash}:"
                 " its data trained that model; another --fold"
             )
-    return _Task(options, base, people, finetune_fingerprints(options, people, data.sha256))
+    fingerprints = finetune_fingerprints(options, people, data.sha256)
+    return _Task(options, base, people, fingerprints, by_hand)
 
 
 def _as_the_base(

@@ -222,6 +222,18 @@ def test_the_targets_test_windows_decide_its_scores_and_never_its_weights(
     assert superseded.read_bytes() == made["metrics.json"]
 
 
+def test_by_hand_a_result_of_another_base_model_is_not_replaced(base: str) -> None:
+    other = base_training.run(OPTIONS | {"n_base_participants": 2, "lr": 0.3}, silent)
+    given: dict[str, Any] = {"_by_hand": True, "prefix": None}  # one name for both
+    folder, _ = fine_tune(base, **given)
+    made = (folder / "metrics.json").read_bytes()
+    with pytest.raises(Conflict, match=f"started from base model {base}, not .* another --prefix"):
+        fine_tune(other["base_model_hash"], **given)
+    assert (folder / "metrics.json").read_bytes() == made
+    fine_tune(other["base_model_hash"], **given, overwrite=True)
+    assert (folder / "metrics.json").read_bytes() != made
+
+
 def test_target_only_starts_from_nothing() -> None:
     _, record = fine_tune(None, **{**OPTIONS, "mode": "target_only"})
     assert record["base_model_hash"] is None
