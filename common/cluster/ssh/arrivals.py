@@ -78,9 +78,10 @@ class Arrivals:
             node.bytes += event.bytes
         self._unjudged[event.root] += 1  # the folder stays until all are looked at
         for job in event.jobs:
+            found = job in event.found
             if not event.error:
-                self._verify(now, run.jobs[job], name, Paths(event.root))
-            elif name in run.scheduler.copies(job):
+                self._verify(now, run.jobs[job], name, Paths(event.root), found=found)
+            elif not found and name in run.scheduler.copies(job):
                 run.scheduler.node_fault(now, job, name, event.error)
         if event.error:
             run.journal.event("fetch", node=name, jobs=list(event.jobs), error=event.error)
@@ -89,7 +90,7 @@ class Arrivals:
         self._unjudged[event.root] -= 1
         self._tidy(event.root)
 
-    def _verify(self, now: float, job: Job, node: str, root: Paths) -> None:
+    def _verify(self, now: float, job: Job, node: str, root: Paths, *, found: bool = False) -> None:
         """Verify and publish a result in `root` soon, unless its job is done; Judged follows."""
 
         def verify() -> None:
@@ -98,7 +99,7 @@ class Arrivals:
                 refused = self._run.results.accept(job, root)
             if not refused:
                 self._accepted.add(job.id)
-            self._tell(Judged(node, job.id, root.root, refused))
+            self._tell(Judged(node, job.id, root.root, refused, found))
 
         self._unjudged[root.root] += 1
         if self._run.scheduler.state(job.id) is JobState.DONE:
@@ -130,7 +131,7 @@ class Arrivals:
         if run.scheduler.state(job.id) is JobState.DONE:
             run.scheduler.finished(now, job.id, event.node)
         elif event.refused:
-            self._refuse(now, job, event.node, event.refused)
+            self._refuse(now, job, event)
         else:
             self._finished(now, job, event.node)
             if job.kind == "base":
@@ -139,11 +140,12 @@ class Arrivals:
             node.expected.discard(job.id)
         self._tidy(event.root)
 
-    def _refuse(self, now: float, job: Job, node: str, cause: str) -> None:
-        run = self._run
+    def _refuse(self, now: float, job: Job, event: Judged) -> None:
+        run, node, cause = self._run, event.node, event.refused
         if run.data_are_new():
             return
-        if node in run.scheduler.copies(job.id):
+        # what was found there is not of a copy that runs there now
+        if not event.found and node in run.scheduler.copies(job.id):
             run.journal.event("refused", job=job.id, node=node, cause=cause)
             # results of another configuration: no node can help that
             in_the_way = run.results.judge(job, run.paths).state is State.CONFLICT
@@ -177,7 +179,7 @@ class Arrivals:
         for name, found in {pair for base in hashes for pair in self._found.pop(base, ())}:
             if (there := self._nodes.get(name)) is not None:
                 there.expected.add(found)
-                there.threads.fetch(found, urgent=False)
+                there.threads.fetch(found, urgent=False, found=True)
         for other in run.work.others:
             if other.needs in hashes and other.id in run.work.waiting and self._is_current(other):
                 run.scheduler.finished(now, other.id, "head")

@@ -87,7 +87,7 @@ class Arrived:
 @dataclass(frozen=True)
 class Fetched:
     """Results lie under `root`, a project folder of its own, to be verified; or could not be
-    fetched (`error`).
+    fetched (`error`). `found`: those of the jobs that no worker of this run has reported as done.
     """
 
     node: NodeThreads
@@ -95,16 +95,20 @@ class Fetched:
     root: Path
     bytes: int
     error: str = ""
+    found: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A result of a node was verified, and published where `refused` is empty, else why not."""
+    """A result of a node was verified, and published where `refused` is empty, else why not.
+    `found`: no worker of this run has reported it as done.
+    """
 
     node: str
     job: str
     root: Path
     refused: str
+    found: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class NodeThreads:
         self._fetcher = WorkThreads(f"fetch {self.name}", 1, tell)
         self.links = NodeLinks(self.name, tell)
         self.gather_seconds = max(GATHER_SECONDS, len(settings.servers) / COPIES_A_SECOND)
-        self._to_fetch: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
+        self._to_fetch: queue.SimpleQueue[tuple[str, bool, bool]] = queue.SimpleQueue()
         self._numbers = itertools.count()
 
     def join(self) -> None:
@@ -80,9 +80,11 @@ class NodeThreads:
         """Copy data files there and check them there. Reports Arrived."""
         self._senders.put(lambda: self._send_data(tuple(files)))
 
-    def fetch(self, job: str, *, urgent: bool) -> None:
-        """Copy the results of a job to the head. Reports Fetched."""
-        self._to_fetch.put((job, urgent))
+    def fetch(self, job: str, *, urgent: bool, found: bool = False) -> None:
+        """Copy the results of a job to the head; `found`: no worker of this run has reported them.
+        Reports Fetched.
+        """
+        self._to_fetch.put((job, urgent, found))
         self._fetcher.put(self._gather)
 
     def tail(self, path: str) -> str:
@@ -219,17 +221,17 @@ class NodeThreads:
 
     def _gather(self) -> None:
         """Fetch what waits, and with it what is trained soon after."""
-        jobs: list[str] = []
+        jobs: dict[str, bool] = {}  # whether its results were only found there
         wait, until = 0.0, time.monotonic() + self.gather_seconds
         with contextlib.suppress(queue.Empty):
             while wait >= 0:
-                job, urgent = self._to_fetch.get(timeout=wait)
-                jobs.append(job)
+                job, urgent, found = self._to_fetch.get(timeout=wait)
+                jobs[job] = jobs.get(job, True) and found
                 wait = -1 if urgent else until - time.monotonic()
         if jobs:
-            self._fetch(jobs)
+            self._fetch(list(jobs), frozenset(job for job in jobs if jobs[job]))
 
-    def _fetch(self, jobs: Sequence[str]) -> None:
+    def _fetch(self, jobs: Sequence[str], found: frozenset[str] = frozenset()) -> None:
         root = self.paths.incoming / self.name / f"{next(self._numbers)}-{secrets.token_hex(4)}"
         root.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -239,7 +241,7 @@ class NodeThreads:
         except (NodeError, EOFError) as error:
             if shutil.disk_usage(self.paths.root).free < FULL_BYTES:  # no node is to blame
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root)) from error
-            self._tell(Fetched(self, tuple(jobs), root, 0, str(error)))
+            self._tell(Fetched(self, tuple(jobs), root, 0, str(error), found))
             return
         lacking = [job for job in jobs if published_file(job) in moved.missing]
         for job in lacking:
@@ -247,7 +249,6 @@ class NodeThreads:
                 f"{self.name}: {published_file(job)} is not there as a plain file in a plain"
                 " folder: results behind links are not taken"
             )
-            self._tell(Fetched(self, (job,), root / "nothing", 0, error_text))
-        self._tell(
-            Fetched(self, tuple(job for job in jobs if job not in lacking), moved.root, moved.bytes)
-        )
+            self._tell(Fetched(self, (job,), root / "nothing", 0, error_text, found))
+        rest = tuple(job for job in jobs if job not in lacking)
+        self._tell(Fetched(self, rest, moved.root, moved.bytes, found=found))

@@ -203,7 +203,7 @@ class RunNodes:
         for job in event.found if not run.work.retrain else ():
             if job in run.jobs and run.scheduler.state(job) is not JobState.DONE:
                 node.expected.add(job)
-                node.threads.fetch(job, urgent=False)
+                node.threads.fetch(job, urgent=False, found=True)
         node.seen = True
 
     def on_joined(self, now: float, event: Joined) -> None:

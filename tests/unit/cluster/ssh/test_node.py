@@ -206,3 +206,23 @@ def test_results_that_come_together_are_fetched_together_an_urgent_one_at_once(
     assert pulled.get(timeout=30)[:2] == ["a", "b"]
     wait_until(lambda: not one._fetcher._running, what="the end of the thread")
     one.stop()
+
+
+def test_a_result_that_was_found_counts_as_made_in_this_run_once_it_was_trained_too(
+    tmp_path: Path,
+) -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def pull(names: list[str], root: Path) -> SimpleNamespace:
+        return SimpleNamespace(missing=set(), root=root, bytes=1)
+
+    one = node(tmp_path, events.put)
+    one._connection = SimpleNamespace(pull=pull, close=lambda: None)
+    one.gather_seconds = 600
+    for job in ("a/fold0_ann", "b/fold0_ann"):
+        one.fetch(job, urgent=False, found=True)
+    one.fetch("b/fold0_ann", urgent=True)
+    event = events.get(timeout=30)
+    one.stop()
+    assert isinstance(event, Fetched)
+    assert (event.jobs, event.found) == (("a/fold0_ann", "b/fold0_ann"), {"a/fold0_ann"})

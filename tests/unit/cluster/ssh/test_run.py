@@ -88,7 +88,7 @@ class PlayedThreads:
     def send_data(self, files: Sequence[object]) -> None:
         self.sending.append(tuple(files))
 
-    def fetch(self, job: str, *, urgent: bool) -> None:
+    def fetch(self, job: str, *, urgent: bool, found: bool = False) -> None:
         self.fetching.append(job)
 
     def close(self) -> None: ...
@@ -238,6 +238,26 @@ def test_a_result_found_on_a_node_that_does_its_job_again_leaves_the_slot_busy(p
     run.tell(Ended(run.worker(), 137, "killed"))
     assert run.scheduler.copies(second) == []
     assert run.state(second) is JobState.READY
+
+
+@pytest.mark.parametrize("error", ["", "n: cut"])
+def test_a_result_found_on_a_node_and_refused_late_leaves_the_copy_that_runs_there(
+    play: Any, error: str
+) -> None:
+    run = play([base("a")], {"host": "n", "cpu_slots": 2})
+    run.join(found=("a",))
+    (slot,) = [index for index in (0, 1) if run.worker(index).jobs]  # what was found comes late
+    faults: list[str] = []
+    run.scheduler.node_fault = lambda now, job, node, cause: faults.append(cause)
+    run.results.accept = lambda job, root: "a: made from other data"
+    stale = run.paths.incoming / "0"
+    run.tell(Fetched(run.node(), ("a",), stale, 1, error, found=frozenset("a")))
+    assert (faults, run.state("a")) == ([], JobState.RUNNING)
+    run.say({"done": "a", "seconds": 1.0}, slot)
+    run.tell(Fetched(run.node(), ("a",), stale, 1, error, found=frozenset("a")))
+    run.results.accept = lambda job, root: ""
+    run.arrive("a")
+    assert (faults, run.state("a"), run.worker(1 - slot).jobs) == ([], JobState.DONE, [])
 
 
 def test_a_late_word_of_a_cancelled_copy_does_not_touch_the_one_beside_it(play: Any) -> None:
