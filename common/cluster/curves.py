@@ -50,19 +50,21 @@ def told(title: str, *, tensorboard: bool) -> Iterator[Callable[[Mapping[str, An
     """
     if tensorboard:
         check_package()
-    with Spinner(title) as spinner:
-        if not tensorboard:
-            yield spinner
-            return
-        curves = Curves(Paths.here())
+    curves = Curves(Paths.here()) if tensorboard else None
+    if curves:
         curves.open(new_run_id())
+    with Spinner(title) as spinner:
 
         def progress(state: Mapping[str, Any]) -> None:
+            if "epoch" not in state:  # it waits for its lock
+                return
             spinner(state)
-            curves.tell(title.replace(" ", "_"), state)
+            if curves:
+                curves.tell(title.replace(" ", "_"), state)
 
         yield progress
-        curves.finish(())
+        if curves:
+            curves.finish(())
 
 
 class Curves:

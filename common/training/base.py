@@ -37,6 +37,7 @@ from common.training.setup import (
     number_of_parameters,
     open_splits,
     outcome_of,
+    own_lock,
     place,
     prepare_process,
     score,
@@ -80,7 +81,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     )
     fingerprints = base_fingerprints(options, data.sha256)
     base_hash, key = identity.base_hash(options), identity.training_key(options, fingerprints)
-    with artifacts.training_lock(paths, key):
+    with own_lock(paths, key, progress):
         artifacts.remove_temporaries(paths.base_models, f"{base_hash}")
         verdict = judge_base(paths, base_hash, key, fingerprints)
         retrain = bool(values.get("_retrain"))

@@ -49,6 +49,7 @@ from common.training.setup import (
     number_of_parameters,
     open_splits,
     outcome_of,
+    own_lock,
     place,
     prepare_process,
     score,
@@ -157,7 +158,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     )
     folder = paths.experiment(task.prefix, task.name)
     done = {"folder": str(folder.relative_to(paths.root)), "data_path": task.options.data_path}
-    with artifacts.training_lock(paths, identity.experiment_lock(task.prefix, task.name)):
+    with own_lock(paths, identity.experiment_lock(task.prefix, task.name), progress):
         artifacts.remove_temporaries(folder)
         verdict = _judge(task, folder)
         if verdict.state is State.DONE and not (values.get("_retrain") and verdict.other_code):
@@ -180,7 +181,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
         # The folder first, then the key, whose checkpoint all prefixes share: a fixed order
         # prevents deadlock.
-        with artifacts.training_lock(paths, task.key):
+        with own_lock(paths, task.key, progress):
             outcome = _train(paths, task, progress, unchanged, publish)
     return {**done, **outcome}
 

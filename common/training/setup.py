@@ -9,17 +9,17 @@ import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.artifacts import read_regular, sha256, write_file
+from common.artifacts import read_regular, sha256, training_lock, write_file
 from common.data.dataset import Split, Windows, open_split
 from common.data.manifest import WindowForm, read_manifest
-from common.errors import CorruptArtifact, NodeError
+from common.errors import Conflict, CorruptArtifact, NodeError
 from common.jobs.identity import checkpoint_name
 from common.options import Options
 from common.paths import Paths
@@ -34,6 +34,7 @@ from common.training.stopping import Stopped, stopping
 
 Progress = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
+LOCK_SECONDS = 0.2  # between two tries to take a lock that another process holds
 
 
 def torch_device(name: str) -> torch.device:
@@ -205,6 +206,22 @@ def score(model: Model, windows: Windows) -> tuple[np.ndarray[Any, Any], float]:
         logits = torch.cat([backend.logits(x) for x, _ in backend.batches(windows)]).cpu()
         loss = F.binary_cross_entropy_with_logits(logits.double(), windows.y.double())
         return torch.sigmoid(logits).numpy(), float(loss)
+
+
+@contextlib.contextmanager
+def own_lock(paths: Paths, key: str, progress: Progress) -> Iterator[None]:
+    """Hold a training's lock. The wait for another process is reported ("waits_for"): it is no
+    stalled training, and what `progress` raises ends it.
+    """
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(training_lock(paths, key, wait=False))
+                break
+            except Conflict as conflict:
+                progress({"waits_for": conflict.holder})
+                time.sleep(LOCK_SECONDS)
+        yield
 
 
 class CheckpointFile:

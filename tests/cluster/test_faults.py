@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,16 @@ from tests.conftest import wait_until
 
 pytestmark = pytest.mark.root
 
+# A user's own augmentation: no epoch ends while a file `stall` lies in the node's folder.
+STALLS = """
+import time
+from pathlib import Path
+
+def stall(x, generator):
+    while Path("stall").exists():
+        time.sleep(0.02)
+    return x
+"""
 ONE_OF_EACH = {"mode": ["target_only_fine_tuning"], "n_base_participants": [1]}
 
 
@@ -55,12 +65,16 @@ def held(folder: Path, key: str) -> Iterator[None]:
 
 
 def one_base(
-    project: Project, hosts: Hosts, names: tuple[str, ...], **config: Any
+    project: Project,
+    hosts: Hosts,
+    names: tuple[str, ...],
+    fixed: Mapping[str, Any] = {},
+    **config: Any,
 ) -> tuple[str, str]:
     """A project with one base model and one fine-tune on these hosts. Returns the base's hash and
     training key.
     """
-    project.grid(ONE_OF_EACH, folds=(0,))
+    project.grid(ONE_OF_EACH, folds=(0,), **fixed)
     servers = [server for server in hosts.servers() if server["host"] in names]
     project.config(servers, ssh_config=str(hosts.ssh_config), **(SHORT | config))
     base = project.jobs("base_training_jobs.json")[0]
@@ -224,21 +238,37 @@ def test_with_the_real_limits_a_cut_of_40_s_costs_nothing_and_one_for_good_moves
 def test_a_training_that_finishes_no_epoch_is_ended_and_done_elsewhere(
     hosts: Hosts, project: Project
 ) -> None:
-    base, key = one_base(project, hosts, ("h1", "h2"), stall_minutes=0.1)
-    with ExitStack() as hold:
-        holds = {name: hold.enter_context(ExitStack()) for name in ("h1", "h2")}
-        for name, each in holds.items():
-            each.enter_context(held(hosts[name].project, key))
-        run = project.start(TWO_PHASE)
-        first = begun_on(project, base)
-        holds[other(first)].close()
-        project.wait_for(event="done", job=base, node=other(first))
-        ended, *_ = project.found(event="job", job=base, state="ready")
-        assert ended["cause"].endswith("finished no epoch in 0.1 minutes (stall_minutes)")
-        run.ends_with(0)  # the training is still held on the first
+    (project.folder / "slow.py").write_text(STALLS)
+    slow = {"use_augmentation": True, "augmentation": "slow.py:stall"}
+    base, _ = one_base(project, hosts, ("h1", "h2"), slow, stall_minutes=0.1)
+    stalls = {name: hosts[name].project / "stall" for name in ("h1", "h2")}
+    for stall in stalls.values():
+        stall.touch()
+    run = project.start(TWO_PHASE)
+    first = begun_on(project, base)
+    stalls[other(first)].unlink()
+    project.wait_for(event="done", job=base, node=other(first))
+    stalls[first].unlink()  # for the fine-tune
+    ended, *_ = project.found(event="job", job=base, state="ready")
+    assert ended["cause"].endswith("finished no epoch in 0.1 minutes (stall_minutes)")
+    run.ends_with(0)
     assert not project.found(event="node", state="closed")
     one_result(project, base)
     hosts.wait_idle("h1", "h2")
+
+
+def test_a_training_that_another_process_makes_on_its_node_is_waited_for(
+    hosts: Hosts, project: Project
+) -> None:
+    base, key = one_base(project, hosts, ("h1",), stall_minutes=0.1)
+    with held(hosts["h1"].project, key):
+        run = project.start(TWO_PHASE)
+        begun_on(project, base)
+        begun = time.monotonic()
+        wait_until(lambda: time.monotonic() - begun >= 2 * 60 * 0.1, 30)
+    run.ends_with(0)
+    assert started(project, base) == ["h1"]
+    one_result(project, base)
 
 
 def test_a_killed_worker_is_started_again_and_its_job_done(hosts: Hosts, project: Project) -> None:

@@ -6,10 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from common.cluster.curves import told
 from tests.scripts.curves import check_curves, curve
 from tests.scripts.projects import QUICK, flags, made
 
 pytest.importorskip("tensorboard")
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_training_by_hand_shows_nothing_while_another_process_has_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tensorboard: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with told("base model", tensorboard=tensorboard) as progress:
+        progress({"waits_for": "process 7"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_orchestrator_and_a_training_by_hand_write_the_curves_of_their_epochs(

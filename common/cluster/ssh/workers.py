@@ -156,7 +156,8 @@ class Workers:
             self._on_waiting(node, worker, message["waiting"])
         elif message.get("progress") in jobs:
             self._run.progress[message["progress"]] = message
-            if message["epoch"] != worker.epoch:
+            # without an epoch it waits for another process that makes the same result
+            if message["epoch"] is None or message["epoch"] != worker.epoch:
                 worker.epoch, worker.epoch_at = message["epoch"], now
         elif message.get("done") in jobs:
             self._on_done(now, node, worker, message)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,22 @@ def test_the_same_again_trains_nothing() -> None:
     train()
     result, epochs = train()
     assert (result["reused"], epochs) == ("already published", [])
+
+
+def test_a_base_model_that_another_process_trains_is_waited_for_and_taken(project: Path) -> None:
+    first, _ = train()
+    key = artifacts.read_base_metadata(Paths(project), first["base_model_hash"])["training_key"]
+    told: list[dict[str, Any]] = []
+    with ExitStack() as other:
+        other.enter_context(artifacts.training_lock(Paths(project), key))
+
+        def progress(state: dict[str, Any]) -> None:
+            told.append(state)
+            other.close()  # it has ended
+
+        result = base.run(OPTIONS, progress)
+    assert told == [{"waits_for": f"process {os.getpid()}"}]
+    assert result["reused"] == "already published"
 
 
 def test_an_equal_training_under_another_hash_is_copied() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -280,23 +281,22 @@ def test_another_target_of_a_base_that_left_two_out(base: str) -> None:
     ids=["another configuration, the same folder", "another folder, the same checkpoint"],
 )
 def test_two_fine_tunes_never_write_to_one_place_at_a_time(
-    base: str, project: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+    base: str, project: Path, other: dict[str, Any]
 ) -> None:
-    """The second, which would wait, is told who holds the lock."""
-    taken: list[str] = []
+    """The second waits and says for whom; it can be cancelled then."""
+    waited: list[dict[str, Any]] = []
+
+    def cancel(state: dict[str, Any]) -> None:
+        waited.append(state)
+        raise KeyboardInterrupt
 
     def second(state: object) -> None:
-        if not taken:
-            with pytest.raises(Conflict, match=r"\.lock: held by process \d+") as refused:
-                fine_tune(base, **other)
-            taken.append(str(refused.value))
+        if not waited:
+            with pytest.raises(KeyboardInterrupt):
+                fine_tune(base, progress=cancel, **other)
 
-    lock = artifacts.lock
-    monkeypatch.setattr(
-        artifacts, "lock", lambda path, *, wait, owner: lock(path, wait=False, owner=owner)
-    )
     fine_tune(base, progress=second)
-    assert taken
+    assert waited == [{"waits_for": f"process {os.getpid()}"}]
     assert list(project.glob("experiments/*/*")) == [project / "experiments/p/fold0_ann"]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from common.cluster import protocol
 from common.cluster.config import Server, Slot, SlotPlan, load_config
 from common.cluster.journal import Journal
 from common.cluster.scheduler.scheduler import Scheduler
@@ -485,6 +486,16 @@ def test_a_training_without_an_epoch_for_long_counts_as_lost_on_its_node(play: A
     assert run.worker(1 - slot).jobs == ["b"]  # a user's own script has no epochs
     assert run.state("a") is JobState.READY
     assert "a finished no epoch in 30 minutes (stall_minutes)" in run.scheduler.cause("a")
+
+
+def test_a_training_that_waits_for_another_process_is_not_stalled(play: Any) -> None:
+    run = play([base("a")], heartbeat_seconds=0.001)
+    run.join()
+    worker = run.worker()
+    for said in ({"waits_for": "process 7"}, {"epoch": 1, "of": 9}):
+        worker.epoch_at -= 31 * 60
+        run.say(protocol.message({"progress": "a", **said}, {"a"}))
+        assert (run.worker(), run.state("a")) == (worker, JobState.RUNNING)
 
 
 def test_an_idle_slot_that_is_given_up_gets_no_job(play: Any) -> None:
