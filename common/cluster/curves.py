@@ -77,11 +77,16 @@ class Curves:
         self._told: dict[str, int] = {}
 
     def show(self, status: Mapping[str, Any]) -> None:
-        """Take the points of all running jobs from the status of a run."""
+        """Take the points of all running jobs from the status of a run. The files of other jobs
+        are closed; one that runs again gets a further file.
+        """
         self.open(str(status["run"]))
-        for node in status["nodes"]:
-            for running in node["running"]:
-                self.tell(running["job"], running)
+        running = [job for node in status["nodes"] for job in node["running"]]
+        for job in running:
+            self.tell(job["job"], job)
+        for ended in self._files.keys() - {job["job"] for job in running}:
+            with contextlib.suppress(OSError):
+                self._files.pop(ended).close()
 
     def open(self, run_id: str) -> None:
         """Points go to this run's folder from now on."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from common.cluster.curves import told
+from common.cluster.curves import Curves, told
+from common.paths import Paths
 from tests.scripts.curves import check_curves, curve
 from tests.scripts.projects import QUICK, flags, made
 
@@ -21,6 +23,25 @@ def test_a_training_by_hand_shows_nothing_while_another_process_has_its_lock(
     with told("base model", tensorboard=tensorboard) as progress:
         progress({"waits_for": "process 7"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_jobs_that_do_not_run_no_file_stays_open(tmp_path: Path) -> None:
+    curves = Curves(Paths(tmp_path))
+
+    def files(*running: tuple[str, int]) -> int:
+        """Open ones, when these jobs run and have come to these epochs."""
+        jobs = [{"job": job, "epoch": epoch, "train_loss": 0.5} for job, epoch in running]
+        curves.show({"run": "r", "nodes": [{"running": jobs}]})
+        opened = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
+        return sum(path.startswith(str(tmp_path)) for path in opened)
+
+    for number in range(5):
+        assert files((f"p/fold{number}", 1), ("p/long", number)) == 2
+    assert files(("p/fold0", 2)) == 1  # it runs again
+    assert files() == 0
+    curves.finish(())
+    assert curve(tmp_path / "runs/r/tensorboard/p/fold0", "loss/train") == [(1, 0.5), (2, 0.5)]
+    assert len(curve(tmp_path / "runs/r/tensorboard/p/long", "loss/train")) == 5
 
 
 def test_an_orchestrator_and_a_training_by_hand_write_the_curves_of_their_epochs(
