@@ -22,7 +22,9 @@ MAX_LOG = 64 << 10  # characters of a job's log
 
 
 def new_run_id() -> str:
-    """Run ids sort by time, also within a second: the latest run decides what is known of a job."""
+    """Local time, with a fraction of the second: two runs have two ids. Clocks and time zones
+    change, so ids do not tell which run is the latest; see `_runs`.
+    """
     now = time.time()
     return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now % 1 * 0x10000):04x}"
 
@@ -158,13 +160,27 @@ def latest_status(paths: Paths) -> dict[str, Any] | None:
 
 def _runs(paths: Paths) -> list[Path]:
     """The runs' folders, the latest first."""
-    return sorted(paths.runs.glob("*"), reverse=True)
+    return sorted(paths.runs.glob("*"), key=_began, reverse=True)
+
+
+def _began(folder: Path) -> tuple[float, str]:
+    """Orders runs by their first event, whatever time zone their ids are in; runs without events by
+    their folders.
+    """
+    with contextlib.suppress(OSError):
+        # that of the orchestrator first, before those of tasks
+        for log in sorted(folder.glob("events*.jsonl"), reverse=True):
+            with log.open("rb") as file:
+                if events := events_in(file.readline()):
+                    return _event_time(events[0]), folder.name
+        return folder.stat().st_mtime, folder.name
+    return 0.0, folder.name
 
 
 def past_events(paths: Paths) -> Iterator[dict[str, Any]]:
     """All events of all runs, the oldest run first; incomplete lines are skipped."""
     folders = {path.parent for path in paths.runs.glob("*/events*.jsonl")}
-    for folder in sorted(folders):
+    for folder in sorted(folders, key=_began):
         logs = [parse_events(path) for path in sorted(folder.glob("events*.jsonl"))]
         yield from (
             logs[0]

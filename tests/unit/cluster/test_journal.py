@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from common.cluster.journal import MAX_LOG, Journal, last_failures, log_of, new_run_id
+from common.cluster.journal import (
+    MAX_LOG,
+    Journal,
+    last_failures,
+    latest_status,
+    log_of,
+    new_run_id,
+)
 from common.errors import InputError
 from common.paths import Paths
 
@@ -30,6 +37,35 @@ def test_runs_within_one_second_are_read_in_their_order(
         journal.close()
     assert len(last_failures(paths)) == 4
     assert "a" not in last_failures(paths)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seconds"),
+    [("Asia/Tokyo", "America/New_York", 60), ("Europe/Berlin", "Europe/Berlin", 3600 - 60)],
+    ids=["another time zone", "the hour that summer time repeats"],
+)
+def test_the_latest_run_is_the_last_that_began_whatever_the_clock_on_the_wall_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, seconds: int
+) -> None:
+    paths, moment = Paths(tmp_path), 1_824_944_100.0  # 31 October 2027, 02:55 in Berlin
+    ids = []
+    with pytest.MonkeyPatch.context() as zone:
+        for tz, now in ((first, moment), (second, moment + seconds)):
+            zone.setenv("TZ", tz)
+            time.tzset()
+            monkeypatch.setattr(time, "time", lambda now=now: now)
+            ids.append(new_run_id())
+            with closing(Journal(paths, ids[-1])) as journal:
+                journal.event("done" if len(ids) == 2 else "failed", job="a")
+                journal.job_log("a", ids[-1])
+                journal.status({"nodes": []})
+    time.tzset()
+    assert ids[1] < ids[0]
+    latest = latest_status(paths)
+    assert latest is not None
+    assert latest["run"] == ids[1]
+    assert log_of(paths, "a").read_text() == ids[1]
+    assert last_failures(paths) == {}
 
 
 def test_of_a_log_the_end_is_kept(tmp_path: Path) -> None:
