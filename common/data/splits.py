@@ -29,6 +29,7 @@ from common.paths import SPLITS
 
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
 SHARES = np.array([FRACTIONS[split] for split in SPLITS])
+FEWEST = 3  # sessions or blocks: one for each split; so many folds, too
 DRAWS = 10  # of stratified folds
 NEAR = 0.1  # splits whose distances from 60/20/20 differ by less are as good as each other
 BLOCK_DRAWS = 60
@@ -77,16 +78,27 @@ def split_sessions(sessions: Sequence[Session], rule: SplitRule, how: Labelling)
         return [_by_time(ordered, how.length)]
     if rule.name == "blocks":
         return _by_blocks(ordered, rule, how)
-    needed = max(3, rule.folds)
-    if len(ordered) < needed:
-        why = "one each for train, val and test" if rule.folds == 1 else f"{needed} to test in turn"
-        raise InputError(
-            f"{len(ordered)} session(s), but --split {rule.name} needs {why};"
-            " record more or use --split time or blocks"
-        )
+    if len(ordered) < max(FEWEST, rule.folds):
+        raise InputError(_too_few_sessions(len(ordered), rule))
     if rule.name == "chronological":
         return [_whole(ordered, _chronological(ordered))]
     return [_whole(ordered, places) for places in _stratified(ordered, rule, how)]
+
+
+def _too_few_sessions(number: int, rule: SplitRule) -> str:
+    """What is wrong, and what can be done: with folds, not every other split."""
+    if rule.folds == 1:
+        needed, others = "one each for train, val and test", "--split time or blocks"
+    else:
+        needed, others = f"{rule.folds} to test in turn", f"{_fewer_folds(number)}--split blocks"
+    return (
+        f"{number} session(s), but --split {rule.name} needs {needed}; record more or use {others}"
+    )
+
+
+def _fewer_folds(number: int) -> str:
+    """Advice where so many sessions or blocks can be tested in turn."""
+    return f"--split_folds {number} or " if number >= FEWEST else ""
 
 
 def _whole(ordered: Sequence[Session], places: Sequence[str]) -> Parts:
@@ -380,11 +392,13 @@ def _by_blocks(ordered: Sequence[Session], rule: SplitRule, how: Labelling) -> l
         for ground in grounds
         for begin, end in equal_blocks(ground.session, rule.block)
     ]
-    needed = max(3, rule.folds)
+    needed = max(FEWEST, rule.folds)
     if len(blocks) < needed:
+        fewer = "" if rule.folds == 1 else _fewer_folds(len(blocks))
         raise InputError(
             f"only {len(blocks)} block(s) of {rule.block / ordered[0].rate:g} s that cut no bout,"
-            f" but --split blocks needs {needed}; shorten --block_seconds, or use --split session"
+            f" but --split blocks needs {needed}; shorten --block_seconds, or use"
+            f" {fewer}--split session"
         )
     sizes = np.array([block.times() for block in blocks])
     random = np.random.default_rng(rule.seed)

@@ -260,3 +260,27 @@ def test_too_few_blocks_or_sessions_for_the_folds_are_named():
         split_sessions([session("a"), session("b")], SplitRule("session", folds=4), Labelling(9, 9))
     with pytest.raises(InputError, match=r"only 1 block\(s\) of 60 s that cut no bout"):
         split([session("a")], "blocks", 20, block=600)
+
+
+@pytest.mark.parametrize(
+    ("number", "folds", "advice"),
+    [
+        (2, 1, "or use --split time or blocks"),
+        (2, 4, "or use --split blocks"),
+        (3, 4, "or use --split_folds 3 or --split blocks"),
+    ],
+)
+def test_what_is_advised_with_too_few_sessions_is_possible(number, folds, advice):
+    """--split time goes without --split_folds, of which there are three at least."""
+    sessions = [session(f"s{k}", bouts=[(10, 20)], start_s=100 * k) for k in range(number)]
+    with pytest.raises(InputError, match=rf"; record more {advice}$"):
+        split_sessions(sessions, SplitRule("session", folds=folds), Labelling(9, 9))
+    advised = [SplitRule("blocks", 0, 100, folds)]
+    advised += [SplitRule("session", folds=number)] if number == 3 else []
+    for rule in advised:
+        assert len(split_sessions(sessions, rule, Labelling(9, 9))) == rule.folds
+
+
+def test_fewer_folds_are_advised_where_there_are_blocks_for_them():
+    with pytest.raises(InputError, match=r"or use --split_folds 3 or --split session$"):
+        split_sessions([session("a")], SplitRule("blocks", 0, 200, folds=4), Labelling(20, 20))
