@@ -16,6 +16,7 @@ from common.paths import SPLITS
 # Okabe and Ito's colours: told apart by the colour-blind, and in grey
 COLOURS = {"train": "#56B4E9", "val": "#E69F00", "test": "#009E73", "": "#DDDDDD"}
 POSITIVE, UNKNOWN = "#000000", "#CC79A7"
+EDGE = "#999999"
 WIDTH_INCHES, ROW_INCHES, MOST_ROWS, DPI = 11.0, 0.24, 200, 110
 LETTER_POINTS = 5.5  # room for a letter of a session's name
 MAX_NAME = 28  # letters of a session's name
@@ -136,7 +137,7 @@ def _label_rows(axes: Any, bars: Sequence[SessionBar]) -> None:
             parse_math=False,
         )
         if row:
-            axes.axhline(row - 0.5, color="#999999", linewidth=0.6)
+            axes.axhline(row - 0.5, color=EDGE, linewidth=0.6)
 
 
 def _legend(axes: Any, bars: Sequence[SessionBar]) -> None:
@@ -147,6 +148,7 @@ def _legend(axes: Any, bars: Sequence[SessionBar]) -> None:
     if any(bar.unknown for bar in bars):
         entries.append(("label not known", UNKNOWN))
     patches = [Patch(facecolor=colour, label=name) for name, colour in entries]
+    patches.append(Patch(facecolor="white", edgecolor=EDGE, label="not recorded"))
     axes.legend(
         handles=patches,
         ncols=len(patches),

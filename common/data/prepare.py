@@ -22,6 +22,7 @@ from common import artifacts
 from common.cli import few
 from common.data.bouts import annotated_bouts
 from common.data.clock import shown_seconds
+from common.data.gaps import gap_note, swallowed_bouts
 from common.data.manifest import (
     MANIFEST,
     Manifest,
@@ -366,6 +367,10 @@ def _take_notes(
             f"{participant}: recordings overlap in time (each starts at its own zero?), so their"
             " order is that of the file names"
         )
+    if gaps := gap_note(sessions):
+        one.notes.append(f"{participant}: {gaps}")
+    if bouts := swallowed_bouts(sessions):
+        one.warnings.append(f"{participant}: {bouts}")
     whole = [session.name for session in sessions if spans(session)]
     if options.split in ("time", "blocks") and whole:
         one.notes.append(

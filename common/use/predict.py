@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.artifacts import to_csv
+from common.cli import number_of
 from common.data.bouts import annotated_bouts
+from common.data.gaps import gaps_of, shown_length, together
 from common.data.sessions import Part, Session
 from common.data.windowing import Labelling, MinOverlap, PlacedWindows, label_windows, window_starts
 from common.errors import InputError
@@ -118,9 +120,9 @@ def predict(
     notes = read.notes
     if not len(starts):
         notes += (f"too short: no stretch of {how.length / session.rate:g} s without a gap",)
-    gaps = len(session.pieces) - 1
-    if gaps:
-        notes += (f"{gaps} gap{'s' if gaps > 1 else ''}, in which nothing is predicted",)
+    if gaps := len(gaps_of(session)):
+        length = shown_length(together(session)) + (" together" if gaps > 1 else "")
+        notes += (f"{number_of(gaps, 'gap')} ({length}), in which nothing is predicted",)
     found = []
     for model in models:
         threshold, p = rules.threshold_of(model), model.probabilities(windows.blocks())

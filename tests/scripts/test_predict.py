@@ -116,7 +116,7 @@ def test_a_copied_result_and_its_base_side_by_side_on_a_new_file(
     done = alone.run(
         "predict.py", "mine", name, "--sessions", "new.csv", "--out", "out", "--threshold", 0.6
     )
-    assert "note: 1 gap, in which nothing is predicted" in done.stdout
+    assert "note: 1 gap (10.1 s), in which nothing is predicted" in done.stdout
     rows = table(alone.folder / "out/new/windows.csv")
     assert list(rows[0]) == ["start_s", "probability_1", "probability_2"]
     starts = [float(row["start_s"]) for row in rows]

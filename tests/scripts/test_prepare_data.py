@@ -16,7 +16,7 @@ import torch
 import prepare_data
 from common import artifacts
 from common.cli import run_script
-from common.data import prepare, staging
+from common.data import overview, prepare, staging
 from common.data.manifest import file_sha256, listed_bouts, read_manifest
 from common.data.preparation import Preparation
 from common.paths import Paths
@@ -323,6 +323,45 @@ def test_what_the_data_forced_is_said(call, project):
         "note: anna: recordings overlap in time"
         in call(*MINE, "--split", "chronological", "--data_path", "data/other")[1]
     )
+
+
+def cut_out(path, begin, end):
+    """Remove the rows of [begin, end) seconds of the file's clock."""
+    head, *rows = path.read_text().splitlines()
+    kept = [row for row in rows if not begin <= float(row.split(",")[0]) < end]
+    path.write_text("\n".join([head, *kept]) + "\n")
+
+
+def test_gaps_and_the_bouts_in_them_are_said(call, project):
+    for person in ("anna", "bo"):
+        for number in range(3):
+            path = project / "rec" / person / f"s{number}.csv"
+            write_session(path, seconds=400, bouts=[(50, 90)], zero=1000 * number, label="")
+    rows = [f"{p},s{k},{1000 * k + 50},{1000 * k + 90}" for p in ("anna", "bo") for k in range(3)]
+    rows += ["anna,s0,150,160"]
+    (project / "rec" / "bouts.csv").write_text(
+        "participant,session,start,end\n" + "\n".join(rows) + "\n"
+    )
+    cut_out(project / "rec" / "anna" / "s0.csv", 140, 170)  # a bout altogether: named as unused
+    cut_out(project / "rec" / "anna" / "s1.csv", 1060, 1300)
+    cut_out(project / "rec" / "bo" / "s2.csv", 2071, 2083.5)  # less than half of a bout
+    code, out, err = call(*MINE)
+    assert code == 0
+    assert [line for line in out.splitlines() if "gap" in line] == [
+        "note: anna: 2 gaps (4 min 30 s together), the longest (4 min 00 s) in s1 from 1060 s",
+        "note: bo: 1 gap (12.5 s) in s2 from 2071 s",
+    ]
+    assert [line for line in err.splitlines() if "bouts" in line] == [
+        "warning: anna: more than half of 1 of 4 bouts lies in a gap: s1 1050 to 1090 s (30 s of"
+        " it)",
+        "warning: anna: 1 of 4 bouts labels no window: s0 150 to 160 s (nothing was recorded then)",
+    ]
+
+
+def test_the_overviews_legend_explains_white():
+    bar = overview.SessionBar("anna", "s0", 60, {"train": [(0, 20), (40, 60)]}, [], [])
+    legend = overview._figure([bar], 1).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()][-2:] == ["positive", "not recorded"]
 
 
 def edit(path, change):

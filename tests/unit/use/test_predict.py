@@ -147,3 +147,15 @@ def test_a_record_that_is_not_of_its_network_is_refused() -> None:
     for lie in ({"channels": ["ax"]}, {"window_size": 40}, {"stride_seconds": 0.0}, {"units": 1}):
         with pytest.raises(ValueError, match=r"takes|greater than 0|valid list"):
             finished._form({**record, **lie}, network, options)
+
+
+def test_a_note_says_how_long_the_gaps_are_together() -> None:
+    def notes(*gaps: tuple[float, float]) -> tuple[str, ...]:
+        one = session(seconds=900, gaps=gaps)
+        return predict([played()], ReadSession(one, True, ()), NEEDED, Rules()).notes
+
+    assert notes() == ()
+    assert notes((100, 340)) == ("1 gap (4 min 00 s), in which nothing is predicted",)
+    assert notes((20, 50), (100, 112.5)) == (
+        "2 gaps (42.5 s together), in which nothing is predicted",
+    )
