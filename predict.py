@@ -4,7 +4,8 @@
     python3 predict.py experiments/PREFIX/fold0_ann HASH --sessions monday.csv --out predicted
 
 For each session: windows.csv (start, probability), episodes.csv, timeline.png; in summary.json what
-was done, and scores where the recordings are labelled. A result folder is all that is needed.
+was done, and scores where the recordings are labelled. A result folder is all that is needed. More
+sessions may follow into the same --out, of the same models.
 """
 
 from __future__ import annotations
@@ -104,6 +105,10 @@ def main() -> int:
     args = flags().parse()
     rules = rules_of(args)
 
+    from common.use.output import predicted_before, refuse_place
+
+    refuse_place(args.out, args.sessions, Paths.here())
+
     import torch
     from tqdm import tqdm
 
@@ -113,6 +118,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     models = [open_model(text, Paths.here()) for text in args.models]
+    earlier = predicted_before(args.out, models)
     needed = agree(models, rules)
     for model in models:
         rules.threshold_of(model)
@@ -127,11 +133,13 @@ def main() -> int:
         except InputError as error:
             refused.append(error)
             continue
+        if not done:  # first of all, so that the same command goes on after it was killed
+            write_summary(args.out, models, rules, [], [], earlier)
         write(args.out, recording, predicted)
         done.append((str(recording.place), predicted))
     if not done:
         raise refused[0]
-    finish(args.out, models, done, refused)
+    show(args.out, write_summary(args.out, models, rules, done, refused, earlier))
     return 1 if refused else 0
 
 
@@ -146,25 +154,34 @@ def write(out: Path, recording: Any, predicted: Any) -> None:
     write_files(out / recording.place, files)
 
 
-def finish(out: Path, models: Any, done: Any, refused: list[InputError]) -> None:
-    """summary.json, and what there is to say."""
+def write_summary(
+    out: Path, models: Any, rules: Any, done: Any, refused: list[InputError], earlier: Any
+) -> dict[str, Any]:
+    """summary.json: the models, the sessions of this run with scores, those of earlier runs."""
+    from common.use.output import SUMMARY, without
     from common.use.predict import scores, summary
 
     sessions = [predicted for _, predicted in done]
-    record = {
+    record: dict[str, Any] = {
         "models": [
             {
                 "name": model.name,
                 "weights_sha256": model.weights_sha256,
-                "threshold": sessions[0].predictions[number].threshold,
+                "threshold": rules.threshold_of(model),
                 "scores": scores(sessions, number),
             }
             for number, model in enumerate(models)
         ],
         "sessions": [summary(place, predicted) for place, predicted in done],
+        "earlier_sessions": without(earlier, {place for place, _ in done}),
         "refused": [one_line(error) for error in refused],
     }
-    write_file(out / "summary.json", to_json(record))
+    write_file(out / SUMMARY, to_json(record))
+    return record
+
+
+def show(out: Path, record: dict[str, Any]) -> None:
+    """What there is to say."""
     for entry in record["sessions"]:
         *others, last = [one["episodes"] for one in entry["models"]]
         found = "".join(f"{count} / " for count in others) + number_of(last, "episode")
@@ -175,8 +192,11 @@ def finish(out: Path, models: Any, done: Any, refused: list[InputError]) -> None
     for model in record["models"]:
         if model["scores"]:
             sys.stdout.write(f"{model['name']}: {described(model['scores'])}\n")
-    for error in refused:
-        sys.stderr.write(f"left out: {one_line(error)}\n")
+    if earlier := len(record["earlier_sessions"]):
+        kept = number_of(earlier, "session")
+        sys.stdout.write(f"{visible(str(out))} also holds {kept} of earlier runs\n")
+    for error in record["refused"]:
+        sys.stderr.write(f"left out: {error}\n")
 
 
 def described(scores: dict[str, Any]) -> str:

@@ -196,7 +196,11 @@ def summary(place: str, predicted: Predicted) -> dict[str, Any]:
         "labelled": predicted.labelled,
         "notes": list(predicted.notes),
         "models": [
-            {"episodes": len(one.episodes), "positive_windows": int(_called(one).sum())}
+            {
+                "threshold": one.threshold,
+                "episodes": len(one.episodes),
+                "positive_windows": int(_called(one).sum()),
+            }
             for one in predicted.predictions
         ],
     }

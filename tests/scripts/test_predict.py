@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import failed_in_one_line
+from tests.conftest import ROOT, failed_in_one_line
 from tests.scripts.projects import Project
 
 RATE, SECONDS = 20, 60
@@ -181,3 +183,94 @@ def test_what_cannot_be_predicted_is_said_and_never_invented(
     assert (trained.folder / "some/short/windows.csv").read_text() == "start_s,probability\n"
     assert len(table(trained.folder / "some/good/windows.csv")) == 59
     assert not (trained.folder / "some/wrong").exists()
+
+
+@pytest.fixture
+def place(trained: Project, tmp_path: Path) -> Project:
+    """A project of its own with the experiment `mine`, its base model and two recordings."""
+    alone = Project.create(tmp_path, "place")
+    shutil.copytree(trained.folder / EXPERIMENT, alone.folder / "mine")
+    shutil.copytree(trained.folder / "base_models", alone.folder / "base_models")
+    write_recording(alone.folder / "monday/mon.csv", 5)
+    write_recording(alone.folder / "friday/fri.csv", 6, seconds=30)
+    return alone
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("experiments", "experiments/ is the project's own; give a folder beside it"),
+        ("base_models/new", "base_models/ is the project's own"),
+        ("monday", "among the recordings of --sessions monday would be read as recordings"),
+        ("monday/predicted", "among the recordings of --sessions monday"),
+        (".", "among the recordings of --sessions monday"),
+        ("mine", "holds best_model.pt, config.json, losses.json and"),
+        ("friday", "holds fri.csv, which predict.py did not put there (no summary.json"),
+        ("lying", "holds summary.json, which predict.py did not put there (no summary.json"),
+        ("friday/fri.csv", "is a file, not a folder; give another --out"),
+    ],
+)
+def test_predictions_are_not_put_where_something_else_is(
+    place: Project, out: str, says: str
+) -> None:
+    place.write("lying/summary.json", {"models": [], "sessions": []})
+    before = place.tree()
+    done = place.run("predict.py", "mine", "--sessions", "monday", "--out", out, exit_code=None)
+    said = failed_in_one_line(done)
+    assert f"--out {out}: " in said
+    assert says in said
+    assert place.tree() == before
+
+
+def test_a_second_run_replaces_what_it_predicts_and_keeps_the_rest(place: Project) -> None:
+    def predict(sessions: str, *argv: object) -> str:
+        done = place.run("predict.py", "mine", "--sessions", sessions, "--out", "out", *argv)
+        return done.stdout
+
+    predict("monday")
+    first = place.tree("base_models")
+    assert "earlier runs" not in predict("monday")
+    assert place.tree("base_models") == first
+    assert "out also holds 1 session of earlier runs" in predict("friday", "--threshold", 0.6)
+    record = summary(place, "out")
+    assert [model["name"] for model in record["models"]] == ["mine"]
+    assert [
+        (entry["session"], entry["models"][0]["threshold"])
+        for entry in (*record["sessions"], *record["earlier_sessions"])
+    ] == [("fri", 0.6), ("mon", 0.5)]
+    kept = {name: content for name, content in first.items() if name.startswith("out/mon/")}
+    assert kept.items() <= place.tree().items()
+    predict("monday")
+    record = summary(place, "out")
+    assert [entry["session"] for entry in record["sessions"]] == ["mon"]
+    assert [entry["session"] for entry in record["earlier_sessions"]] == ["fri"]
+
+
+def test_the_predictions_of_other_models_are_not_mixed_with_those_that_are_there(
+    place: Project, trained: Project
+) -> None:
+    base = (trained.folder / "base.txt").read_text()
+    call = ("--sessions", "monday", "--out", "out")
+    place.run("predict.py", "mine", base, *call)
+    before = place.tree()
+    for models in ([base], [base, "mine"], ["mine"]):
+        done = place.run("predict.py", *models, *call, exit_code=None)
+        assert "--out out: holds predictions of mine (weights " in failed_in_one_line(done)
+        assert place.tree() == before
+    place.run("predict.py", "mine", base, *call)
+
+
+def test_the_same_command_goes_on_after_it_was_killed(place: Project, trained: Project) -> None:
+    """As far as a killed run comes: summary.json is there before the first session is."""
+    write_recording(place.folder / "monday/tue.csv", 7)
+    program = (
+        "import os, sys, predict; from common.use import timeline\n"
+        "timeline.timeline_png = lambda *_: os._exit(9)\n"
+        "sys.argv = ['predict.py', 'mine', '--sessions', 'monday', '--out', 'out']; predict.main()"
+    )
+    environment = {**place.environment, "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", program], cwd=place.folder, env=environment)
+    assert killed.returncode == 9
+    assert summary(place, "out")["sessions"] == []
+    place.run("predict.py", "mine", "--sessions", "monday", "--out", "out")
+    assert [entry["session"] for entry in summary(place, "out")["sessions"]] == ["mon", "tue"]

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from common.data.recordings import Layout
-from common.errors import InputError
+from common.errors import Conflict, InputError
+from common.paths import CODE_ROOT, Paths
 from common.use import model as finished
 from common.use import reading
+from common.use.output import refuse_place
 from common.use.predict import Rules, agree, predict, scores
 from common.use.reading import ReadSession
 from tests.unit.data.made_sessions import RATE, session
@@ -159,3 +161,11 @@ def test_a_note_says_how_long_the_gaps_are_together() -> None:
     assert notes((20, 50), (100, 112.5)) == (
         "2 gaps (42.5 s together), in which nothing is predicted",
     )
+
+
+@pytest.mark.parametrize("name", ["common", "docs/new", "tests/unit"])
+def test_predictions_are_not_put_into_the_code(tmp_path: Path, name: str) -> None:
+    own = name.split("/")[0]
+    with pytest.raises(Conflict, match=rf"{name}: {own}/ is the project's own; give a folder"):
+        refuse_place(CODE_ROOT / name, tmp_path / "new.csv", Paths(tmp_path))
+    refuse_place(tmp_path / own, tmp_path / "new.csv", Paths(tmp_path))
