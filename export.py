@@ -44,7 +44,8 @@ def main() -> int:
         f"{done.path}: {_size(card)}; checked on {card['checked']['on']}, greatest difference"
         f" {card['checked']['greatest_difference']:.1g}\n"
     )
-    if small := card.get("quantized"):
+    if args.quantize:
+        small = card["quantized"]
         before, after = small["validation_macro_f1_before"], small["validation_macro_f1"]
         sys.stdout.write(
             f"{args.out / small['file']}: {_size(small)}; macro F1 on"

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from common.artifacts import sha256, to_json, write_file
-from common.errors import InputError, TrainingError
+from common.errors import Conflict, InputError, TrainingError
 from common.training import metrics
 from common.training.provenance import versions
 from common.training.setup import number_of_parameters
@@ -33,6 +34,16 @@ CHECKED = 4096  # windows at most
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "executorch": "model.pte"}
 QUANTIZED = "model_int8.onnx"
 CARD = "model_card.json"
+# What the card says of its file, not of the model
+OF_A_FILE = (
+    "file",
+    "sha256",
+    "bytes",
+    "checked",
+    "seconds_per_window_on_one_thread",
+    "made_with",
+    "quantized",
+)
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "executorch": ("executorch",)}
 Floats = NDArray[np.float32]
 Run = Callable[[Floats], Floats]
@@ -53,6 +64,22 @@ class Exported:
 
     path: Path
     card: dict[str, Any]
+
+
+class FileEntry(BaseModel):
+    """What a card says of one file."""
+
+    model_config = ConfigDict(extra="allow")
+    file: str
+    sha256: str
+    quantized: FileEntry | None = None
+
+
+class Card(FileEntry):
+    """model_card.json, as far as the next export into the same folder reads it."""
+
+    weights_sha256: str
+    other_files: list[FileEntry] = []
 
 
 class _WithProbability(nn.Module):
@@ -93,10 +120,11 @@ def export(model: FinishedModel, out: Path, kind: str, root: Path, *, quantize: 
     root: the project folder in which the model's own windows are looked for.
 
     Raises:
-        InputError: a package is missing, or there are no windows to quantise on. TrainingError: the
-        exported file gives other probabilities.
+        InputError: a package is missing, or there are no windows to quantise on. Conflict: another
+        model's card is there. TrainingError: the exported file gives other probabilities.
     """
     check_packages(kind, quantize=quantize)
+    before = card_before(model, out)
     windows = own_windows(model, root)
     try:
         content = _CONVERT[kind](model)
@@ -113,8 +141,46 @@ def export(model: FinishedModel, out: Path, kind: str, root: Path, *, quantize: 
         small, card["quantized"] = quantized(model, content, root)
         write_file(out / QUANTIZED, small)
     write_file(out / FILES[kind], content)
+    if before:
+        _keep_others(card, before, out)
     write_file(out / CARD, to_json(card))
     return Exported(out / FILES[kind], card)
+
+
+def card_before(model: FinishedModel, out: Path) -> Card | None:
+    """The card of an earlier export of this model, if there is one in `out`. Raises Conflict where
+    the card is another model's.
+    """
+    try:
+        card = Card.model_validate_json((out / CARD).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        card = None
+    if card is None or card.weights_sha256 != model.weights_sha256:
+        whose = f"weights {card.weights_sha256[:8]}" if card else "not one of export.py"
+        raise Conflict(
+            f"{out / CARD}: is the card of another model ({whose}; {model.name} has weights"
+            f" {model.weights_sha256[:8]}); give another --out, or remove that folder"
+        )
+    return card
+
+
+def _keep_others(card: dict[str, Any], before: Card, out: Path) -> None:
+    """Name in the new card what earlier exports wrote and still is there, as it was."""
+    every = before.model_dump(exclude_unset=True)
+    same = {name: value for name, value in every.items() if name in OF_A_FILE}
+    for entry in (same, *every.get("other_files", [])):
+        if entry["file"] != card["file"]:
+            if _is_there(out, entry):
+                card.setdefault("other_files", []).append(entry)
+        elif entry.get("quantized") and _is_there(out, entry["quantized"]):
+            card.setdefault("quantized", entry["quantized"])
+
+
+def _is_there(out: Path, entry: dict[str, Any]) -> bool:
+    path = out / str(entry.get("file"))
+    return path.is_file() and sha256(path.read_bytes()) == entry.get("sha256")
 
 
 def own_windows(model: FinishedModel, root: Path) -> TrialWindows:

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from common.artifacts import sha256
 from tests.conftest import ROOT, failed_in_one_line
 from tests.scripts.made import write_data
 from tests.scripts.projects import QUICK, Project, flags
@@ -113,6 +115,46 @@ def test_the_torch_format(project: Project) -> None:
     project.run("export.py", base_hash(project, "test"), "--out", "pt2", "--format", "torch")
     program = torch.export.load(project.folder / "pt2/model.pt2").module()
     assert program(torch.zeros(7, 2, 40)).shape == (7,)
+
+
+def test_the_card_names_every_file_of_the_model(project: Project) -> None:
+    """Also what an export of the same format without --quantize leaves as it is."""
+    name, out = base_hash(project, EXAMPLES[0]), project.folder / "formats"
+
+    def card(*argv: object) -> dict[str, Any]:
+        project.run("export.py", name, "--out", "formats", *argv)
+        read: dict[str, Any] = json.loads((out / "model_card.json").read_text())
+        return read
+
+    first = card("--quantize", "int8")
+    assert "other_files" not in first
+    again = card()
+    assert (again["quantized"], "other_files" in again) == (first["quantized"], False)
+    second = card("--format", "torch")
+    (other,) = second["other_files"]
+    assert (second["file"], other["file"]) == ("model.pt2", "model.onnx")
+    assert other["quantized"]["file"] == "model_int8.onnx"
+    for entry in (second, other, other["quantized"]):
+        assert sha256((out / entry["file"]).read_bytes()) == entry["sha256"]
+    assert set(first) - set(second) == {"quantized"}
+    third = card()
+    assert (third["file"], third["quantized"]) == ("model.onnx", first["quantized"])
+    assert [entry["file"] for entry in third["other_files"]] == ["model.pt2"]
+    (out / "model.pt2").write_bytes(b"something else")
+    assert "other_files" not in card()
+
+
+def test_the_folder_of_another_model_is_refused(project: Project) -> None:
+    project.run("export.py", base_hash(project, "test"), "--out", "taken", "--format", "torch")
+    other = ("export.py", base_hash(project, EXAMPLES[0]), "--out", "taken")
+    for content in (None, "{}"):
+        if content:
+            (project.folder / "taken/model_card.json").write_text(content)
+        before = project.tree("cache")
+        said = failed_in_one_line(project.run(*other, exit_code=None))
+        assert "taken/model_card.json: is the card of another model (" in said
+        assert "give another --out" in said
+        assert project.tree("cache") == before
 
 
 def test_what_is_refused(project: Project) -> None:
