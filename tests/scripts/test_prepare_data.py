@@ -19,8 +19,9 @@ from common.cli import run_script
 from common.data import overview, prepare, staging
 from common.data.manifest import file_sha256, listed_bouts, read_manifest
 from common.data.preparation import Preparation
+from common.data.subsets import subset_sizes
 from common.paths import Paths
-from tests.conftest import demo_wheel
+from tests.conftest import ROOT, demo_wheel
 
 WINDOWS = ("--sampling_rate", "10", "--window_seconds", "2", "--stride_seconds", "1")
 MINE = ("--sessions", "rec", "--data_path", "data/mine", *WINDOWS)
@@ -745,5 +746,14 @@ def test_the_demo_command_makes_real_data_and_is_idempotent(run, project):
     assert assert_apart(folder, 100, 50) == sum(
         counts.windows for splits in manifest.participants.values() for counts in splits.values()
     )
+    tenths = [
+        subset_sizes(counts["train"].windows - positives, positives, 0.1, "random")
+        for counts in manifest.participants.values()
+        for positives in [counts["train"].positives]
+    ]
+    fewest, most = (f([sum(sizes) for sizes in tenths]) for f in (min, max))
+    low, high = (f([positives for _, positives in tenths]) for f in (min, max))
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"({fewest} to {most}, of which {low} to {high} are positive)" in said
     again = run("prepare_data.py", "--demo")
     assert (again.returncode, again.stdout) == (0, "data/watch is up to date\n")

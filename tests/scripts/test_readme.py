@@ -23,6 +23,7 @@ TEXT = README + "".join((ROOT / "docs" / f"{page}.md").read_text() for page in P
 ELSEWHERE = {
     "python3 run_two_phase_distributed.py --setup-nodes",
     "python3 -m pip install -r requirements-slurm.txt",
+    "python3 -m pip install -r requirements-export.txt -c constraints.txt",
     # They are run in test_predict.py and test_export.py.
     "python3 predict.py experiments/PREFIX/fold0_tonmoy --sessions new_recordings --out predicted",
     "python3 export.py experiments/PREFIX/fold0_tonmoy --out exported",
@@ -102,6 +103,13 @@ def test_every_command_of_the_readme_runs(project: Project) -> None:
     assert "localhost: ok" in said["python3 run_two_phase_distributed.py --check"]
     assert (project.folder / "report" / "index.html").is_file()
     assert (project.folder / "report_b32" / "index.html").is_file()
+
+
+def test_the_readme_says_what_else_a_command_needs() -> None:
+    using = README.split("## Using a model")[1].split("## ")[0]
+    install = "pip install -r requirements-export.txt -c constraints.txt"
+    assert 0 < using.find(install) < using.find("python3 export.py")
+    assert "into which you copy `cluster_config.json`" in README
 
 
 def test_the_readme_names_every_script_and_make_target() -> None:

@@ -18,6 +18,7 @@ from common.data import dataset
 from common.data.dataset import Windows, open_split, select_subset
 from common.data.manifest import require_one_clock
 from common.errors import InputError
+from tests.conftest import ROOT
 from tests.unit.training.plain import write_split
 
 X, Y = torch.randn(6, 2, 9), torch.tensor([0, 1, 0, 0, 1, 0])
@@ -193,6 +194,19 @@ def test_subsets_nest_and_hold_each_class(order):
         assert set(LABELS[rows]) == {0, 1}
         previous = set(rows)
     assert len(previous) == 200
+
+
+def test_the_page_on_grids_says_how_many_windows_a_fraction_is():
+    y = torch.tensor([0] * 44 + [1] * 34)
+    sizes = [
+        np.bincount(y[select_subset(y, fraction, order="random", seed=3)]).tolist()
+        for fraction in (0.1, 0.001)
+    ]
+    assert sizes == [[4, 3], [1, 1]]
+    assert len(select_subset(y, 0.001, order="time", seed=3)) == 2  # the first is of class 0
+    said = " ".join((ROOT / "docs/grids.md").read_text().split())
+    assert "Of 78 windows, 34 of them positive, 0.1 is 4 + 3 = 7 windows" in said
+    assert "and 0.001 is 1 + 1 = 2." in said
 
 
 def test_a_random_subset_is_stratified_and_depends_on_the_seed():
