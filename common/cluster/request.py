@@ -280,8 +280,10 @@ def make_room(request: Request, prepared: Prepared) -> Results:
     """
     made, paths = prepared.made, request.paths
     results = Results(paths, prepared.sha256, prepared.work.siblings)
+    half_written = " ".join(path.name for path in artifacts.leftovers(paths.base_models))
     for base_hash, key in made.keys.items():
-        _clear(paths, str(key), paths.base_models, base_hash)
+        if base_hash in half_written:
+            _clear(paths, str(key), paths.base_models, base_hash)
     for job in made.finetunes:
         prefix, _, name = job.partition("/")
         _clear(paths, identity.experiment_lock(prefix, name), paths.experiments / job)

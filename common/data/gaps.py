@@ -64,7 +64,7 @@ def swallowed_bouts(sessions: Sequence[Session]) -> str:
     verb = "lie" if len(found) > 1 else "lies"
     return (
         f"more than half of {len(found)} of {number} bouts {verb} in a gap:"
-        f" {few(found, MAX_NAMED_BOUTS, '; ')}"
+        f" {few(found, MAX_NAMED_BOUTS)}"
     )
 
 
