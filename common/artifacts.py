@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -368,18 +369,66 @@ def supersede(paths: Paths, things: list[Path]) -> None:
     """Move what is no longer current to superseded/, under a name of its own.
 
     The file that makes it published is moved first, durably, so that a crash cannot leave it
-    without the others.
+    without the others. What lies on another disk is copied whole before any of it is deleted.
     """
+    copied = []
     for thing in sorted(things, key=lambda path: not path.name.endswith(".json")):
-        place = paths.superseded / thing.relative_to(paths.root)
-        make_folder(place.parent)
-        number = 0
-        while (free := place.with_name(f"{place.name}.{number}")).exists() or free.is_symlink():
-            number += 1
+        if not os.path.lexists(thing):  # to another disk, rename() fails before it looks for it
+            continue
+        free = _free_place(paths.superseded / thing.relative_to(paths.root))
         with contextlib.suppress(FileNotFoundError):
-            os.rename(thing, free)
+            try:
+                os.rename(thing, free)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _copy(thing, free)
+                copied.append(thing)
             sync_folder(free.parent)
             sync_folder(thing.parent)
+    for thing in copied:
+        _remove(thing)
+
+
+def _free_place(place: Path) -> Path:
+    """`place` with the first number that is not taken, in a folder that is there."""
+    make_folder(place.parent)
+    number = 0
+    while os.path.lexists(free := place.with_name(f"{place.name}.{number}")):
+        number += 1
+    return free
+
+
+def _copy(thing: Path, place: Path) -> None:
+    """Copy a file, a link or a folder, durably; `place` is there once all of it is."""
+    if thing.is_symlink():
+        place.symlink_to(thing.readlink())
+    elif thing.is_dir():
+        half = place.with_name(f"{_TEMPORARY}{place.name}")
+        _remove(half)  # of a killed process
+        try:
+            make_folder(half)
+            for entry in thing.iterdir():
+                _copy(entry, half / entry.name)
+            sync_folder(half)
+            os.rename(half, place)
+        except OSError:
+            with contextlib.suppress(OSError):
+                _remove(half)
+            raise
+    else:
+        write_file(place, read_regular(thing) if thing.is_file() else b"")  # a pipe holds nothing
+
+
+def _remove(thing: Path) -> None:
+    """Delete a file, a link or a folder; first, durably, the file that makes it published."""
+    if thing.is_dir() and not thing.is_symlink():
+        for entry in sorted(thing.iterdir(), key=lambda path: path.name != EXPERIMENT_METRICS):
+            _remove(entry)
+        thing.rmdir()
+    elif os.path.lexists(thing):
+        thing.unlink()
+        sync_folder(thing.parent)
 
 
 def supersede_base_model(paths: Paths, base_hash: str) -> None:

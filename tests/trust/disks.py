@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,6 +112,37 @@ def _again(
     return act
 
 
+@contextmanager
+def another_disk() -> Iterator[None]:
+    """superseded/ is on another disk than base_models/ and experiments/."""
+    rename = os.rename
+
+    def refuse(source: Any, target: Any) -> None:
+        if ("/superseded/" in str(source)) != ("/superseded/" in str(target)):
+            error = errno.EXDEV
+            raise OSError(error, os.strerror(error), str(source), None, str(target))
+        rename(source, target)
+
+    with mock.patch.object(os, "rename", refuse):
+        yield
+
+
+def _from_another_disk(publish: Publish, lost: Sequence[bytes]) -> Publish:
+    """As `publish`, which supersedes something; each file of it, `lost`, must stay whole."""
+
+    def act(folder: Path) -> None:
+        with another_disk():
+            publish.act(folder)
+
+    def read(folder: Path) -> object:
+        found = publish.read(folder)
+        kept = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+        assert all(content in kept for content in lost), "what was superseded is lost"
+        return found
+
+    return replace(publish, act=act, read=read)
+
+
 def _node(publish: Callable[[Path, int], None]) -> Callable[[Path], None]:
     """A node's copy beside the project, as rsync leaves it."""
 
@@ -201,6 +232,13 @@ PUBLISHES: dict[str, Publish] = {
         JOBS_2,
     ),
 }
+PUBLISHES["a base model instead of a stale one on another disk"] = _from_another_disk(
+    PUBLISHES["a base model instead of a stale one"], [WEIGHTS_1]
+)
+PUBLISHES["an experiment instead of a stale one on another disk"] = _from_another_disk(
+    PUBLISHES["an experiment instead of a stale one"],
+    [f"{name} 1 ".encode() * 9 for name in EXPERIMENT_FILES if name != "config.json"],
+)
 
 
 def record(publish: Publish, folder: Path) -> tuple[crashes.Tree, Disk]:

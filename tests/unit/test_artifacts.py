@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -131,6 +132,72 @@ def test_superseded_things_keep_a_name_of_their_own(paths: Paths) -> None:
         f"{HASH}.pt.1",
         f"{HASH}_metadata.json.0",
         f"{HASH}_metadata.json.1",
+    ]
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """A project whose base_models/ and experiments/ are links to another disk."""
+    paths, far = Paths(tmp_path / "project"), tmp_path / "far"
+    paths.root.mkdir()
+    for link in (paths.base_models, paths.experiments):
+        (far / link.name).mkdir(parents=True)
+        link.symlink_to(far / link.name)
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        ends = [Path(os.path.realpath(end.parent)).is_relative_to(far) for end in (source, target)]
+        if ends[0] != ends[1]:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    return paths
+
+
+def test_what_is_not_there_needs_no_place_in_superseded(other_disk: Paths) -> None:
+    artifacts.supersede_base_model(other_disk, HASH)
+    assert not other_disk.superseded.exists()
+
+
+def test_results_on_another_disk_are_superseded_whole(other_disk: Paths) -> None:
+    artifacts.publish_base_model(other_disk, HASH, b"weights", {"provenance": {}})
+    folder = artifacts.publish_experiment(other_disk, "p", "fold0_x", FILES, {"provenance": {}})
+    (folder / "own").mkdir()
+    (folder / "own/note").write_text("by hand")
+    (folder / "own/link").symlink_to("note")
+    os.mkfifo(folder / "own/pipe")
+    artifacts.supersede_base_model(other_disk, HASH)
+    artifacts.supersede_experiment(other_disk, folder)
+    kept = other_disk.superseded
+    assert (kept / f"base_models/{HASH}.pt.0").read_bytes() == b"weights"
+    assert (kept / f"base_models/{HASH}_metadata.json.0").exists()
+    assert artifacts.open_experiment(kept / "experiments/p/fold0_x.0").contents == FILES
+    assert (kept / "experiments/p/fold0_x.0/own/link").read_text() == "by hand"
+    assert (kept / "experiments/p/fold0_x.0/own/link").is_symlink()
+    assert list(other_disk.base_models.iterdir()) == []
+    assert list((other_disk.experiments / "p").iterdir()) == []
+
+
+def test_half_a_copy_of_a_killed_process_is_made_anew(
+    other_disk: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = artifacts.publish_experiment(other_disk, "p", "fold0_x", FILES, {"provenance": {}})
+    write_file = artifacts.write_file
+
+    def killed(path: Path, content: bytes) -> None:
+        if path.name == "losses.json":
+            raise KeyboardInterrupt
+        write_file(path, content)
+
+    monkeypatch.setattr(artifacts, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.supersede_experiment(other_disk, folder)
+    monkeypatch.setattr(artifacts, "write_file", write_file)
+    assert artifacts.open_experiment(folder).contents == FILES
+    artifacts.supersede_experiment(other_disk, folder)
+    assert [path.name for path in (other_disk.superseded / "experiments/p").iterdir()] == [
+        "fold0_x.0"
     ]
 
 
