@@ -36,6 +36,7 @@ from common.paths import (
 Json = dict[str, Any]
 _TEMPORARY = ".writing."
 MAX_JSON_BYTES = 64 << 20
+_NO_FILE = (errno.ELOOP, errno.ENOTDIR, errno.ENXIO)  # a link, below a file, a socket
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def read_sealed(path: Path) -> Json:
     Raises:
         FileNotFoundError: there is none.
         CorruptArtifact: it is not whole, or not what was sealed.
+        OSError: it cannot be read now.
     """
     raw = read_regular(path, MAX_JSON_BYTES)
     try:
@@ -201,20 +203,24 @@ def read_regular(path: Path, limit: int | None = None) -> bytes:
     Raises:
         FileNotFoundError: there is none.
         CorruptArtifact: it is no regular file, or larger than `limit`.
+        OSError: it cannot be read now, which says nothing about its bytes; naming the path.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or (limit is not None and status.st_size > limit):
+                raise CorruptArtifact(f"{path}: not a file of reasonable size: it is not used")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise CorruptArtifact(
-            f"{path}: cannot be read ({error.strerror}): it is not used"
-        ) from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or (limit is not None and status.st_size > limit):
-            raise CorruptArtifact(f"{path}: not a file of reasonable size: it is not used")
-        return file.read()
+        if error.errno in _NO_FILE:
+            raise CorruptArtifact(
+                f"{path}: cannot be read ({error.strerror}): it is not used"
+            ) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 # -- base models

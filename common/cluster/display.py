@@ -244,7 +244,7 @@ def _results(paths: Paths, jobs: Sequence[Job], about: list[str], folds: Folds) 
     """
     there = []
     for job in jobs:
-        with contextlib.suppress(FileNotFoundError, CorruptArtifact):
+        with contextlib.suppress(OSError, CorruptArtifact):
             path = paths.experiments / job.id / EXPERIMENT_METRICS
             there.append((job, artifacts.read_sealed(path)))
     there, lacking = folds.pooled(there)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import pytest
 
 from common import artifacts
 from common.errors import BaseModelNotFound, Conflict, CorruptArtifact, InputError
+from common.jobs.verdicts import judge_base
 from common.paths import EXPERIMENT_FILES, Paths
 from tests.conftest import wait_until
 
@@ -96,6 +98,41 @@ def test_links_and_pipes_in_the_place_of_an_artifact_are_not_followed(
     os.mkfifo(paths.base_weights(HASH))
     with pytest.raises(CorruptArtifact):
         artifacts.open_base_model(paths, HASH)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("call", ["open", "fdopen"])
+def test_a_read_error_is_no_damage_and_names_the_path(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    artifacts.publish_base_model(paths, HASH, b"weights", {"provenance": {}})
+
+    def failing(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        with pytest.raises(OSError, match=os.strerror(number)) as refused:
+            judge_base(paths, HASH, "key", {})
+    assert refused.value.filename == str(paths.base_metadata(HASH))
+    assert artifacts.open_base_model(paths, HASH).weights == b"weights"
+
+
+def test_a_folder_or_a_socket_in_place_of_a_file_is_named(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(paths.root)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    (paths.root / "folder").mkdir()
+    (paths.root / "file").touch()
+    for name in ("socket", "folder", "file/below"):
+        with pytest.raises(CorruptArtifact, match=f"/{name}: .*it is not used"):
+            artifacts.read_regular(paths.root / name)
+    descriptors = os.listdir("/proc/self/fd")
+    with pytest.raises(CorruptArtifact):
+        artifacts.read_regular(paths.root / "folder")
+    assert os.listdir("/proc/self/fd") == descriptors
 
 
 def test_metadata_of_another_hash_are_refused(paths: Paths) -> None:

@@ -182,6 +182,9 @@ def cause_of(error: BaseException) -> str:
         errno.EDQUOT,
         errno.EIO,
         errno.EROFS,
+        errno.ESTALE,
+        errno.EMFILE,
+        errno.ENFILE,
         errno.ENOMEM,
     ):
         return "disk" if error.errno != errno.ENOMEM else "out_of_memory"

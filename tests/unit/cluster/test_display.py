@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from common import artifacts
 from common.artifacts import read_sealed, seal, sha256, to_json, write_file
 from common.cluster.display import Display, closing_table, status_lines
 from common.cluster.journal import Journal, latest_status
@@ -113,6 +116,22 @@ def test_without_anybody_who_has_every_column_there_is_no_mean(results: Results)
     lines = closing_table(results.paths, results.jobs)
     assert not any(line.startswith("mean of") for line in lines)
     assert lines[-1].startswith("not in the mean: ann (no from scratch 10 %); bob (no base, fine")
+
+
+def test_a_result_that_cannot_be_read_at_the_end_is_left_out(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for person in ("ann", "bob", "cem"):
+        results.add(person, 0.8, 0.6)
+    read = artifacts.read_sealed
+
+    def stale(path: Path) -> dict[str, Any]:
+        if path.parent.name.endswith("bob"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    monkeypatch.setattr(artifacts, "read_sealed", stale)
+    assert [row[0] for row in results.table()[1:3]] == ["ann", "cem"]
 
 
 def test_repeats_are_averaged_and_of_settings_the_others_validation_scores_choose_one(

@@ -453,6 +453,8 @@ class OutOfMemoryError(RuntimeError):
         (NodeError("x"), "gpu_gone"),
         (OSError(errno.ENOSPC, "x"), "disk"),
         (OSError(errno.EDQUOT, "x"), "disk"),
+        (OSError(errno.ESTALE, "x"), "disk"),
+        (OSError(errno.EMFILE, "x"), "disk"),
         (OSError(errno.ENOMEM, "x"), "out_of_memory"),
         (MemoryError(), "out_of_memory"),
         (OutOfMemoryError("x"), "out_of_gpu_memory"),
