@@ -8,6 +8,7 @@ import contextlib
 import csv
 import hashlib
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from common.validation import first_problem, read_json
 
 MANIFEST = "dataset.json"
 SETTLED_SECONDS = 2.0
+SAVE_SECONDS = 1.0  # between two savings of the cache: a killed process loses what came since
 KeptBout = tuple[str, float, float, str]  # session, start and end second, split
 
 
@@ -168,12 +170,8 @@ class Sha256Cache:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, Any] = {}
-        # A cache that cannot be read, or is not what was written, is only slower, never wrong.
-        with contextlib.suppress(OSError, CorruptArtifact):
-            known = read_sealed(path).get("files")
-            self._known = known if isinstance(known, dict) else {}
+        self._kept = _Kept(path)
+        weakref.finalize(self, self._kept.save)  # when nothing uses it any more, at exit at latest
 
     def sha256(self, path: Path) -> str:
         """Digest of `path`, computed only when its identity is new.
@@ -183,7 +181,7 @@ class Sha256Cache:
         """
         try:
             key, identity = _key(path), file_identity(path)
-            entry = self._known.get(key)
+            entry = self._kept.entries.get(key)
             if isinstance(entry, list) and len(entry) == 2 and entry[0] == identity:
                 return str(entry[1])
             digest = file_sha256(path)
@@ -195,13 +193,36 @@ class Sha256Cache:
                 " --data_path"
             ) from None
         if is_settled(*identity[2:]):
-            self._known[key] = [identity, digest]
-            self._save()
+            self._kept.add(key, [identity, digest])
         return digest
 
-    def _save(self) -> None:
-        with contextlib.suppress(OSError):
-            write_file(self._path, to_json(seal({"files": self._known})), durable=False)
+
+class _Kept:
+    """What a Sha256Cache knows, and its file: written whole, so not for every entry."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._saved: float | None = None  # when
+        self._unsaved = False
+        self.entries: dict[str, Any] = {}
+        # A cache that cannot be read, or is not what was written, is only slower, never wrong.
+        with contextlib.suppress(OSError, CorruptArtifact):
+            known = read_sealed(path).get("files")
+            self.entries = known if isinstance(known, dict) else {}
+
+    def add(self, key: str, entry: list[Any]) -> None:
+        self.entries[key] = entry
+        self._unsaved = True
+        if self._saved is None or time.monotonic() - self._saved >= SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write what is new. A file that is gone since stays so: a refused command leaves none."""
+        gone = self._saved is not None and not self._path.exists()
+        if self._unsaved and not gone:
+            with contextlib.suppress(OSError):
+                write_file(self._path, to_json(seal({"files": self.entries})), durable=False)
+            self._unsaved, self._saved = False, time.monotonic()
 
 
 def _key(path: Path) -> str:

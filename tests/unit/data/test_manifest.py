@@ -86,6 +86,44 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
     assert Sha256Cache(tmp_path / "cache/sha256.json").sha256(tmp_path / "x") == expected
 
 
+def test_many_new_files_are_saved_once_a_second_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [0.0], list[int]()
+    plain = manifest.write_file
+
+    def counting(path: Path, content: bytes, *, durable: bool) -> None:
+        saved.append(content.count(b"/file"))
+        plain(path, content, durable=durable)
+
+    monkeypatch.setattr(manifest, "write_file", counting)
+    monkeypatch.setattr(manifest.time, "monotonic", lambda: now[0])
+    cache = Sha256Cache(tmp_path / "cache.json")
+    for number in range(100):
+        old(tmp_path / f"file{number}", b"x")
+        cache.sha256(tmp_path / f"file{number}")
+        now[0] += 1 / 32
+    assert saved == [1, 33, 65, 97]
+    del cache
+    assert saved[4:] == [100]
+    reads = count_reads(monkeypatch)
+    again = Sha256Cache(tmp_path / "cache.json")
+    for number in range(100):
+        again.sha256(tmp_path / f"file{number}")
+    del again
+    assert (reads, len(saved)) == ([], 5)
+
+
+def test_a_cache_that_a_refused_command_removed_is_not_made_again(tmp_path: Path) -> None:
+    cache = Sha256Cache(tmp_path / "cache.json")
+    for name in "xy":
+        old(tmp_path / name, b"one")
+        cache.sha256(tmp_path / name)
+    (tmp_path / "cache.json").unlink()
+    del cache
+    assert not (tmp_path / "cache.json").exists()
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nobody_train\.pt: No such file"):
         Sha256Cache(tmp_path / "c.json").sha256(tmp_path / "nobody_train.pt")
