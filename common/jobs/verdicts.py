@@ -153,19 +153,28 @@ def stale_base(
     return f"{name} is stale: {_stale(files)}: run base training again" if files else None
 
 
-def published_trainings(paths: Paths, *, todays_code: bool = False) -> dict[str, str]:
+def published_trainings(
+    paths: Paths, *, only: str | None = None, todays_code: bool = False
+) -> dict[str, str]:
     """By training key, the first hash under which an undamaged base model is published.
+    `only`: a key; what does not name it is not opened, which is much quicker.
     `todays_code`: one that no other version of the code made.
     """
     found: dict[str, str] = {}
     for base_hash in artifacts.published_base_hashes(paths):
         try:
+            if only and only.encode() not in _metadata_text(paths, base_hash):
+                continue
             metadata = artifacts.open_base_model(paths, base_hash).metadata
-        except (CorruptArtifact, BaseModelNotFound):
+        except (CorruptArtifact, BaseModelNotFound, OSError):
             continue
         if not (todays_code and _other_code(metadata.get("code_fingerprints"))):
             found.setdefault(str(metadata.get("training_key")), base_hash)
     return found
+
+
+def _metadata_text(paths: Paths, base_hash: str) -> bytes:
+    return artifacts.read_regular(paths.base_metadata(base_hash), artifacts.MAX_JSON_BYTES)
 
 
 def judge_experiment(

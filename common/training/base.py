@@ -87,7 +87,7 @@ def run(values: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         retrain = bool(values.get("_retrain"))
         if verdict.state is State.DONE and not (retrain and verdict.other_code):
             return {"base_model_hash": base_hash, "reused": "already published"}
-        equal = published_trainings(paths, todays_code=retrain).get(key)
+        equal = published_trainings(paths, only=key, todays_code=retrain).get(key)
         if equal:
             source = artifacts.open_base_model(paths, equal)
             _make_way(paths, base_hash, verdict)

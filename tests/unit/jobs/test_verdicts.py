@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -140,6 +142,44 @@ def test_what_is_in_the_way_is_moved_and_another_configuration_only_when_asked(
         (paths.superseded / f"experiments/p/fold0_ann.{number}/x").read_text()
         for number in range(2)
     ] == ["0", "1"]
+
+
+def test_weights_of_other_trainings_are_not_read(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = [f"{number:016x}" for number in range(4)]
+    for number, base_hash in enumerate(hashes):
+        record = {"training_key": f"key{number % 2}", "provenance": {}}
+        artifacts.publish_base_model(paths, base_hash, b"weights", record)
+    paths.base_metadata(hashes[3]).unlink()
+    read: list[Path] = []
+    plain = artifacts.read_regular
+
+    def recording(path: Path, limit: int | None = None) -> bytes:
+        read.append(path)
+        return plain(path, limit)
+
+    monkeypatch.setattr(artifacts, "read_regular", recording)
+    assert published_trainings(paths, only="key1") == {"key1": hashes[1]}
+    assert [path for path in read if path.suffix == ".pt"] == [paths.base_weights(hashes[1])]
+
+
+def test_a_base_model_that_cannot_be_read_now_is_no_source_of_copies(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for base_hash in ("0" * 16, "1" * 16):
+        record = {"training_key": "key", "provenance": {}}
+        artifacts.publish_base_model(paths, base_hash, b"weights", record)
+    plain = artifacts.read_regular
+
+    def stale(path: Path, limit: int | None = None) -> bytes:
+        if path == paths.base_weights("0" * 16):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return plain(path, limit)
+
+    monkeypatch.setattr(artifacts, "read_regular", stale)
+    expected = {"key": "1" * 16}
+    assert published_trainings(paths) == published_trainings(paths, only="key") == expected
 
 
 def test_a_copy_has_equal_weights_and_its_own_configuration(paths: Paths) -> None:
