@@ -66,6 +66,7 @@ class Watch:
         self._states = dict.fromkeys(self._jobs, "left")
         for jobs in places.values():
             self._states.update(dict.fromkeys(jobs.values(), "waiting"))
+        self._seconds: dict[str, float] = {}  # by job, as estimated
         self._started: dict[str, float] = {}  # by job, the time of its last start
         self._read: dict[Place, int] = {}  # bytes of its event log
         self._nodes: dict[Place, str] = {}
@@ -251,9 +252,7 @@ class Watch:
             if (jobs := [j for j in self._open_jobs(place) if self._states[j] == "running"])
         }
         left = sum(
-            self._estimates.seconds(job)
-            for job in self._jobs.values()
-            if self._states[job.id] in OPEN
+            self._seconds_of(job) for job in self._jobs.values() if self._states[job.id] in OPEN
         )
         nodes = sorted({self._nodes[place] for place in running if place in self._nodes})
         return {
@@ -264,6 +263,12 @@ class Watch:
             "nodes": [self._node_status(node, running) for node in nodes],
             "ended": ended,
         }
+
+    def _seconds_of(self, job: Job) -> float:
+        """The estimate, made once: estimating all of 100,000 jobs takes seconds."""
+        if job.id not in self._seconds:
+            self._seconds[job.id] = self._estimates.seconds(job)
+        return self._seconds[job.id]
 
     def _node_status(self, node: str, running: Mapping[Place, Sequence[str]]) -> dict[str, Any]:
         here = {place: jobs for place, jobs in running.items() if self._nodes.get(place) == node}

@@ -78,3 +78,32 @@ def test_how_a_task_ended_that_squeue_has_forgotten_is_taken_from_accounting(
         outcome = watch.run([QueuedTask("run", "free0", 0, "7", "RUNNING")], lambda: False)
     assert outcome.left == left
     assert outcome.failed == ({"job0": (words, "")} if words else {})
+
+
+def test_a_job_is_estimated_once_however_often_its_state_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimated: list[str] = []
+    paths = Paths(tmp_path)
+    jobs = [Job("script", f"job{number}", {}) for number in range(3)]
+    estimates = Estimates(paths, ())
+    seconds = estimates.seconds
+
+    def recording(job: Job) -> float:
+        estimated.append(job.id)
+        return seconds(job)
+
+    monkeypatch.setattr(estimates, "seconds", recording)
+    with closing(Journal(paths, "run")) as journal:
+        watch = Watch(
+            paths,
+            Work((), {}, jobs, frozenset(), {}),
+            {("run", "free0", 0): {job.id: job.id for job in jobs}},
+            Results(paths, lambda data_path, name: "", {}),
+            journal,
+            estimates,
+            lambda line, failed=None: None,
+            lambda status: None,
+        )
+        left = [watch.status(False)["time_left"] for _ in range(3)]
+    assert (left, estimated) == ([None] * 3, ["job0", "job1", "job2"])
