@@ -54,8 +54,7 @@ def lay_out(
         for index, (job,) in tasks.items():
             for published in (job, *work.siblings.get(job.id, ())):
                 bases[published.id] = BaseTask(f"base{number}", index)
-    # neighbours share base and data in one process
-    ordered = sorted(work.others, key=lambda job: (job.needs or "", job.values.get("fold", 0)))
+    ordered = sorted(work.others, key=_neighbours)
     dependent = [(bases[job.needs], job) for job in ordered if job.needs in bases]
     free = _chunks([job for job in ordered if job.needs not in bases], per_task)
     return [
@@ -66,6 +65,11 @@ def lay_out(
             for number, start in enumerate(range(0, len(free), size))
         ),
     ]
+
+
+def _neighbours(job: Job) -> tuple[str, int]:
+    """Fine-tunes in one process share base and data; a script's fold may be anything."""
+    return job.needs or "", job.values.get("fold", 0) if job.kind == "finetune" else 0
 
 
 def _chunks(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:

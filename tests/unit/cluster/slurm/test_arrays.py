@@ -73,6 +73,14 @@ def test_fine_tunes_lie_at_the_index_of_the_training_that_publishes_their_base()
     ]
 
 
+@pytest.mark.parametrize("folds", [("A", 1, None), ({"a": 1}, "B", 0)])
+def test_jobs_of_an_own_script_keep_their_order_whatever_their_fold_is(folds: Any) -> None:
+    jobs = [Job("script", f"job{number}", {"fold": fold}) for number, fold in enumerate(folds)]
+    jobs.append(Job("script", "job3", {"lr": 1}))
+    (array,) = lay_out(work([], jobs), {}, 1001, 12)
+    assert [job.id for job in array.tasks[0]] == ["job0", "job1", "job2", "job3"]
+
+
 def test_fine_tunes_of_a_base_that_slurm_has_already_follow_it_at_its_index() -> None:
     (array,) = lay_out(work([], [finetune("1", "a")]), {"a": BaseTask("base0", 7, "123")}, 1001, 12)
     assert array.after == BaseTask("base0", 0, "123")
