@@ -27,9 +27,11 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from common.artifacts import to_json
 from common.errors import InputError, nearest
 from common.validation import first_problem
 
+T = TypeVar("T")
 Hashed = Literal[
     "always", "with_augmentation", "with_augmentation_unless_default", "unless_default", "never"
 ]
@@ -134,6 +136,18 @@ def _json_object(value: object) -> object:
         raise ValueError("a JSON object is needed, as in '{\"width\": 32}'") from None
 
 
+def _held_by_json(value: T) -> T:
+    """What cannot be written into a result is refused before the training, not after it."""
+    try:
+        to_json(value)
+    except (ValueError, RecursionError):
+        raise ValueError(
+            "holds what JSON cannot (NaN, Infinity, a number beyond 1e308, half a character, deep"
+            " nesting): give other values"
+        ) from None
+    return value
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     _unique([name for name, _ in pairs])
     return dict(pairs)
@@ -178,7 +192,8 @@ Participants = Annotated[list[SafeName], Field(min_length=2), AfterValidator(_un
 Device = Annotated[str, BeforeValidator(_text), AfterValidator(_device)]
 ProjectFile = Annotated[str, AfterValidator(_project_file)]
 OwnCode = Annotated[str, AfterValidator(_own_code)]
-Keywords = Annotated[dict[str, Any], BeforeValidator(_json_object)]
+Keywords = Annotated[dict[str, Any], BeforeValidator(_json_object), AfterValidator(_held_by_json)]
+Globs = Annotated[list[str], AfterValidator(_held_by_json)]
 DataPath = Annotated[str, AfterValidator(_data_path)]
 Hash = Annotated[str, AfterValidator(_hash)]
 # 0.1 + 0.2 and 0.3 are one value, with one hash and one prefix
@@ -517,7 +532,7 @@ class FinetuneOptions(Options):
     seed_finetune: Seed | None = option(
         None, "seed of subset, order and initialisation of a fine-tune (unset: seed)", "never"
     )
-    freeze: list[str] = option(
+    freeze: Globs = option(
         [], "names of parameters that a fine-tune leaves alone; * stands for anything", "never"
     )
     lr_finetune: Positive | None = own("lr")
