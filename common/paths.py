@@ -4,6 +4,8 @@ these names.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -18,6 +20,7 @@ BASE_MODELS = "base_models"
 EXPERIMENTS = "experiments"
 SUPERSEDED = "superseded"
 RUNS = "runs"
+MAX_LOCK_NAME = 200  # file systems take 255 bytes, and a letter of another script is quoted as 6
 SPLITS = ("train", "val", "test")
 
 # The files of an experiment that are byte-identical between two runs of it; metrics.json, apart
@@ -130,7 +133,10 @@ class Paths:
 
     def data_lock(self, data_path: str) -> Path:
         """Held shared by runs that read a data folder, alone by what replaces it."""
-        return self.root / "locks" / f"data.{quote(data_path, safe='')}.lock"
+        name = quote(data_path, safe="")
+        if len(name) > MAX_LOCK_NAME:
+            name = hashlib.sha256(os.fsencode(data_path)).hexdigest()
+        return self.root / "locks" / f"data.{name}.lock"
 
     def checkpoint(self, key: str) -> Path:
         """Checkpoint of one training that was cut short."""

@@ -49,3 +49,14 @@ def test_all_that_is_written_lies_below_the_project_folder() -> None:
 
 def test_a_data_path_may_be_absolute() -> None:
     assert Paths(Path("/p")).data("/elsewhere/data") == Path("/elsewhere/data")
+
+
+def test_every_data_path_has_a_lock_of_its_own_whose_name_a_file_system_takes() -> None:
+    paths = Paths(Path("/p"))
+    assert paths.data_lock("data/x") == Path("/p/locks/data.data%2Fx.lock")
+    cyrillic = "data/данные_исследования_курения/окна_60_секунд_шаг_"
+    locks = [paths.data_lock(f"{cyrillic}{step}") for step in (30, 60)]
+    locks += [paths.data_lock("data/" + "x" * 150 + f"/{step}") for step in (30, 60, "y" * 200)]
+    assert len(set(locks)) == len(locks)
+    assert all(lock.parent == paths.root / "locks" for lock in locks)
+    assert max(len(lock.name) for lock in locks) < 255
