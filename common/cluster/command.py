@@ -100,7 +100,7 @@ def execute(
     if args.status:
         return _status(paths, display)
     if args.log is not None:
-        display.say(str(log_of(paths, args.log).relative_to(paths.root)))
+        display.say(str(_from_here(paths, log_of(paths, args.log))))
         return 0
     config = load_config(args.cluster_config)
     engine = load_engine(config.engine)
@@ -138,6 +138,12 @@ def execute(
     with only_orchestrator(paths), lock_data(request):
         curves = Curves(paths) if args.tensorboard else None
         return _run(engine, request, data, fingerprints, display, notifier, curves)
+
+
+def _from_here(paths: Paths, path: Path) -> Path:
+    """Relative where it lies in the project folder, which may have been named through a link."""
+    inside = (folder for folder in path.parents if folder.samefile(paths.root))
+    return next((path.relative_to(folder) for folder in inside), path)
 
 
 def _run(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.cluster import command
 from common.cluster.journal import (
     MAX_LOG,
     Journal,
@@ -132,3 +133,23 @@ def test_the_status_says_how_long_a_job_has_been_running(tmp_path: Path) -> None
         journal.status({"nodes": [{"running": running}]})
     assert running[0].keys() == {"job", "seconds"}
     assert running[1].keys() == {"job"}
+
+
+def test_the_path_of_a_log_is_said_relative_where_it_lies_in_the_project_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, link = tmp_path / "project", tmp_path / "link"
+    for folder in (project / "experiments/p/fold0_ann", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        (folder / "train.log").touch()
+    link.symlink_to(project)
+    monkeypatch.chdir(link)
+
+    def said(job: object) -> str:
+        args = command.parser("").parse(["--log", str(job)])
+        assert command.execute(args, lambda data: ([], [], None)) == 0
+        return capsys.readouterr().out.strip()
+
+    inside = "experiments/p/fold0_ann/train.log"
+    assert said("p/fold0_ann") == said(link / "experiments/p/fold0_ann/") == inside
+    assert said(tmp_path / "elsewhere") == f"{tmp_path}/elsewhere/train.log"
