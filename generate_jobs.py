@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from common.cli import Parser, run_script
+from common.cli import Parser, run_script, text_path
 from common.data.data_sets import Data
 from common.jobs.generate import choose_grid, generate
 from common.paths import Paths
@@ -23,7 +23,7 @@ def parser() -> Parser:
     flags = Parser(__doc__ or "")
     flags.add_argument(
         "--grid",
-        type=Path,
+        type=text_path,
         help="grid file (default: the grid of the job files that are here, else the documented"
         " grid); job files of other fine-tunes are kept as .bak, .bak1, ...",
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -47,6 +48,17 @@ class Parser(argparse.ArgumentParser):
             flags = [name for action in self._actions for name in action.option_strings]
             raise InputError(f"unknown argument {flag}{nearest(flag, flags)}; see --help")
         return known
+
+
+def text_path(text: str) -> Path:
+    """A path that is written into a file, as an argparse type."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not UTF-8 text, as which it is written into files: give it another name"
+        ) from None
+    return Path(text)
 
 
 def visible(text: str) -> str:
@@ -99,6 +111,9 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     os.environ["MPLBACKEND"] = "agg"
     paths = Paths(Path())
     new = not paths.sha256_cache.parent.exists()
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()

@@ -741,3 +741,11 @@ def test_data_that_nobody_vouches_for_are_used_with_one_line_of_warning(project:
     assert [project.run(*command).stderr for command in commands] == [""] * 3
     shutil.rmtree(project.folder / "data")
     assert project.run(*commands[0]).stderr == ""
+
+
+def test_a_grid_whose_name_job_files_cannot_record_is_refused(project: Project) -> None:
+    name = os.fsdecode(b"g\xe9.json")
+    project.write(name, {"grid": {}, "fixed": BASE})
+    done = project.run("generate_jobs.py", "--grid", name, exit_code=2)
+    assert r"argument --grid: 'g\udce9.json' is not UTF-8 text" in failed_in_one_line(done)
+    assert not (project.folder / "finetune_jobs.json").exists()

@@ -5,6 +5,7 @@ traceback.
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,6 +86,30 @@ def test_ctrl_c_while_a_script_imports(tmp_path: Path, place: str, raised: str, 
     assert ended.returncode == code
     assert (ended.stderr == "interrupted\n") == (code == 130)
     assert ("Traceback" in ended.stderr) == (code != 130)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_name_that_the_output_cannot_hold_is_escaped(encoding: str) -> None:
+    script = (
+        "import sys\n"
+        "from common.cli import run_script\n"
+        "from common.errors import InputError\n"
+        "def main():\n"
+        "    sys.stdout.write('g\\u00e9 \\udce9\\n')\n"
+        "    raise InputError('g\\u00e9 \\udce9')\n"
+        "run_script(main)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    shown = r"g\xe9 \udce9" if encoding == "ascii" else "gé \\udce9"
+    assert (ended.returncode, ended.stdout) == (2, f"{shown}\n")
+    assert ended.stderr.startswith("error: g")
+    assert ended.stderr.endswith("\\udce9\n")
 
 
 @pytest.mark.parametrize("code", [0, 1, 130])
