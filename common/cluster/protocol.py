@@ -23,6 +23,7 @@ from common.validation import first_problem
 
 MAX_TEXT = 2_000
 MAX_LOG = 64 << 10
+MAX_TIME = 1e11  # seconds since 1970 that are a date
 MAX_SPEED = 1e15  # bytes of windows per second
 CAUSES = (
     "error",
@@ -110,7 +111,7 @@ def _waiting(waiting: object) -> Json:
         raise ValueError("malformed waiting")
     return {
         "holder": _text(waiting.get("holder", "")),
-        "since": _number(waiting.get("since")) or 0.0,
+        "since": min(max(0.0, _number(waiting.get("since")) or 0.0), MAX_TIME),
     }
 
 
@@ -151,10 +152,11 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> float | None:
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**62
-    return (
-        float(value) if plain and isinstance(value, (int, float)) and math.isfinite(value) else None
-    )
+    """None for what is no finite number, and for a whole number too large to count anything."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    counts = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+    return float(value) if counts and isinstance(value, int) else None
 
 
 def _is_count(value: object) -> bool:

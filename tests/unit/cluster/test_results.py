@@ -64,6 +64,18 @@ def test_a_record_that_lacks_what_the_head_will_read_is_refused(pair: Pair, numb
     )
 
 
+@pytest.mark.parametrize(
+    ("loss", "said"), [(1e30, ""), (10**30, "test_loss in metrics.json is no number")]
+)
+def test_a_loss_may_be_of_any_size(pair: Pair, loss: float, said: str) -> None:
+    """A whole number may not: Python reads it with any number of digits."""
+    path = pair.documents(pair.alone)[-1]
+    write_sealed(path, json.loads(path.read_bytes()) | {"test_loss": loss})
+    refused = pair.accept(pair.alone)
+    assert said in refused
+    assert bool(refused) == bool(said)
+
+
 def test_a_result_from_a_node_is_read_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
 
