@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.artifacts import read_regular, sha256, training_lock, write_file
+from common.artifacts import read_regular, remove_temporaries, sha256, training_lock, write_file
 from common.data.dataset import Split, Windows, open_split
 from common.data.manifest import WindowForm, read_manifest
 from common.errors import Conflict, CorruptArtifact, NodeError
@@ -235,10 +235,13 @@ class CheckpointFile:
         self, paths: Paths, key: str, unchanged: Callable[[], None] = lambda: None
     ) -> None:
         self._unchanged = unchanged
-        self._path = paths.checkpoint(checkpoint_name(key))
+        self._key, self._path = key, paths.checkpoint(checkpoint_name(key))
 
     def load(self) -> bytes | None:
-        """The checkpoint's bytes, or None when there is none or a damaged one."""
+        """The checkpoint's bytes, or None when there is none or a damaged one. Deletes what killed
+        processes were writing: only for the holder of the training's lock.
+        """
+        remove_temporaries(self._path.parent, f"{self._key}-")
         with contextlib.suppress(FileNotFoundError, CorruptArtifact):
             checksum, _, data = read_regular(self._path).partition(b"\n")
             if checksum.decode(errors="replace") == sha256(data):

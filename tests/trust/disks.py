@@ -417,11 +417,7 @@ def every_failure_of_a_training(
                 assert not broken(folder), f"{where}: {broken(folder)}"
                 training.run(folder)
                 assert contents(folder) == training.result, where
-                left = [
-                    str(path)
-                    for path in folder.rglob(f"{TEMPORARY}*")
-                    if path.parent.name != "checkpoints"
-                ]
+                left = [str(path) for path in folder.rglob(f"{TEMPORARY}*")]
                 assert not left or operation.call == "unlink", f"{where}: left over: {left}"
                 shutil.rmtree(folder)
                 count += 1

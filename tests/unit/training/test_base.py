@@ -328,3 +328,17 @@ def test_a_checkpoint_of_changed_data_or_with_other_bytes_is_none(project: Path)
     (path,) = (project / "checkpoints").iterdir()
     path.write_bytes(path.read_bytes() + b"x")
     assert kept.load() is None
+
+
+def test_half_a_checkpoint_of_a_killed_worker_is_deleted_by_the_next_training(
+    project: Path,
+) -> None:
+    result, _ = train(fold=1, n_base_participants=2)
+    metadata = artifacts.read_base_metadata(Paths(project), result["base_model_hash"])
+    folder = project / "checkpoints"
+    folder.mkdir()
+    (folder / f".writing.{metadata['training_key']}-0123abcd.ckpt.x").touch()
+    (folder / ".writing.anothers-0123abcd.ckpt.x").touch()
+    artifacts.supersede_base_model(Paths(project), result["base_model_hash"])
+    train(fold=1, n_base_participants=2)
+    assert [path.name for path in folder.iterdir()] == [".writing.anothers-0123abcd.ckpt.x"]
