@@ -360,7 +360,7 @@ def _take_notes(
     if options.demo:  # what its docstring says need not be said at every run
         return
     for session, kinds in one.mended.get(participant, {}).items():
-        counted = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        counted = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in kinds.items())
         one.notes.append(f"{participant}: {session}: clock repaired ({counted})")
     if options.split == "chronological" and not in_order(sessions)[1]:
         one.notes.append(

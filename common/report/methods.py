@@ -330,10 +330,10 @@ def _grid_warnings(grid: Grid, table: pd.DataFrame) -> list[str]:
     found += _uneven_repeats(grid)
     found += _undefined(grid.rows, grid.metric)
     found += _one_draw(grid)
-    kept = int((from_base(rows)["best_epoch"] == 0).sum())
-    if kept:
+    based = from_base(rows)
+    if kept := int((based["best_epoch"] == 0).sum()):
         found.append(
-            f"In {kept} of {number_of(len(rows), 'experiment')} no epoch beat the untouched base on"
+            f"In {kept} of {number_of(len(based), 'fine-tune')} no epoch beat the untouched base on"
             " the selection windows, so fine-tuned and base are the same model."
         )
     return found

@@ -179,7 +179,7 @@ def test_a_clock_that_was_set_back_is_refused_or_goes_on(call, project):
     )
     code, out, _ = call("clock_set_back", "--repair_clock")
     assert code == 0
-    assert "note: p01: rec: clock repaired (1 set_back)" in out
+    assert "note: p01: rec: clock repaired (1 set back)" in out
     manifest, _, _ = made(project)
     assert manifest.clock_repairs == {"p01": {"rec": {"set_back": 1}}}
     starts = (project / "data/mine/p01_train_windows.csv").read_text().split()[1:]
