@@ -96,7 +96,10 @@ def layout_of(args: Any, needed: dict[str, Any]) -> Any:
     given = {name: getattr(args, name) for name in READING if getattr(args, name) is not None}
     checked = Preparation.parse({**given, "sessions": str(args.sessions), "data_path": "data/none"})
     return replace(
-        Layout.of(checked), channels=tuple(needed["channels"]), rate=needed["sampling_rate_hz"]
+        Layout.of(checked),
+        channels=tuple(needed["channels"]),
+        rate=needed["sampling_rate_hz"],
+        of_model=True,
     )
 
 

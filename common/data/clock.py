@@ -99,13 +99,17 @@ class Stamps:
 
 @dataclass(frozen=True)
 class ClockRules:
-    """What a clock must fit: the grid, the longest pause that is no gap, and whether to mend."""
+    """What a clock must fit: the grid, the longest pause that is no gap, and whether to mend.
+
+    `of_model`: the grid is a model's, which no option changes.
+    """
 
     column: str
     unit: str
     rate: float
     max_gap_s: float | None
     repair: bool
+    of_model: bool = False
 
 
 class StampReader:
@@ -533,16 +537,19 @@ def check_unit(where: str, times: Floats, rules: ClockRules) -> None:
     """
     every, rate = float(np.median(np.diff(times))), len(times) / float(times[-1])
     unit, grid = f"{rules.column} in {rules.unit}", f"--sampling_rate {rules.rate:g}"
+    slower, faster = f"--sampling_rate {1 / every:.3g}", "a higher --sampling_rate"
+    if rules.of_model:
+        grid = f"the model's {rules.rate:g} Hz"
+        slower, faster = (f"a model trained at about {hz:.3g} Hz" for hz in (1 / every, rate))
     if every * rules.rate > TIMES_OFF:
         raise InputError(
             f"{where}: samples are {every:g} s apart by {unit}, too far for {grid}:"
-            f" {_unit_that_fits(1 / every, rules)}for a sensor this slow, --sampling_rate"
-            f" {1 / every:.3g}"
+            f" {_unit_that_fits(1 / every, rules)}for a sensor this slow, {slower}"
         )
     if rate > max(FASTEST_HZ, TIMES_OFF * rules.rate):
         raise InputError(
             f"{where}: samples are {1 / rate:g} s apart by {unit}, too near for {grid}:"
-            f" {_unit_that_fits(rate, rules)}for a sensor this fast, a higher --sampling_rate"
+            f" {_unit_that_fits(rate, rules)}for a sensor this fast, {faster}"
         )
 
 

@@ -49,6 +49,7 @@ class Layout:
         header_line: the line with the names of the columns (None: the first one).
         date_format: of the time column, as strptime takes it (None: numbers or ISO 8601).
         repair_clock: mend stamps that are refused otherwise.
+        of_model: channels and rate are a model's, not options.
     """
 
     time_column: str
@@ -62,6 +63,7 @@ class Layout:
     header_line: int | None = None
     date_format: str | None = None
     repair_clock: bool = False
+    of_model: bool = False
 
     @classmethod
     def of(cls, options: Preparation) -> Layout:
@@ -84,7 +86,12 @@ class Layout:
     def clock_rules(self) -> ClockRules:
         """What a clock must fit."""
         return ClockRules(
-            self.time_column, self.time_unit, self.rate, self.max_gap_s, self.repair_clock
+            self.time_column,
+            self.time_unit,
+            self.rate,
+            self.max_gap_s,
+            self.repair_clock,
+            self.of_model,
         )
 
     @property

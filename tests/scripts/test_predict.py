@@ -154,6 +154,13 @@ def test_what_cannot_be_predicted_is_said_and_never_invented(
         exit_code=None,
     )
     assert "empty" in failed_in_one_line(done)
+    assert (
+        "too far for the model's 20 Hz: is time in ms? give --time_unit ms; or, for a sensor this"
+        " slow, a model trained at about 0.05 Hz" in refused("slower.csv", rate=0.05, seconds=900)
+    )
+    said = refused("seconds.csv", "--time_unit", "ns", rate=1, seconds=900)
+    assert "too near for the model's 20 Hz: is time in s? give --time_unit s; or, for a" in said
+    assert "--sampling_rate" not in said
     assert "--threshold high: a number from 0 to 1" in refused("a.csv", "--threshold", "high")
     assert "--stride_seconds inf: a number" in refused("a.csv", "--stride_seconds", "inf")
     assert "no tuned threshold" in failed_in_one_line(
