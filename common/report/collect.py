@@ -158,7 +158,10 @@ def collect(folders: list[Path], rules: EventRules | None = None) -> Collection:
                 collection.skipped.append(
                     Skipped(_shown(folder, project), _reason(error, folder, project))
                 )
-            except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            except OSError as error:
+                why = f"cannot be read now: {_reason(error, folder, project)}"
+                collection.skipped.append(Skipped(_shown(folder, project), why))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 collection.skipped.append(
                     Skipped(
                         _shown(folder, project),

@@ -162,7 +162,9 @@ def idle_worker_killed(seed: int, parent: Path) -> int:
     there: it is not given to the dead one.
     """
     with opened(parent, f"idle worker killed {seed}") as world:
-        planned = world.jobs({**GRID, "fold": [0]})
+        # the base training outlasts the kill
+        long = {"max_epochs": 3000, "early_stopping_patience": 3000, "max_epochs_finetune": 2}
+        planned = world.jobs({**GRID, "fold": [0]}, **long)
         (world.folder / "slow_to_restart.py").write_text(
             SLOW_TO_RESTART.format(root=str(world.code))
         )
