@@ -49,15 +49,14 @@ MAX_SET_BACKS = 1000
 
 @dataclass(frozen=True)
 class SetBack:
-    """The clock was set back by `seconds` before row `row` (from 0).
+    """The clock was set back before row `row` (from 0).
 
     `before_s` is the last time before, `after_s` the first one after, as the clock showed them.
-    `seconds_added` is what mending adds from that row on: the usual time from one row to the next
-    more than `seconds`, since the first row after is later than the last one before.
+    `seconds_added` is what mending adds from that row on: by how much it was set back, and the
+    usual time from one row to the next.
     """
 
     row: int
-    seconds: float
     before_s: float
     after_s: float
     seconds_added: float
@@ -340,7 +339,7 @@ def _without_set_backs(
             )
         ticks, per_second = shown.stamps.ticks, shown.stamps.per_second
         before_s, after_s = ticks[:row].max() / per_second, ticks[row] / per_second
-        found.append(SetBack(row, seconds, float(before_s), float(after_s), seconds + usual))
+        found.append(SetBack(row, float(before_s), float(after_s), seconds + usual))
         times = times.copy() if len(found) == 1 else times
         times[row:] += found[-1].seconds_added
         begin = row

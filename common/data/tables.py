@@ -29,6 +29,7 @@ LOOKED_AT_LINES = 300
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?$|[+-]?(nan|inf)$", re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?$")
 DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?$")
+POINT = " (decimal point)"  # after such a number where others have commas
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]|$)")
 # The name that pandas gives to a column without one when it writes a table that it has read
 UNNAMED = re.compile(r"Unnamed: \d+(_level_\d+)?$")
@@ -91,22 +92,15 @@ class Table:
         """A block with decimal points for commas in the columns that pandas left as text.
 
         Pandas leaves a whole column as text where one cell is no number. Its other cells are read
-        one by one then, by to_numeric, which knows decimal points only.
-
-        Raises:
-            InputError: a cell has a decimal point already, which may separate thousands.
+        one by one then, by to_numeric, which knows decimal points only. A point that is there
+        already may separate thousands: such a cell is no number, should anybody need it as one.
         """
         for place in block.select_dtypes("object"):
             cells = block[place].astype(str).str.strip()
-            points = cells.str.match(DECIMAL_POINT)
-            if points.any():
-                row = points.idxmax()  # blocks go on counting
-                raise InputError(
-                    f"{self.path}: numbers have a decimal comma and, in row {row + 1}, a decimal"
-                    f" point ({cells[row]}); write one of them throughout"
-                )
-            numbers = cells.str.match(NUMBER)
-            block[place] = block[place].mask(numbers, cells.str.replace(",", ".", regex=False))
+            points, numbers = (cells.str.match(form) for form in (DECIMAL_POINT, NUMBER))
+            written = block[place].mask(points, cells + POINT)
+            mended = cells.str.replace(",", ".", regex=False)
+            block[place] = written.mask(numbers & ~points, mended)
         return block
 
     def text(self) -> dict[str, list[str]]:

@@ -55,7 +55,7 @@ def test_bouts_and_stretches_of_unknown_label_are_told_apart(tmp_path):
 
 def placed(tmp_path, *bouts):
     """Bouts on a clock that shows 0 to 100 s, is set back by 29 s, and goes on to 120 s."""
-    clock = Clock(0.0, np.arange(151.0), set_backs=(SetBack(101, 29.0, 100.0, 71.0, 30.0),))
+    clock = Clock(0.0, np.arange(151.0), set_backs=(SetBack(101, 100.0, 71.0, 30.0),))
     table = BoutTable(tmp_path / "bouts.csv", "number", {})
     rows = [Bout(number, *times, POSITIVE) for number, times in enumerate(bouts, 1)]
     return bouts_inside("s1", table, rows, clock, "number")[0].tolist()
