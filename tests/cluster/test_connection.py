@@ -748,7 +748,7 @@ def test_any_login_shell_takes_commands_words_and_copies(
         assert not (hosts["h1"].project / "pwned").exists()
         assert node.run(["sh", "-c", "cat; exit 7"], input=b"one\ntwo").stdout == b"one\ntwo"
         assert node.run(["sh", "-c", "exit 7"]).exit_code == 7
-        assert probe(node)["versions"]["torch"]
+        assert probe(node)["cores"] > 0
         assert node.push(["a b!"]).bytes > 0
         node.pull(["a b!"], head / "in")
         assert (head / "in" / "a b!").read_text() == "content of a"
