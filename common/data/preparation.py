@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from common.data.splits import SplitRule
 from common.data.windowing import Labelling
@@ -15,6 +24,16 @@ from common.validation import first_problem
 SOURCE_AND_PLACE = {"sessions", "demo", "data_path", "overwrite", "force"}
 WINDOWS_A_BLOCK = 10
 MOST_FOLDS = 100
+
+
+def _date_format(text: str) -> str:
+    import pandas as pd  # takes a while to load, and few give a format
+
+    try:
+        pd.to_datetime(pd.Series([""]), format=text, errors="coerce")
+    except (ValueError, re.error) as error:
+        raise ValueError(f"{error}; the directives are those of Python's strptime") from None
+    return text
 
 
 def _by_commas(names: object) -> object:
@@ -60,7 +79,7 @@ class Preparation(BaseModel):
         description="unit of the time column and of start and end in bouts.csv, unless these are"
         " dates",
     )
-    date_format: str | None = Field(
+    date_format: Annotated[str, AfterValidator(_date_format)] | None = Field(
         None,
         description="how dates are written, as '%d/%m/%Y %H:%M:%S.%f', with '%z' or '%Z' for a"
         " zone (unset: ISO 8601, as 2024-01-31 13:59:59.5, with or without a zone)",

@@ -8,6 +8,7 @@ import pytest
 
 from common.data.clock import ClockRules, StampReader, Stamps, read_clock
 from common.data.columns import ColumnRules, read_columns
+from common.data.preparation import Preparation
 from common.data.recordings import Layout, Recordings, list_recordings
 from common.data.resampling import make_session
 from common.data.tables import open_table
@@ -180,6 +181,13 @@ def test_dates_are_read_by_the_format_as_they_are_written(cell, date_format, sec
     reader.add(pd.Series([cell, cell], dtype=object))
     stamps = reader.stamps()
     assert (stamps.ticks[0] / stamps.per_second, stamps.form) == (seconds, form)
+
+
+@pytest.mark.parametrize("date_format", ["%q", "%d/%m/%Y %", "%d %d"])
+def test_a_format_that_is_none_is_refused_before_anything_is_read(date_format):
+    given = {"sessions": "rec", "data_path": "data/a", "date_format": date_format}
+    with pytest.raises(InputError, match=r"date_format: .*; the directives are those of Python"):
+        Preparation.parse(given)
 
 
 def test_a_date_that_does_not_fit_the_format_is_refused_with_both():
