@@ -31,10 +31,6 @@ from common.report.run_figures import draw_run
 from common.report.sections import Section, lead, section
 
 PAGE = "index.html"
-WRITTEN = {  # also by a report that was cut short: the page comes last
-    *("figures", "main_table.tex", "main_table.md", "numbers.tex", "contrasts.csv"),
-    *("summary.csv", "missing.csv", PAGE),
-}
 
 
 @dataclass(frozen=True)
@@ -91,10 +87,10 @@ def build_report(request: ReportRequest) -> Summary:
     )
     html = render(sections, collection, missing, notes, run_figures)
     figures = [figure for part in sections for figure in part.figures]
+    write_file(request.out / PAGE, html)  # first: the sign that the folder is a report's
     write_figures(request.out, figures + run_figures)
     write_tables(request.out, sections, collection)
     _write_lists(request.out, collection, missing)
-    write_file(request.out / PAGE, html)
     return Summary(
         request.out / PAGE,
         lead(sections)["headline"],
@@ -110,11 +106,9 @@ def _check_place(out: Path) -> None:
     """A report is written beside files of the user's own only where one already is."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder")
-    others = {path.name for path in out.iterdir()} - WRITTEN if out.is_dir() else set()
-    if others and not (out / PAGE).exists():
-        raise InputError(
-            f"--out {out}: holds {few(sorted(others))} and no report; give a new folder"
-        )
+    others = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if others and PAGE not in others:
+        raise InputError(f"--out {out}: holds {few(others)} and no report; give a new folder")
 
 
 def _grids(

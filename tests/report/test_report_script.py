@@ -204,15 +204,20 @@ def test_files_of_the_users_own_are_never_replaced(made: Made, run: Run, tmp_pat
     own = tmp_path / "own"
     own.mkdir()
     (own / "summary.csv").write_text("mine")
-    (own / "plot.py").write_text("mine")
-    for out, said in ((own, "holds plot.py and no report"), (tmp_path / "notes.txt", "is a file")):
+    for out, said in (
+        (own, "holds summary.csv and no report"),
+        (tmp_path / "notes.txt", "is a file"),
+    ):
         done = run("report.py", "--out", out, cwd=made.root)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert said in done.stderr
     assert (own / "summary.csv").read_text() == "mine"
-    (own / "plot.py").unlink()
-    for _ in range(2):  # one that was cut short, then a whole one
-        assert run("report.py", "--out", own, cwd=made.root).returncode == 0
+    (own / "summary.csv").unlink()
+    assert run("report.py", "--out", own, cwd=made.root).returncode == 0
+    for path in own.glob("*.csv"):  # as of one that was cut short after the page
+        path.unlink()
+    assert run("report.py", "--out", own, cwd=made.root).returncode == 0
+    assert (own / "summary.csv").exists()
 
 
 def test_todays_job_files_say_which_data_come_first(made: Made, run: Run) -> None:
